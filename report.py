@@ -1,0 +1,2 @@
+def write_run_page(out):
+    pass

@@ -1,0 +1,285 @@
+"""Stage 2: is the teacher reward-shaped?  The certificate C1, and the teacher rollouts that stage 3 learns from.
+
+RL leaves a dense reward behind: at the optimum of the KL-regularised objective the log-ratio of the shaped teacher to
+the model that its RL began from is the reward, up to a constant of the prompt.  Whether that happened can be tested.
+
+    4. R(x, y) = Σ_t log π_T*(y_t|s_t) − log π_ref(y_t|s_t)                                      implicit_reward
+    5. C1: R ranks right above wrong completions of the same prompt                              within_prompt_auc
+       (prompts with both outcomes only), beside the pooled AUC and the per-token variant (length confounds the sum)
+
+C1 is certified on problems that RL did not train on: those of --problems that the teacher's run has not seen, or those
+of --certify-problems.  It holds if the lower end of the 95% interval of the within-prompt AUC, bootstrapped over
+prompts, is above --min-auc.  A teacher equal to the reference has R = 0 everywhere and AUC 0.5, and fails.
+
+The rollouts written for stage 3 are selected by nothing; --keep right selects by the label, --weight reward weighs
+each rollout by its reward over its prompt's mean reward, so that each solved prompt counts the same.
+
+    python stage2_shape.py --teacher runs/teacher --reference toy/teacher --problems toy/heldout.jsonl --out runs/shape
+    torchrun --nproc_per_node=8 stage2_shape.py …                          # the ranks share the problems
+
+Reads two models and problems; writes rollouts.jsonl (token ids, reward, logprob sums), certificate.json and, for
+reading, dense_rewards.jsonl (every token with its reward).  Exit code 1 if C1 does not hold.
+"""
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common import (
+    INSTRUCTION, bootstrap_interval, check_context, check_pair, completion_logprobs, encode_prompts, fail, find_model,
+    finish_run, gather_list, load_model, load_problems, load_tokenizer, open_run, random_generator, rank, sample, say,
+    setup_distributed, share, stop_ids, write_json, write_text,
+)
+from eval import grade
+
+# ---------------------------------------------------------------- equations
+
+
+def implicit_reward(teacher_logprobs: Tensor, reference_logprobs: Tensor, completion_mask: Tensor) -> Tensor:
+    """R(x, y), the log-ratio summed over the completion (equation 4).  2 x (B, C) nats, (B, C) -> (B,) nats."""
+    return ((teacher_logprobs - reference_logprobs) * completion_mask).sum(dim=1)
+
+
+def auc(scores: np.ndarray, right: np.ndarray) -> float:
+    """The chance that a right completion scores above a wrong one, ties counting half; NaN without both.
+
+    scores, right (bool): (B,).  Ranks instead of pairs: AUC = (mean rank of the right − (n_right + 1) / 2) / n_wrong.
+    """
+    num_right, num_wrong = int(right.sum()), int((~right).sum())
+    if num_right == 0 or num_wrong == 0:
+        return float("nan")
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]               # from 1; ties share their mean rank
+    return float((ranks[right].mean() - (num_right + 1) / 2) / num_wrong)
+
+
+def within_prompt_auc(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """AUC within each prompt (equation 5).  2 x (prompts, G) -> (prompts,), NaN where all outcomes are alike."""
+    return np.array([auc(score, outcome) for score, outcome in zip(scores, right)])
+
+
+def certify(scores: np.ndarray, lengths: np.ndarray, right: np.ndarray, min_auc: float) -> dict:
+    """The certificate C1.  scores (prompts, G) nats, lengths (prompts, G) tokens, right (prompts, G) bool."""
+    figures = {}
+    for name, values in (("sum", scores), ("per_token", scores / lengths)):
+        within, count = within_prompt_auc(values, right), len(values)
+        mixed = within[~np.isnan(within)]
+        interval = bootstrap_interval(lambda i, m=mixed: m[i].mean(), len(mixed)) if len(mixed) else [None, None]
+        pooled = bootstrap_interval(lambda i, v=values: auc(v[i].ravel(), right[i].ravel()), count, 200)
+        figures[name] = {
+            "within_prompt_auc": {"value": float(mixed.mean()) if len(mixed) else None, "interval": interval, "prompts": len(mixed)},
+            "pooled_auc": {"value": none_if_nan(auc(values.ravel(), right.ravel())),
+                           "interval": [none_if_nan(bound) for bound in pooled], "prompts": count}}
+    lower = figures["sum"]["within_prompt_auc"]["interval"][0]
+    return {"condition": "C1", "passed": lower is not None and lower > min_auc, "min_auc": min_auc, **figures,
+            "num_prompts": len(scores), "samples_per_prompt": scores.shape[1] if len(scores) else 0,
+            "accuracy": float(right.mean()), "mean_implicit_reward_nats": float(scores.mean())}
+
+
+def none_if_nan(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
+def rollout_weight(reward: float, mean_reward: float, args) -> float:
+    """What a rollout weighs in the bridge's loss."""
+    if args.keep == "right" and reward == 0:
+        return 0.0
+    return reward / mean_reward if args.weight == "reward" and mean_reward > 0 else float(args.weight == "uniform")
+
+
+# ---------------------------------------------------------------- sampling and scoring
+
+
+@torch.no_grad()
+def score_rollouts(model, rollouts, args) -> Tensor:
+    """Logprobs of the completions, micro-batch by micro-batch.  -> (B, C) float32 nats"""
+    logprobs = torch.zeros(rollouts.completion_ids.shape, device=rollouts.completion_ids.device)
+    for start, micro in zip(range(0, len(rollouts), args.micro_batch_size), rollouts.split(args.micro_batch_size)):
+        length = micro.completion_ids.shape[1]
+        logprobs[start:start + len(micro), :length] = completion_logprobs(model, micro, args.temperature)
+    return logprobs
+
+
+def shape(sampler, teacher, reference, tokenizer, problems, prompts, args, stop: list[int], name: str) -> list[dict]:
+    """Sample each problem, grade, and score every rollout with teacher and reference; ranks share the problems.
+
+    -> a row a rollout, the rollouts of one problem adjacent, on every rank.
+    """
+    indices, rows, right = share(list(range(len(problems)))), [], 0
+    bar = tqdm(total=len(indices), unit="prompt", desc=name, disable=rank() > 0)
+    for batch in (indices[i:i + args.prompts_per_step] for i in range(0, len(indices), args.prompts_per_step)):
+        rollouts = sample(sampler, [prompts[i] for i in batch], samples_per_prompt=args.samples_per_prompt,
+                          max_new_tokens=args.max_new_tokens, temperature=args.temperature, eos_ids=stop,
+                          pad_id=tokenizer.pad_token_id, generator=random_generator(args.seed, name, batch[0]))
+        teacher_logprobs = score_rollouts(teacher, rollouts, args)
+        reference_logprobs = score_rollouts(reference, rollouts, args)
+        dense = (teacher_logprobs - reference_logprobs).tolist()
+        scores = implicit_reward(teacher_logprobs, reference_logprobs, rollouts.completion_mask).tolist()
+        completions = rollouts.completions()
+        texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+        for i, (completion, text) in enumerate(zip(completions, texts)):
+            problem = problems[batch[i // args.samples_per_prompt]]
+            rows.append({"id": problem.id, "prompt_ids": prompts[batch[i // args.samples_per_prompt]], "completion_ids": completion,
+                         "finished": bool(rollouts.finished[i]), "reward": float(grade(text, problem.answer)),
+                         "teacher_logprob_nats": float(teacher_logprobs[i].sum()),
+                         "reference_logprob_nats": float(reference_logprobs[i].sum()), "implicit_reward_nats": scores[i],
+                         "dense_rewards_nats": dense[i][:len(completion)]})
+            right += rows[-1]["reward"]
+        bar.update(len(batch))
+        bar.set_postfix_str(f"right {right / len(rows):.3f}")
+    bar.close()
+    grouped = [rows[i:i + args.samples_per_prompt] for i in range(0, len(rows), args.samples_per_prompt)]
+    return [row for group in gather_list(grouped) for row in group]
+
+
+def certificate_of(rows: list[dict], args) -> dict:
+    table = {key: np.array([row[key] for row in rows]).reshape(-1, args.samples_per_prompt) for key in ("implicit_reward_nats", "reward")}
+    lengths = np.array([len(row["completion_ids"]) for row in rows]).reshape(-1, args.samples_per_prompt)
+    return certify(table["implicit_reward_nats"], lengths, table["reward"] > 0, args.min_auc)
+
+
+def verdict(certificate: dict) -> str:
+    """The certificate in one sentence."""
+    within = certificate["sum"]["within_prompt_auc"]
+    if within["value"] is None:
+        return (f"C1 does not hold: none of {certificate['num_prompts']} prompts has both a right and a wrong completion, so "
+                "nothing can be ranked; take harder or easier problems or more --samples-per-prompt")
+    figures = (f"within-prompt AUC {within['value']:.3f}, 95% interval [{within['interval'][0]:.3f}, {within['interval'][1]:.3f}], "
+               f"{within['prompts']} prompts with both outcomes")
+    if certificate["passed"]:
+        return f"C1 holds: the teacher's log-ratio ranks right above wrong completions ({figures})"
+    return (f"C1 does not hold ({figures}; the lower end must exceed {certificate['min_auc']}): RL has not shaped this teacher "
+            "towards the reward, so its dense reward would teach the student style but not to be right")
+
+
+# ---------------------------------------------------------------- the script
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", type=Path, required=True, help="the teacher after RL: finished run or checkpoint directory")
+    parser.add_argument("--reference", type=Path, required=True, help="the model that the teacher's RL began from")
+    parser.add_argument("--problems", type=Path, required=True, help="problems to sample, JSON lines")
+    parser.add_argument("--certify-problems", type=Path, help="problems for C1 alone (default: those of --problems that RL has not seen)")
+    parser.add_argument("--out", type=Path, required=True, help="run directory to write")
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--samples-per-prompt", type=int, default=8, help="completions per prompt")
+    group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
+    group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logprob")
+    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message, where the model has a chat template")
+    group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
+    group.add_argument("--prompts-per-step", type=int, default=64, help="prompts sampled at a time on each rank")
+    group.add_argument("--micro-batch-size", type=int, default=8, help="rollouts scored at a time; memory only")
+    group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights of both models")
+    group = parser.add_argument_group("certificate and rollouts")
+    group.add_argument("--min-auc", type=float, default=0.5, help="C1 holds if the interval of the within-prompt AUC lies above")
+    group.add_argument("--certify-on", choices=["teacher", "reference"], default="teacher",
+                       help="whose completions are ranked; the reference's have more wrong ones where the teacher is nearly always right")
+    group.add_argument("--keep", choices=["all", "right"], default="all", help="which rollouts stage 3 gets")
+    group.add_argument("--weight", choices=["uniform", "reward"], default="uniform", help="of a rollout in stage 3's loss")
+    group = parser.add_argument_group("run")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--allow-failed-certificate", action="store_true", help="take a parent whose certificate did not pass")
+    group.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
+    return parser.parse_args(argv)
+
+
+def check_reference(teacher: dict, reference: dict, args) -> list[str]:
+    """Refuse a reference that the teacher's RL did not begin from.  -> ids of the problems that RL has seen."""
+    if "run" not in teacher:
+        return []                                               # a bare checkpoint tells nothing of where it came from
+    run = Path(teacher["run"])
+    parent = json.loads((run / "args.json").read_text())["parents"].get("model")
+    if parent is not None and parent["sha256"] != reference["sha256"]:
+        fail(f"--reference {args.reference} is not the model that the RL of {args.teacher} began from ({parent['path']})")
+    seen = run / "trained_problems.json"
+    return json.loads(seen.read_text()) if seen.is_file() else []
+
+
+def main(args) -> None:
+    if args.samples_per_prompt < 2:
+        fail(f"--samples-per-prompt {args.samples_per_prompt}: C1 ranks completions of one prompt; give 2 or more")
+    device = setup_distributed()
+    problems = load_problems(args.problems)
+    teacher_parent = find_model(args.teacher, args.allow_failed_certificate)
+    reference_parent = find_model(args.reference, args.allow_failed_certificate)
+    teacher_dir, reference_dir = Path(teacher_parent["path"]), Path(reference_parent["path"])
+    seen = set(check_reference(teacher_parent, reference_parent, args))
+    certify_problems = load_problems(args.certify_problems) if args.certify_problems else problems
+    unseen = [i for i, problem in enumerate(certify_problems) if problem.id not in seen]
+    if not unseen:
+        fail(f"the teacher's RL has trained on every problem of {args.certify_problems or args.problems}: C1 is certified on "
+             "others; name them with --certify-problems")
+    tokenizer = load_tokenizer(teacher_dir)
+    check_pair(reference_dir, load_tokenizer(reference_dir), teacher_dir, tokenizer)
+    prompts, certify_prompts = (encode_prompts(tokenizer, rows, args) for rows in (problems, certify_problems))
+    check_context(teacher_dir, problems + certify_problems, prompts + certify_prompts, args.max_new_tokens)
+    if not open_run(args, {"teacher": teacher_parent, "reference": reference_parent}):
+        if not (certificate := json.loads((args.out / "certificate.json").read_text()))["passed"]:
+            raise SystemExit(verdict(certificate))
+        return
+
+    stop = stop_ids(teacher_dir, tokenizer)
+    teacher = load_model(teacher_dir, tokenizer, getattr(torch, args.dtype), device)
+    reference = load_model(reference_dir, tokenizer, getattr(torch, args.dtype), device)
+    say(f"first prompt: {tokenizer.decode(prompts[0])!r}")
+    start = time.perf_counter()
+    rows = shape(teacher, teacher, reference, tokenizer, problems, prompts, args, stop, "teacher rollouts")
+    separate = args.certify_problems is not None or args.certify_on == "reference"
+    if separate:
+        chosen, chosen_prompts = [certify_problems[i] for i in unseen], [certify_prompts[i] for i in unseen]
+        sampler = teacher if args.certify_on == "teacher" else reference
+        certify_rows = shape(sampler, teacher, reference, tokenizer, chosen, chosen_prompts, args, stop, "certificate rollouts")
+    else:
+        certify_rows = [row for row in rows if row["id"] not in seen]
+    certificate = certificate_of(certify_rows, args) | {
+        "certified_on": args.certify_on, "problems_left_out_as_seen_by_rl": len(certify_problems) - len(unseen),
+        "rollouts_selected_by": "nothing" if args.keep == "all" and args.weight == "uniform" else "reward",
+        "also_in_rollouts_jsonl": not separate}
+    if rank() == 0:
+        write_rollouts(args.out / "rollouts.jsonl", rows, args)
+        write_dense_rewards(args.out / "dense_rewards.jsonl", certify_rows, tokenizer, args)
+        write_json(args.out / "certificate.json", certificate)
+    selects = certificate["rollouts_selected_by"] == "reward"
+    finish_run(args.out, optimiser_steps=0, labels_seen=len(unseen) + (len(problems) if selects and separate else 0),
+               tokens_sampled=sum(len(row["completion_ids"]) for row in rows + (certify_rows if separate else [])),
+               seconds=time.perf_counter() - start)
+    if not certificate["passed"]:
+        raise SystemExit(verdict(certificate))                  # exit code 1; the run is whole, and says that it failed
+    say(verdict(certificate))
+
+
+def write_rollouts(path: Path, rows: list[dict], args) -> None:
+    """rollouts.jsonl, what stage 3 reads; those of weight 0 are left out."""
+    lines = []
+    for start in range(0, len(rows), args.samples_per_prompt):
+        group = rows[start:start + args.samples_per_prompt]
+        mean_reward = sum(row["reward"] for row in group) / len(group)
+        for row in group:
+            if (weight := rollout_weight(row["reward"], mean_reward, args)) > 0:
+                kept = {key: value for key, value in row.items() if key != "dense_rewards_nats"}
+                lines.append(json.dumps(kept | {"weight": weight}) + "\n")
+    write_text(path, "".join(lines))
+
+
+def write_dense_rewards(path: Path, rows: list[dict], tokenizer, args, count: int = 8) -> None:
+    """For reading: prompts with both outcomes first, each token of a right and a wrong completion beside its reward."""
+    groups = [rows[i:i + args.samples_per_prompt] for i in range(0, len(rows), args.samples_per_prompt)]
+    groups.sort(key=lambda group: len({row["reward"] for row in group}), reverse=True)
+    lines = []
+    for group in groups[:count]:
+        for row in {row["reward"]: row for row in group}.values():
+            lines.append(json.dumps({
+                "prompt": tokenizer.decode(row["prompt_ids"]), "reward": row["reward"],
+                "tokens": [tokenizer.decode([token]) for token in row["completion_ids"]],
+                "dense_rewards_nats": row["dense_rewards_nats"], "implicit_reward_nats": row["implicit_reward_nats"]}) + "\n")
+    write_text(path, "".join(lines))
+
+
+if __name__ == "__main__":
+    main(parse_args())

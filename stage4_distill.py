@@ -1,0 +1,196 @@
+"""Stage 4: on-policy distillation.  The student samples, the shaped teacher scores every token: dense reward.
+
+    8. L = (1/N) Σ KL(π_S(·|s_t) ‖ π_T*(·|s_t)), exact over the vocabulary, y ~ π_S            reverse_kl
+       The prefix is a constant: no gradient flows through sampling.
+    9. At π = π_old: ∇KL(π ‖ π_T*) = −E_{y~π_old}[∇ log π(y) (log π_T*(y) − log π_old(y))].    sampled_token_loss
+       So the sampled-token form is policy gradient with a per-token advantage, log π_T* − log π_old: a local
+       trust-region step on the teacher's implicit reward.
+
+Departures from the paper: --divergence forward and jsd, --estimator sampled; the default is equation 8.
+No labels are seen.
+
+    python stage4_distill.py --student runs/bridge --teacher runs/teacher --problems toy/train.jsonl --out runs/student
+    torchrun --nproc_per_node=8 stage4_distill.py …
+
+Reads two models (the teacher may be larger than the student) and problems; writes a run directory.
+"""
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common import (
+    INSTRUCTION, all_sum, batch_indices, check_context, check_pair, completion_logits, completion_logprobs, encode_prompts,
+    fail, find_model, finish_run, load_model, load_problems, load_state, load_tokenizer, log_metrics, log_samples, open_run,
+    random_generator, rank, sample, save_model, save_state, say, setup_distributed, share, stop_ids, sum_gradients,
+    working_copy,
+)
+from eval import accuracy
+from stage3_kl import forward_kl
+
+# ---------------------------------------------------------------- equations
+
+
+def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(student || teacher) at each position, exact over the vocabulary (equation 8).  2 x (B, C, V) -> (B, C), nats.
+
+    float32 is not optional: near convergence bf16 makes four tokens in ten negative.
+    """
+    student = student_logits.float().log_softmax(dim=-1)
+    teacher = teacher_logits.float().log_softmax(dim=-1)
+    return (student.exp() * (student - teacher)).sum(dim=-1)
+
+
+def jsd(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Jensen–Shannon divergence, the mean KL of both to their mixture.  2 x (B, C, V) -> (B, C), nats, at most log 2."""
+    student = student_logits.float().log_softmax(dim=-1)
+    teacher = teacher_logits.float().log_softmax(dim=-1)
+    mixture = torch.logaddexp(student, teacher) - torch.log(torch.tensor(2.0))
+    return 0.5 * ((student.exp() * (student - mixture)).sum(-1) + (teacher.exp() * (teacher - mixture)).sum(-1))
+
+
+def sampled_token_loss(logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
+    """The sampled-token form (equation 9): policy gradient on log π_T* − log π_old.  2 x (B, C) nats -> (B, C).
+
+    Its value estimates the reverse KL and its gradient is the reverse KL's in expectation.  The KL estimate itself,
+    log π − log π_T*, would be wrong as a loss: its gradient is zero in expectation.
+    """
+    advantage = teacher_logprobs - logprobs.detach()
+    ratio = (logprobs - logprobs.detach()).exp()                # 1, with the gradient of log π
+    return -ratio * advantage
+
+
+DIVERGENCES = {"reverse": reverse_kl, "forward": forward_kl, "jsd": jsd}
+
+# ---------------------------------------------------------------- the script
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", type=Path, required=True, help="the bridged student: finished run or checkpoint directory")
+    parser.add_argument("--teacher", type=Path, required=True, help="the shaped teacher: finished run or checkpoint directory")
+    parser.add_argument("--problems", type=Path, required=True, help="training problems, JSON lines; answers are not needed")
+    parser.add_argument("--out", type=Path, required=True, help="run directory to write")
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--samples-per-prompt", type=int, default=1, help="completions per prompt")
+    group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
+    group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logit")
+    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message, where the model has a chat template")
+    group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
+    group = parser.add_argument_group("objective")
+    group.add_argument("--estimator", choices=["exact", "sampled"], default="exact",
+                       help="exact over the vocabulary (equation 8), or of the sampled token alone (equation 9)")
+    group.add_argument("--divergence", choices=list(DIVERGENCES), default="reverse", help="of the exact estimator")
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--max-steps", type=int, default=500, help="optimiser steps")
+    group.add_argument("--prompts-per-step", type=int, default=64, help="prompts per optimiser step, all ranks together")
+    group.add_argument("--micro-batch-size", type=int, default=8, help="rollouts per forward and backward pass; memory only")
+    group.add_argument("--lr", type=float, default=1e-6, help="constant learning rate of AdamW")
+    group.add_argument("--weight-decay", type=float, default=0.1)
+    group.add_argument("--max-grad-norm", type=float, default=1.0, help="gradient clip")
+    group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
+                       help="of forward and backward, and the teacher's weights; the student's and AdamW's state stay float32")
+    group = parser.add_argument_group("run")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--save-every", type=int, default=20, help="optimiser steps between states to resume from; 0: never")
+    group.add_argument("--eval-problems", type=Path, help="problems to evaluate on while training")
+    group.add_argument("--eval-every", type=int, default=0, help="optimiser steps between evaluations; 0: never")
+    group.add_argument("--eval-samples", type=int, default=4, help="completions per evaluation problem")
+    group.add_argument("--allow-failed-certificate", action="store_true", help="take a parent whose certificate did not pass")
+    group.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
+    return parser.parse_args(argv)
+
+
+def main(args) -> None:
+    if args.estimator == "sampled" and args.divergence != "reverse":
+        fail(f"--estimator sampled is a form of the reverse KL; --divergence {args.divergence} has none: use --estimator exact")
+    device = setup_distributed()
+    problems = load_problems(args.problems, need_answers=False)
+    student_parent = find_model(args.student, args.allow_failed_certificate)
+    teacher_parent = find_model(args.teacher, args.allow_failed_certificate)
+    student_dir, teacher_dir = Path(student_parent["path"]), Path(teacher_parent["path"])
+    tokenizer = load_tokenizer(student_dir)
+    check_pair(student_dir, tokenizer, teacher_dir, load_tokenizer(teacher_dir))
+    stop = stop_ids(student_dir, tokenizer)
+    prompts = encode_prompts(tokenizer, problems, args)
+    eval_problems = load_problems(args.eval_problems) if args.eval_problems else []
+    eval_prompts = encode_prompts(tokenizer, eval_problems, args)
+    check_context(student_dir, problems + eval_problems, prompts + eval_prompts, args.max_new_tokens)
+    if not open_run(args, {"student": student_parent, "teacher": teacher_parent}):
+        return
+
+    student = load_model(student_dir, tokenizer, torch.float32, device, trainable=True)
+    teacher = load_model(teacher_dir, tokenizer, getattr(torch, args.dtype), device)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
+    done, totals = load_state(args.out, student, optimizer)
+    totals = totals or {"optimiser_steps": 0, "labels_seen": 0, "tokens_sampled": 0, "seconds": 0.0}
+    say(f"first prompt: {tokenizer.decode(prompts[0])!r}")
+
+    bar = tqdm(range(done + 1, args.max_steps + 1), initial=done, total=args.max_steps, unit="step", desc=args.out.name,
+               disable=rank() > 0)
+    for step in bar:
+        # sample
+        start = time.perf_counter()
+        chosen = share(batch_indices(len(prompts), args.prompts_per_step, step - 1, args.seed))
+        rollouts = sample(working_copy(student, args.dtype), [prompts[i] for i in chosen],
+                          samples_per_prompt=args.samples_per_prompt, max_new_tokens=args.max_new_tokens,
+                          temperature=args.temperature, eos_ids=stop, pad_id=tokenizer.pad_token_id,
+                          generator=random_generator(args.seed, "rollouts", step, rank()))
+        sample_seconds = time.perf_counter() - start
+        if step % 10 == 1:
+            log_samples(args.out, step, tokenizer, rollouts)
+
+        # one denominator: every rank, every micro-batch
+        num_tokens, num_rollouts, num_cut = all_sum(rollouts.completion_mask.sum(), len(rollouts), (~rollouts.finished).sum())
+        loss_sum = kl_sum = 0.0
+        for micro in rollouts.split(args.micro_batch_size):
+            with autocast:
+                if args.estimator == "sampled":
+                    with torch.no_grad():
+                        teacher_logprobs = completion_logprobs(teacher, micro, args.temperature)
+                    divergence = sampled_token_loss(completion_logprobs(student, micro, args.temperature), teacher_logprobs)
+                    kl = divergence.detach()                    # an estimate; exact below
+                else:
+                    with torch.no_grad():
+                        teacher_logits = completion_logits(teacher, micro, args.temperature)
+                    student_logits = completion_logits(student, micro, args.temperature)
+                    divergence = DIVERGENCES[args.divergence](student_logits, teacher_logits)        # (B, C) nats
+                    kl = divergence.detach() if args.divergence == "reverse" else reverse_kl(student_logits.detach(), teacher_logits)
+            loss = (divergence * micro.completion_mask).sum() / num_tokens
+            loss.backward()
+            loss_sum += loss.item()
+            kl_sum += (kl * micro.completion_mask).sum().item()
+        sum_gradients(student)
+        grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), args.max_grad_norm).item()
+        optimizer.step()
+        optimizer.zero_grad()
+
+        seconds = time.perf_counter() - start
+        loss, kl = all_sum(loss_sum, kl_sum)
+        if step == 1:                                           # C2 as this stage finds it, before any update
+            log_metrics(args.out, 0, reverse_kl_nats=kl / num_tokens)
+        totals["optimiser_steps"], totals["tokens_sampled"] = step, totals["tokens_sampled"] + int(num_tokens)
+        totals["seconds"] += seconds
+        figures = {"loss": loss, "reverse_kl_nats": kl / num_tokens, "grad_norm": grad_norm, "num_tokens": int(num_tokens),
+                   "truncated_fraction": num_cut / num_rollouts, "mean_length_tokens": num_tokens / num_rollouts,
+                   "sample_seconds": sample_seconds, "train_seconds": seconds - sample_seconds,
+                   "tokens_per_second": num_tokens / seconds, **totals}
+        if args.eval_every and (step % args.eval_every == 0 or step == args.max_steps):
+            figures["eval_accuracy"] = accuracy(student, tokenizer, eval_problems, eval_prompts, args, stop)
+        log_metrics(args.out, step, **figures)
+        bar.set_postfix_str(f"reverse KL {figures['reverse_kl_nats']:.4f} nats, {figures['tokens_per_second']:.0f} tokens/s")
+        if args.save_every and step % args.save_every == 0 and step < args.max_steps:
+            save_state(args.out, step, student, optimizer, totals)
+
+    if rank() == 0:
+        save_model(student, tokenizer, stop, args.out / "model")
+    finish_run(args.out, **totals)
+    say(f"{args.out}: {totals}")
+
+
+if __name__ == "__main__":
+    main(parse_args())
