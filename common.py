@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import platform
-import random
 import shutil
 import subprocess
 import sys
@@ -150,7 +149,7 @@ def encode_prompts(tokenizer, problems: list[Problem], args) -> list[list[int]]:
     With a chat template: one user message, the problem and --instruction.  Without one: the problem's text as it is.
     Ids come straight from the template; rendering text and tokenising that would add a second BOS.
     """
-    if not tokenizer.chat_template:
+    if not tokenizer.chat_template or not problems:
         return [tokenizer(problem.text)["input_ids"] for problem in problems]
     messages = [[{"role": "user", "content": f"{problem.text}\n{args.instruction}"}] for problem in problems]
     return tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True,
@@ -177,8 +176,9 @@ def batch_indices(num_items: int, batch_size: int, batch: int, seed: int) -> lis
 def bootstrap_interval(statistic, count: int, num_resamples: int = 1000) -> list[float]:
     """95% interval of `statistic(indices)` when the `count` items behind it are resampled with replacement."""
     rng = np.random.default_rng(0)
-    values = [statistic(rng.integers(0, count, count)) for _ in range(num_resamples)]
-    return [float(bound) for bound in np.nanpercentile(values, [2.5, 97.5])]
+    values = np.array([statistic(rng.integers(0, count, count)) for _ in range(num_resamples)])
+    known = values[~np.isnan(values)]                   # an AUC needs both outcomes among those drawn
+    return [float(bound) for bound in np.percentile(known, [2.5, 97.5])] if len(known) else [float("nan")] * 2
 
 
 # ================================================================ model
@@ -228,7 +228,9 @@ def load_model(model_dir: Path, tokenizer, dtype: torch.dtype, device, trainable
     A model that is trained keeps float32 weights whatever it computes in: in bf16, 0.02 − 1e-6 is 0.02.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()                              # the stages' own bars are the ones to look at
     config = AutoConfig.from_pretrained(model_dir)
     for name in [name for name in config.to_dict() if "dropout" in name or "pdrop" in name]:
         setattr(config, name, 0.0)                      # the policy that sampled is the policy that is scored
@@ -613,7 +615,8 @@ def save_state(out: Path, step: int, model, optimizer, totals: dict) -> None:
     if rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
     barrier()
-    checkpoint.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=temporary)
+    checkpoint.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=temporary,
+                    no_dist=not dist.is_initialized())
     if rank() == 0:
         write_json(temporary / "progress.json", {"step": step, "totals": totals})
         sync_directory(temporary)
@@ -633,7 +636,7 @@ def load_state(out: Path, model, optimizer) -> tuple[int, dict]:
         step, totals = progress["step"], progress["totals"]
         model_state, optimizer_state = get_state_dict(model, optimizer)
         state = {"model": model_state, "optimizer": optimizer_state}
-        checkpoint.load(state, checkpoint_id=out / "state")
+        checkpoint.load(state, checkpoint_id=out / "state", no_dist=not dist.is_initialized())
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         say(f"{out}: going on after step {step}")
     if rank() == 0:
@@ -649,10 +652,14 @@ def barrier() -> None:
 
 
 def finish_run(out: Path, **totals) -> None:
-    """Draw the run's page if matplotlib is there, then write DONE, last: only now is the directory a parent."""
+    """Write DONE, last: only now is the directory a parent.  Before it the run's page, if matplotlib is there."""
     if rank() == 0:
-        if (out / "metrics.jsonl").is_file() and importlib.util.find_spec("matplotlib"):
-            import report
-            report.write_run_page(out)
+        figures = [out / name for name in ("metrics.jsonl", "certificate.json") if (out / name).is_file()]
+        if figures and importlib.util.find_spec("matplotlib"):
+            try:
+                import report
+                report.write_run_page(out)
+            except Exception as error:                   # a page that cannot be drawn must not cost the run
+                say(f"{out}: no report.html ({type(error).__name__}: {error}); `python report.py {out}` tries again")
         write_json(out / "DONE", totals)
     barrier()

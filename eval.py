@@ -16,7 +16,6 @@ maj@k, truncation, mean length, each with its 95% interval).
 import argparse
 import json
 import math
-import multiprocessing
 import re
 import time
 from fractions import Fraction
@@ -27,9 +26,26 @@ import torch
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION, bootstrap_interval, check_context, encode_prompts, find_model, finish_run, gather_list, load_model,
-    load_problems, load_tokenizer, open_run, random_generator, rank, sample, say, setup_distributed, share, stop_ids,
-    write_json, write_text,
+    INSTRUCTION,
+    bootstrap_interval,
+    check_context,
+    encode_prompts,
+    find_model,
+    finish_run,
+    gather_list,
+    load_model,
+    load_problems,
+    load_tokenizer,
+    open_run,
+    random_generator,
+    rank,
+    sample,
+    say,
+    setup_distributed,
+    share,
+    stop_ids,
+    write_json,
+    write_text,
 )
 
 # ================================================================ reading

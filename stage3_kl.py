@@ -29,10 +29,41 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION, Rollouts, all_sum, batch_indices, bootstrap_interval, check_context, check_pair, check_parent_run,
-    completion_logits, encode_prompts, fail, find_model, finish_run, gather_list, load_model, load_problems, load_state,
-    load_tokenizer, log_metrics, open_run, pad, random_generator, rank, read_jsonl, sample, save_model,
-    save_state, say, setup_distributed, share, stop_ids, sum_gradients, vocabulary_size, working_copy, write_json,
+    INSTRUCTION,
+    Rollouts,
+    all_sum,
+    batch_indices,
+    bootstrap_interval,
+    check_context,
+    check_pair,
+    check_parent_run,
+    completion_logits,
+    encode_prompts,
+    fail,
+    find_model,
+    finish_run,
+    gather_list,
+    load_model,
+    load_problems,
+    load_state,
+    load_tokenizer,
+    log_metrics,
+    open_run,
+    pad,
+    random_generator,
+    rank,
+    read_jsonl,
+    sample,
+    save_model,
+    save_state,
+    say,
+    setup_distributed,
+    share,
+    stop_ids,
+    sum_gradients,
+    vocabulary_size,
+    working_copy,
+    write_json,
 )
 from eval import accuracy
 
@@ -52,7 +83,7 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 @torch.no_grad()
 def measure_c2(student, teacher, prompts, args, stop: list[int], pad_id: int, step: int, autocast) -> dict:
     """Mean token KL(student || teacher) on fresh student rollouts (equation 7).  -> nats per token, interval over prompts."""
-    from stage4_distill import reverse_kl                       # here, since stage 4 imports this file's forward_kl
+    from stage4_distill import reverse_kl  # here, since stage 4 imports this file's forward_kl
 
     sums: list[tuple[float, float]] = []
     indices = share(list(range(len(prompts))))

@@ -1,0 +1,55 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import json  # noqa: E402
+import shutil  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import prepare  # noqa: E402
+
+torch.set_num_threads(1)
+EOS, PAD = prepare.EOS, prepare.PAD
+
+
+@pytest.fixture
+def tiny():
+    """A random Qwen3 of two layers over the toy vocabulary."""
+    return prepare.toy_model(64, 2, seed=0).eval()
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory) -> Path:
+    """The shipped toy world, with small files of problems beside the whole ones."""
+    out = tmp_path_factory.mktemp("toy") / "toy"
+    prepare.main(prepare.parse_args(["toy", "--out", str(out)]))
+    for name, count in (("train", 24), ("heldout", 16), ("test", 8)):
+        lines = (out / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        (out / f"few_{name}.jsonl").write_text("".join(lines[:count]))
+    return out
+
+
+@pytest.fixture
+def copy_of(tmp_path):
+    """Copy a checkpoint directory in order to change it."""
+    def copy(source: Path, name: str = "changed", **config_changes) -> Path:
+        target = tmp_path / name
+        shutil.copytree(source, target)
+        for file, changes in config_changes.items():
+            path = target / f"{file}.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return target
+    return copy
+
+
+def run(module, *flags) -> None:
+    """Run a script's main as its command line would."""
+    module.main(module.parse_args([str(flag) for flag in flags]))
+
+
+def metrics(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,46 @@
+"""Run a stage's main with canned rollouts and save the gradient that reaches the optimiser.
+
+    python gradients.py FILE stage1_grpo --model … --max-steps 1          (or under torchrun)
+
+Rollouts are a function of their prompt, so any number of ranks trains on the same ones.
+"""
+import importlib
+import sys
+
+import torch
+
+import common
+
+
+def canned_sample(model, prompts, *, samples_per_prompt, max_new_tokens, eos_ids, pad_id, **_):
+    """Completions of 1 to max_new_tokens random digits, some ended by EOS."""
+    rows = []
+    for prompt in prompts:
+        generator = torch.Generator().manual_seed(sum(token * 31**i for i, token in enumerate(prompt)) % 2**31)
+        for _ in range(samples_per_prompt):
+            length = int(torch.randint(1, max_new_tokens, (), generator=generator))
+            rows.append(torch.randint(5, 15, (length,), generator=generator).tolist() + eos_ids[:1])
+    prompt_ids, prompt_mask = common.pad([prompt for prompt in prompts for _ in range(samples_per_prompt)], pad_id, "cpu", left=True)
+    completion_ids, completion_mask = common.pad(rows, pad_id, "cpu", left=False)
+    return common.Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask, torch.ones(len(rows), dtype=torch.bool),
+                           torch.zeros(completion_ids.shape))
+
+
+def main(file, stage, *flags):
+    module = importlib.import_module(stage)
+    module.sample = canned_sample
+    if hasattr(module, "grade"):
+        module.grade = lambda completion, gold: len(completion) % 2 == 0
+    gradients = []
+
+    def keep_gradients(optimizer, closure=None):
+        gradients.append([parameter.grad.clone() for group in optimizer.param_groups for parameter in group["params"]])
+
+    torch.optim.AdamW.step = keep_gradients
+    module.main(module.parse_args(list(flags)))
+    if common.rank() == 0:
+        torch.save(gradients, file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

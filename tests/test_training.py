@@ -1,0 +1,226 @@
+"""The loops: whatever splits a batch leaves the gradient alone, and a resumed run is the same to the bit."""
+import subprocess
+import sys
+from pathlib import Path
+
+import gradients as gradients_script
+import pytest
+import torch
+from conftest import metrics, run
+from safetensors.torch import load_file
+
+import common
+import stage1_grpo
+import stage2_shape
+import stage3_kl
+import stage4_distill
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def rollouts_file(toy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("shape") / "shape"
+    run(stage2_shape, "--teacher", toy / "teacher", "--reference", toy / "teacher", "--problems", toy / "few_train.jsonl", "--out", out,
+        "--max-new-tokens", 16, "--samples-per-prompt", 2, "--allow-failed-certificate")
+    return out / "rollouts.jsonl"
+
+
+@pytest.fixture(scope="module")
+def flags_of(toy, rollouts_file):
+    """One optimiser step of 6 prompts for each stage; the clipped gradient norm would hide a wrong scale: no clip."""
+    shared = ["--max-new-tokens", "12", "--prompts-per-step", "6", "--max-grad-norm", "1e9"]
+    pair = ["--student", toy / "student", "--teacher", toy / "teacher"]
+    return {
+        "stage1_grpo": [*shared, "--model", toy / "student", "--problems", toy / "few_train.jsonl", "--samples-per-prompt", "3",
+                        "--steps-per-rollout", "1", "--max-steps", "1"],
+        "stage3_kl": [*shared, *pair, "--rollouts", rollouts_file, "--problems", toy / "few_heldout.jsonl", "--max-kl", "-1",
+                      "--allow-failed-certificate", "--max-steps", "1"],
+        "stage4_distill": [*shared, *pair, "--problems", toy / "few_train.jsonl", "--max-steps", "1"]}
+
+
+def gradient(tmp_path, stage, flags, num_ranks=1):
+    """The gradient of the first optimiser step, by `gradients.py` in a process group of its own."""
+    file = tmp_path / f"{stage}_{len(list(tmp_path.iterdir()))}.pt"
+    launch = [sys.executable] if num_ranks == 1 else [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={num_ranks}"]
+    command = [*launch, str(HERE / "gradients.py"), str(file), stage, *map(str, flags), "--out", str(file) + "_run"]
+    answer = subprocess.run(command, capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": str(HERE.parent)})
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    return torch.load(file)[0]
+
+
+@pytest.fixture
+def gradient_here(tmp_path, monkeypatch):
+    """The same in this process, which saves the imports."""
+    def compute(stage, flags):
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.pt"
+        module = sys.modules[stage]
+        monkeypatch.setattr(torch.optim.AdamW, "step", torch.optim.AdamW.step)
+        for name in ("sample", "grade"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, getattr(module, name))
+        gradients_script.main(file, stage, *map(str, flags), "--out", str(file) + "_run")
+        return torch.load(file)[0]
+    return compute
+
+
+def assert_same(got, expected):
+    scale = max(tensor.abs().max() for tensor in expected)
+    assert scale > 0
+    for one, other in zip(got, expected, strict=True):
+        assert (one - other).abs().max() <= 1e-6 * max(scale, 1)
+
+
+@pytest.mark.parametrize("stage", ["stage1_grpo", "stage3_kl", "stage4_distill"])
+def test_gradient_is_the_same_under_any_micro_batch_split(gradient_here, flags_of, stage):
+    whole = gradient_here(stage, [*flags_of[stage], "--micro-batch-size", 100])
+    for size in (1, 2, 3, 5):
+        assert_same(gradient_here(stage, [*flags_of[stage], "--micro-batch-size", size]), whole)
+
+
+@pytest.mark.parametrize("stage", ["stage1_grpo", "stage3_kl", "stage4_distill"])
+def test_gradient_is_the_same_on_two_ranks(gradient_here, flags_of, tmp_path, stage):
+    """Five prompts: one rank has three, the other two, of unequal lengths."""
+    flags = [*flags_of[stage], "--prompts-per-step", 5, "--micro-batch-size", 2]
+    assert_same(gradient(tmp_path, stage, flags, num_ranks=2), gradient_here(stage, flags))
+
+
+def test_masked_truncated_rows_are_as_if_they_were_not_there(gradient_here, flags_of, monkeypatch):
+    """Numerator and denominator: the gradient is that of the batch without these rows, their rewards still counted."""
+    flags = [*flags_of["stage1_grpo"], "--micro-batch-size", 100]
+    sample = gradients_script.canned_sample
+
+    def some_cut(*args, **kwargs):
+        rollouts = sample(*args, **kwargs)
+        rollouts.finished[::4] = False
+        return rollouts
+
+    make = stage1_grpo.make_rollouts
+    monkeypatch.setattr(gradients_script, "canned_sample", some_cut)
+    masked = gradient_here("stage1_grpo", [*flags, "--mask-truncated"])
+    monkeypatch.setattr(stage1_grpo, "cut_into_steps", lambda rollouts, args, batch: [rollouts.select(rollouts.finished)])
+    removed = gradient_here("stage1_grpo", flags)
+    monkeypatch.undo()
+    assert make is stage1_grpo.make_rollouts
+    assert_same(masked, removed)
+
+
+GRPO = ("--max-new-tokens", 16, "--samples-per-prompt", 4, "--prompts-per-step", 4, "--micro-batch-size", 64, "--lr", 1e-3)
+
+
+def test_first_step_has_ratio_one_and_old_logprobs_are_the_trainers(toy, tmp_path):
+    run(stage1_grpo, "--model", toy / "teacher", "--problems", toy / "few_train.jsonl", "--out", tmp_path / "run", "--max-steps", 4,
+        "--steps-per-rollout", 2, *GRPO)
+    first, second = metrics(tmp_path / "run")[:2]
+    assert first["clipped_fraction"] == 0 and 0 <= first["sampler_gap_max_nats"] < 1e-4
+    assert second["loss"] != first["loss"]
+
+
+def test_old_logprobs_equal_the_first_pass_bit_for_bit(toy, tmp_path, monkeypatch):
+    """Same model, same micro-batch: the ratio of the first pass is 1 and not nearly 1, also in bf16."""
+    ratios = []
+    surrogate = stage1_grpo.clipped_surrogate
+    monkeypatch.setattr(stage1_grpo, "clipped_surrogate",
+                        lambda new, old, *rest: (ratios.append((new - old).detach()), surrogate(new, old, *rest))[1])
+    for dtype in ("float32", "bfloat16"):
+        run(stage1_grpo, "--model", toy / "teacher", "--problems", toy / "few_train.jsonl", "--out", tmp_path / dtype, "--max-steps", 1,
+            "--steps-per-rollout", 1, *GRPO, "--micro-batch-size", 3, "--dtype", dtype)
+    assert len(ratios) == 2 * 6 and all((difference == 0).all() for difference in ratios)
+
+
+def test_master_weights_move_at_a_small_learning_rate_in_bf16(toy, tmp_path):
+    """0.02 − 1e-6 is 0.02 in bf16: with bf16 weights nearly nothing would move."""
+    run(stage4_distill, "--student", toy / "student", "--teacher", toy / "teacher", "--problems", toy / "few_train.jsonl",
+        "--out", tmp_path / "run", "--max-steps", 1, "--prompts-per-step", 8, "--max-new-tokens", 16, "--lr", 1e-6, "--dtype", "bfloat16",
+        "--weight-decay", 0)
+    before, after = (load_file(path / "model.safetensors") for path in (toy / "student", tmp_path / "run" / "model"))
+    moved, total = 0, 0
+    for name in before:
+        assert after[name].dtype == torch.float32
+        moved, total = moved + (before[name] != after[name]).sum().item(), total + before[name].numel()
+    assert moved > 0.99 * total
+
+
+def test_the_teacher_does_not_change(toy, tmp_path, monkeypatch):
+    teachers = []
+    load = stage4_distill.load_model
+
+    def remember(*args, **kwargs):
+        model = load(*args, **kwargs)
+        if not kwargs.get("trainable"):
+            teachers.append((model, {name: value.clone() for name, value in model.state_dict().items()}))
+        return model
+
+    monkeypatch.setattr(stage4_distill, "load_model", remember)
+    run(stage4_distill, "--student", toy / "student", "--teacher", toy / "teacher", "--problems", toy / "few_train.jsonl",
+        "--out", tmp_path / "run", "--max-steps", 3, "--prompts-per-step", 8, "--max-new-tokens", 16, "--lr", 1e-3)
+    (teacher, before), = teachers
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.parameters())
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("module", [stage1_grpo, stage3_kl, stage4_distill])
+def test_a_resumed_run_is_the_same_to_the_bit(toy, flags_of, tmp_path, monkeypatch, module):
+    flags = [*flags_of[module.__name__], "--max-steps", 6, "--save-every", 2, "--lr", 1e-3, "--micro-batch-size", 4]
+    flags += ["--steps-per-rollout", 2] if module is stage1_grpo else []
+    run(module, *flags, "--out", tmp_path / "whole")
+    log = module.log_metrics
+
+    def crash_at_step_5(out, step, **figures):
+        if step == 5:
+            raise Crash
+        log(out, step, **figures)
+
+    monkeypatch.setattr(module, "log_metrics", crash_at_step_5)
+    with pytest.raises(Crash):
+        run(module, *flags, "--out", tmp_path / "broken")
+    assert not (tmp_path / "broken" / "DONE").exists()
+    monkeypatch.undo()
+    taken_up = []
+    load = module.load_state
+    monkeypatch.setattr(module, "load_state", lambda *args: (taken_up.append(load(*args)), taken_up[0])[1])
+    run(module, *flags, "--out", tmp_path / "broken")
+    assert taken_up[0][0] == 4, "it went on after step 4 and did not begin anew"
+    whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+    def without_clock(rows):
+        return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+
+    assert without_clock(metrics(tmp_path / "whole")) == without_clock(metrics(tmp_path / "broken"))
+    assert (tmp_path / "whole" / "samples.jsonl").read_text() == (tmp_path / "broken" / "samples.jsonl").read_text()
+
+
+def test_batches_cover_each_epoch_once():
+    seen = [i for batch in range(6) for i in common.batch_indices(10, 5, batch, seed=0)]
+    assert all(sorted(seen[start:start + 10]) == list(range(10)) for start in (0, 10, 20)) and seen[:10] != seen[10:20]
+    across = [i for batch in range(5) for i in common.batch_indices(10, 4, batch, seed=0)]
+    assert sorted(across[:10]) == sorted(across[10:]) == list(range(10)), "a batch that crosses the border of two epochs"
+
+
+def test_a_run_that_cannot_learn_is_stopped(toy, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        run(stage1_grpo, "--model", toy / "teacher", "--problems", toy / "few_train.jsonl", "--out", tmp_path / "run", "--max-steps", 9,
+            "--steps-per-rollout", 1, *GRPO, "--max-new-tokens", 2)
+    assert "were cut off at --max-new-tokens 2" in str(stop.value.code)
+    assert len(metrics(tmp_path / "run")) == 4
+
+
+def test_regularisers_pull_towards_the_reference_and_towards_entropy(toy, tmp_path):
+    """With a large coefficient each has the effect that its name says, on the policy's own figures."""
+    flags = ("--model", toy / "teacher", "--problems", toy / "few_train.jsonl", "--max-steps", 8, "--steps-per-rollout", 1, *GRPO)
+    run(stage1_grpo, *flags, "--out", tmp_path / "plain")
+    run(stage1_grpo, *flags, "--out", tmp_path / "entropy", "--entropy-coef", 10)
+    run(stage1_grpo, *flags, "--out", tmp_path / "kl", "--kl-coef", 100)
+    last = {name: metrics(tmp_path / name)[-1] for name in ("plain", "entropy", "kl")}
+    assert last["entropy"]["entropy_estimate_nats"] > last["plain"]["entropy_estimate_nats"] + 0.1
+    start = load_file(toy / "teacher" / "model.safetensors")
+
+    def distance(name):
+        weights = load_file(tmp_path / name / "model" / "model.safetensors")
+        return sum((weights[key] - start[key]).norm() for key in start)
+    assert distance("kl") < distance("plain")
