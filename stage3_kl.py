@@ -1,6 +1,6 @@
 """Stage 3: the bridge.  Forward KL on teacher rollouts, until the student is near the teacher.
 
-A student far from its teacher samples what the teacher would never write, and the teacher's judgement of it says little.
+A student far from its teacher samples what the teacher would never write; the teacher's judgement of it says little.
 So the student first imitates the teacher's own rollouts, and stops when C2 says that it is near.
 
     6. L = (1/N) Σ KL(π_T*(·|s_t) ‖ π_S(·|s_t)), exact over the vocabulary, on teacher rollouts   forward_kl
@@ -82,7 +82,7 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure_c2(student, teacher, prompts, args, stop: list[int], pad_id: int, step: int, autocast) -> dict:
-    """Mean token KL(student || teacher) on fresh student rollouts (equation 7).  -> nats per token, interval over prompts."""
+    """Mean token KL(student || teacher) on fresh student rollouts (equation 7), nats; its interval over prompts."""
     from stage4_distill import reverse_kl  # here, since stage 4 imports this file's forward_kl
 
     sums: list[tuple[float, float]] = []
@@ -96,7 +96,8 @@ def measure_c2(student, teacher, prompts, args, stop: list[int], pad_id: int, st
         kl_sums = []
         for micro in rollouts.split(args.micro_batch_size):
             with autocast:
-                kl = reverse_kl(completion_logits(student, micro, args.temperature), completion_logits(teacher, micro, args.temperature))
+                kl = reverse_kl(completion_logits(student, micro, args.temperature),
+                                completion_logits(teacher, micro, args.temperature))
             kl_sums.append((kl * micro.completion_mask).sum(1))
         kl_sums = torch.cat(kl_sums).view(-1, args.samples_per_prompt).sum(1).tolist()
         tokens = rollouts.completion_mask.sum(1).view(-1, args.samples_per_prompt).sum(1).tolist()
@@ -112,7 +113,8 @@ def measure_forward_kl(student, teacher, rollouts, args, autocast) -> float:
     kl_sum = 0.0
     for micro in rollouts.split(args.micro_batch_size):
         with autocast:
-            kl = forward_kl(completion_logits(student, micro, args.temperature), completion_logits(teacher, micro, args.temperature))
+            kl = forward_kl(completion_logits(student, micro, args.temperature),
+                            completion_logits(teacher, micro, args.temperature))
         kl_sum += (kl * micro.completion_mask).sum().item()
     kl_sum, num_tokens = all_sum(kl_sum, rollouts.completion_mask.sum())
     return kl_sum / num_tokens
@@ -129,7 +131,8 @@ def read_rollouts(path: Path, teacher: dict, allow_failed_certificate: bool) -> 
         check_parent_run(path.parent, allow_failed_certificate)
         parents = json.loads((path.parent / "args.json").read_text())["parents"]
         if parents["teacher"]["sha256"] != teacher["sha256"]:
-            fail(f"--rollouts {path} were sampled by {parents['teacher']['path']}, which is not --teacher {teacher['path']}")
+            fail(f"--rollouts {path} were sampled by {parents['teacher']['path']}, which is not --teacher "
+                 f"{teacher['path']}")
     rows = read_jsonl(path)
     if not rows:
         fail(f"--rollouts {path}: the file holds no rollouts")
@@ -137,12 +140,14 @@ def read_rollouts(path: Path, teacher: dict, allow_failed_certificate: bool) -> 
 
 
 def check_rollouts(path: Path, rows: list[dict], vocab_size: int, stop: list[int]) -> None:
-    """Token ids cross between stages: they must be the student's, and a finished rollout must end as the student ends."""
+    """Token ids cross between stages: they must be the student's, and end as the student ends."""
     for number, row in enumerate(rows, 1):
         if not row["completion_ids"] or max(row["prompt_ids"] + row["completion_ids"]) >= vocab_size:
-            fail(f"{path}, line {number}: an empty completion, or token ids beyond the student's vocabulary of {vocab_size}")
+            fail(f"{path}, line {number}: an empty completion, or token ids beyond the student's vocabulary of "
+                 f"{vocab_size}")
         if row["finished"] and row["completion_ids"][-1] not in stop:
-            fail(f"{path}, line {number}: a finished rollout ends with id {row['completion_ids'][-1]}, the student ends with {stop}")
+            fail(f"{path}, line {number}: a finished rollout ends with id {row['completion_ids'][-1]}, the student "
+                 f"ends with {stop}")
 
 
 def as_rollouts(rows: list[dict], pad_id: int, device) -> Rollouts:
@@ -160,9 +165,9 @@ def as_rollouts(rows: list[dict], pad_id: int, device) -> Rollouts:
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", type=Path, required=True, help="checkpoint directory or finished run to train")
-    parser.add_argument("--teacher", type=Path, required=True, help="the shaped teacher: finished run or checkpoint directory")
+    parser.add_argument("--teacher", type=Path, required=True, help="shaped teacher: run or checkpoint directory")
     parser.add_argument("--rollouts", type=Path, required=True, help="stage 2's rollouts.jsonl")
-    parser.add_argument("--problems", type=Path, required=True, help="held-out problems on which C2 is measured, JSON lines")
+    parser.add_argument("--problems", type=Path, required=True, help="held-out problems for C2, JSON lines")
     parser.add_argument("--max-kl", type=float, required=True, help="δ of C2, nats per token")
     parser.add_argument("--out", type=Path, required=True, help="run directory to write")
     group = parser.add_argument_group("C2 on fresh student rollouts")
@@ -170,24 +175,25 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--samples-per-prompt", type=int, default=1, help="completions per held-out prompt")
     group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
     group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logit")
-    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message, where the model has a chat template")
+    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group = parser.add_argument_group("optimisation")
     group.add_argument("--max-steps", type=int, default=200, help="optimiser steps at most")
-    group.add_argument("--prompts-per-step", type=int, default=64, help="teacher rollouts per optimiser step, all ranks together")
-    group.add_argument("--micro-batch-size", type=int, default=8, help="rollouts per forward and backward pass; memory only")
+    group.add_argument("--prompts-per-step", type=int, default=64, help="teacher rollouts per optimiser step")
+    group.add_argument("--micro-batch-size", type=int, default=8, help="rollouts per forward pass; memory only")
     group.add_argument("--lr", type=float, default=1e-6, help="constant learning rate of AdamW")
     group.add_argument("--weight-decay", type=float, default=0.1)
     group.add_argument("--max-grad-norm", type=float, default=1.0, help="gradient clip")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
-                       help="of forward and backward, and the teacher's weights; the student's and AdamW's state stay float32")
+                       help="of compute and of the teacher; the student's weights and AdamW's state stay float32")
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--save-every", type=int, default=20, help="optimiser steps between states to resume from; 0: never")
+    group.add_argument("--save-every", type=int, default=20, help="optimiser steps between saved states; 0: never")
     group.add_argument("--eval-problems", type=Path, help="problems to evaluate on while training")
-    group.add_argument("--eval-every", type=int, default=5, help="optimiser steps between measurements of C2 (and evaluations); 0: at the end only")
+    group.add_argument("--eval-every", type=int, default=5,
+                       help="optimiser steps between measurements of C2 (and evaluations); 0: at the end only")
     group.add_argument("--eval-samples", type=int, default=4, help="completions per evaluation problem")
-    group.add_argument("--allow-failed-certificate", action="store_true", help="take a parent whose certificate did not pass")
+    group.add_argument("--allow-failed-certificate", action="store_true", help="take a parent whose certificate failed")
     group.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     return parser.parse_args(argv)
 
@@ -261,8 +267,8 @@ def main(args) -> None:
 
         seconds = time.perf_counter() - start
         totals["optimiser_steps"], totals["seconds"] = step, totals["seconds"] + seconds
-        figures = {"forward_kl_nats": all_sum(kl_sum)[0] / num_tokens, "grad_norm": grad_norm, "num_tokens": int(num_tokens),
-                   "train_seconds": seconds, "tokens_per_second": num_tokens / seconds}
+        figures = {"forward_kl_nats": all_sum(kl_sum)[0] / num_tokens, "grad_norm": grad_norm,
+                   "num_tokens": int(num_tokens), "train_seconds": seconds, "tokens_per_second": num_tokens / seconds}
         due = args.eval_every and step % args.eval_every == 0 or step == args.max_steps
         if due:
             certificate = certify(step)
@@ -271,7 +277,8 @@ def main(args) -> None:
                 figures["eval_accuracy"] = accuracy(student, tokenizer, eval_problems, eval_prompts, args, stop)
         log_metrics(args.out, step, **figures, **totals)
         bar.update()
-        bar.set_postfix_str(f"forward KL {figures['forward_kl_nats']:.4f}, C2 {certificate['c2_reverse_kl_nats']:.4f} nats, "
+        bar.set_postfix_str(f"forward KL {figures['forward_kl_nats']:.4f} nats, "
+                            f"C2 {certificate['c2_reverse_kl_nats']:.4f} nats, "
                             f"{figures['tokens_per_second']:.0f} tokens/s")
         if args.save_every and step % args.save_every == 0 and step < args.max_steps:
             save_state(args.out, step, student, optimizer, totals)
@@ -283,7 +290,8 @@ def main(args) -> None:
                                                    "optimiser_steps": step, **certificate})
         save_model(student, tokenizer, stop, args.out / "model")
     finish_run(args.out, **totals)
-    figures = f"KL(student || teacher) on fresh student rollouts is {certificate['c2_reverse_kl_nats']:.4f} nats per token"
+    kl = certificate["c2_reverse_kl_nats"]
+    figures = f"KL(student || teacher) on fresh student rollouts is {kl:.4f} nats per token"
     say(f"C2 holds after {step} steps: {figures}, at most {args.max_kl}" if passed else
         f"stopped at --max-steps {step}, C2 does not hold: {figures}, not {args.max_kl}; stage 4 will refuse this run")
 

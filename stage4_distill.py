@@ -2,7 +2,7 @@
 
     8. L = (1/N) Σ KL(π_S(·|s_t) ‖ π_T*(·|s_t)), exact over the vocabulary, y ~ π_S            reverse_kl
        The prefix is a constant: no gradient flows through sampling.
-    9. At π = π_old: ∇KL(π ‖ π_T*) = −E_{y~π_old}[∇ log π(y) (log π_T*(y) − log π_old(y))].    sampled_token_loss
+    9. At π = π_old: ∇KL(π ‖ π_T*) = −E_{y~π_old}[∇ log π(y) (log π_T*(y) − log π_old(y))]   sampled_token_loss
        So the sampled-token form is policy gradient with a per-token advantage, log π_T* − log π_old: a local
        trust-region step on the teacher's implicit reward.
 
@@ -70,7 +70,7 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def jsd(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Jensen–Shannon divergence, the mean KL of both to their mixture.  2 x (B, C, V) -> (B, C), nats, at most log 2."""
+    """Jensen–Shannon divergence: the mean KL of both to their mixture.  2 x (B, C, V) -> (B, C), nats, <= log 2."""
     student = student_logits.float().log_softmax(dim=-1)
     teacher = teacher_logits.float().log_softmax(dim=-1)
     mixture = torch.logaddexp(student, teacher) - torch.log(torch.tensor(2.0))
@@ -95,15 +95,15 @@ DIVERGENCES = {"reverse": reverse_kl, "forward": forward_kl, "jsd": jsd}
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--student", type=Path, required=True, help="the bridged student: finished run or checkpoint directory")
-    parser.add_argument("--teacher", type=Path, required=True, help="the shaped teacher: finished run or checkpoint directory")
-    parser.add_argument("--problems", type=Path, required=True, help="training problems, JSON lines; answers are not needed")
+    parser.add_argument("--student", type=Path, required=True, help="bridged student: run or checkpoint directory")
+    parser.add_argument("--teacher", type=Path, required=True, help="shaped teacher: run or checkpoint directory")
+    parser.add_argument("--problems", type=Path, required=True, help="problems, JSON lines; answers are not needed")
     parser.add_argument("--out", type=Path, required=True, help="run directory to write")
     group = parser.add_argument_group("sampling")
     group.add_argument("--samples-per-prompt", type=int, default=1, help="completions per prompt")
     group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
     group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logit")
-    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message, where the model has a chat template")
+    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group = parser.add_argument_group("objective")
     group.add_argument("--estimator", choices=["exact", "sampled"], default="exact",
@@ -111,27 +111,28 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--divergence", choices=list(DIVERGENCES), default="reverse", help="of the exact estimator")
     group = parser.add_argument_group("optimisation")
     group.add_argument("--max-steps", type=int, default=500, help="optimiser steps")
-    group.add_argument("--prompts-per-step", type=int, default=64, help="prompts per optimiser step, all ranks together")
-    group.add_argument("--micro-batch-size", type=int, default=8, help="rollouts per forward and backward pass; memory only")
+    group.add_argument("--prompts-per-step", type=int, default=64, help="prompts per optimiser step, over all ranks")
+    group.add_argument("--micro-batch-size", type=int, default=8, help="rollouts per forward pass; memory only")
     group.add_argument("--lr", type=float, default=1e-6, help="constant learning rate of AdamW")
     group.add_argument("--weight-decay", type=float, default=0.1)
     group.add_argument("--max-grad-norm", type=float, default=1.0, help="gradient clip")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
-                       help="of forward and backward, and the teacher's weights; the student's and AdamW's state stay float32")
+                       help="of compute and of the teacher; the student's weights and AdamW's state stay float32")
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--save-every", type=int, default=20, help="optimiser steps between states to resume from; 0: never")
+    group.add_argument("--save-every", type=int, default=20, help="optimiser steps between saved states; 0: never")
     group.add_argument("--eval-problems", type=Path, help="problems to evaluate on while training")
     group.add_argument("--eval-every", type=int, default=0, help="optimiser steps between evaluations; 0: never")
     group.add_argument("--eval-samples", type=int, default=4, help="completions per evaluation problem")
-    group.add_argument("--allow-failed-certificate", action="store_true", help="take a parent whose certificate did not pass")
+    group.add_argument("--allow-failed-certificate", action="store_true", help="take a parent whose certificate failed")
     group.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     return parser.parse_args(argv)
 
 
 def main(args) -> None:
     if args.estimator == "sampled" and args.divergence != "reverse":
-        fail(f"--estimator sampled is a form of the reverse KL; --divergence {args.divergence} has none: use --estimator exact")
+        fail(f"--estimator sampled is a form of the reverse KL; --divergence {args.divergence} has none: use "
+             "--estimator exact")
     device = setup_distributed()
     problems = load_problems(args.problems, need_answers=False)
     student_parent = find_model(args.student, args.allow_failed_certificate)
@@ -170,21 +171,24 @@ def main(args) -> None:
             log_samples(args.out, step, tokenizer, rollouts)
 
         # one denominator: every rank, every micro-batch
-        num_tokens, num_rollouts, num_cut = all_sum(rollouts.completion_mask.sum(), len(rollouts), (~rollouts.finished).sum())
+        num_tokens, num_rollouts, num_cut = all_sum(
+            rollouts.completion_mask.sum(), len(rollouts), (~rollouts.finished).sum())
         loss_sum = kl_sum = 0.0
         for micro in rollouts.split(args.micro_batch_size):
             with autocast:
                 if args.estimator == "sampled":
                     with torch.no_grad():
                         teacher_logprobs = completion_logprobs(teacher, micro, args.temperature)
-                    divergence = sampled_token_loss(completion_logprobs(student, micro, args.temperature), teacher_logprobs)
-                    kl = divergence.detach()                    # an estimate; exact below
+                    logprobs = completion_logprobs(student, micro, args.temperature)
+                    divergence = sampled_token_loss(logprobs, teacher_logprobs)
+                    kl = divergence.detach()                    # an estimate; below it is exact
                 else:
                     with torch.no_grad():
                         teacher_logits = completion_logits(teacher, micro, args.temperature)
                     student_logits = completion_logits(student, micro, args.temperature)
                     divergence = DIVERGENCES[args.divergence](student_logits, teacher_logits)        # (B, C) nats
-                    kl = divergence.detach() if args.divergence == "reverse" else reverse_kl(student_logits.detach(), teacher_logits)
+                    with torch.no_grad():
+                        kl = reverse_kl(student_logits, teacher_logits)                             # for the log
             loss = (divergence * micro.completion_mask).sum() / num_tokens
             loss.backward()
             loss_sum += loss.item()
@@ -200,14 +204,16 @@ def main(args) -> None:
             log_metrics(args.out, 0, reverse_kl_nats=kl / num_tokens)
         totals["optimiser_steps"], totals["tokens_sampled"] = step, totals["tokens_sampled"] + int(num_tokens)
         totals["seconds"] += seconds
-        figures = {"loss": loss, "reverse_kl_nats": kl / num_tokens, "grad_norm": grad_norm, "num_tokens": int(num_tokens),
-                   "truncated_fraction": num_cut / num_rollouts, "mean_length_tokens": num_tokens / num_rollouts,
+        figures = {"loss": loss, "reverse_kl_nats": kl / num_tokens, "grad_norm": grad_norm,
+                   "num_tokens": int(num_tokens), "truncated_fraction": num_cut / num_rollouts,
+                   "mean_length_tokens": num_tokens / num_rollouts,
                    "sample_seconds": sample_seconds, "train_seconds": seconds - sample_seconds,
                    "tokens_per_second": num_tokens / seconds, **totals}
         if args.eval_every and (step % args.eval_every == 0 or step == args.max_steps):
             figures["eval_accuracy"] = accuracy(student, tokenizer, eval_problems, eval_prompts, args, stop)
         log_metrics(args.out, step, **figures)
-        bar.set_postfix_str(f"reverse KL {figures['reverse_kl_nats']:.4f} nats, {figures['tokens_per_second']:.0f} tokens/s")
+        bar.set_postfix_str(f"reverse KL {figures['reverse_kl_nats']:.4f} nats, "
+                            f"{figures['tokens_per_second']:.0f} tokens/s")
         if args.save_every and step % args.save_every == 0 and step < args.max_steps:
             save_state(args.out, step, student, optimizer, totals)
 
