@@ -11,9 +11,17 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 import prepare  # noqa: E402
+import report  # noqa: E402
 
 torch.set_num_threads(1)
 EOS, PAD = prepare.EOS, prepare.PAD
+
+
+@pytest.fixture(autouse=True)
+def no_pages(monkeypatch, request):
+    """Drawing a page takes longer than a tiny run; tests marked `pages` draw theirs."""
+    if "pages" not in request.keywords:
+        monkeypatch.setattr(report, "write_run_page", lambda run: None)
 
 
 @pytest.fixture

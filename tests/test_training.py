@@ -1,4 +1,5 @@
 """The loops: whatever splits a batch leaves the gradient alone, and a resumed run is the same to the bit."""
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,9 +43,9 @@ def flags_of(toy, rollouts_file):
 def gradient(tmp_path, stage, flags, num_ranks=1):
     """The gradient of the first optimiser step, by `gradients.py` in a process group of its own."""
     file = tmp_path / f"{stage}_{len(list(tmp_path.iterdir()))}.pt"
-    launch = [sys.executable] if num_ranks == 1 else [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={num_ranks}"]
+    launch = [sys.executable] if num_ranks == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
     command = [*launch, str(HERE / "gradients.py"), str(file), stage, *map(str, flags), "--out", str(file) + "_run"]
-    answer = subprocess.run(command, capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": str(HERE.parent)})
+    answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(HERE.parent)})
     assert answer.returncode == 0, answer.stderr[-3000:]
     return torch.load(file)[0]
 

@@ -19,6 +19,7 @@ import stage3_kl
 import stage4_distill
 
 
+@pytest.mark.pages
 def test_four_stages_in_a_row(toy, tmp_path):
     shared = ("--max-new-tokens", 16, "--micro-batch-size", 32, "--prompts-per-step", 8)
     run(stage1_grpo, "--model", toy / "teacher", "--problems", toy / "few_train.jsonl", "--out", tmp_path / "teacher",
@@ -41,6 +42,9 @@ def test_four_stages_in_a_row(toy, tmp_path):
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / stage / "model")
         output = model.generate(**tokenizer("3491827546=", return_tensors="pt", return_token_type_ids=False), max_new_tokens=4)
         assert tokenizer.decode(output[0]).startswith("3491827546=")
+    for stage in ("teacher", "shape", "bridge", "student"):
+        page = (tmp_path / stage / "report.html").read_text()
+        assert "<svg" in page and "What ran" in page and "nan" not in page.lower().replace("finan", "")
     parents = json.loads((tmp_path / "student" / "args.json").read_text())["parents"]
     assert parents["student"]["run"] == str(tmp_path / "bridge") and parents["teacher"]["run"] == str(tmp_path / "teacher")
     done = json.loads((tmp_path / "teacher" / "DONE").read_text())
