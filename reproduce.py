@@ -160,7 +160,7 @@ def run_seed(table: str, values: dict, rows: dict, dry_run: bool) -> None:
         run_command(line, values | figures_of(Path(values["run"])), dry_run)
     print("\n# Evaluation: a line a row of the table.")
     for name, (model, _) in rows.items():
-        line = f"eval.py --model {model} --problems {{test}} --out {{run}}/eval_{slug(name)} {{eval}} --seed 0 --allow-failed-certificate"
+        line = f"eval.py --model {model} --problems {{test}} --out {{run}}/eval_{slug(name)} {{eval}} --seed {{seed}} --allow-failed-certificate"
         run_command(line, values, dry_run)
 
 
