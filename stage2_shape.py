@@ -31,29 +31,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION,
-    bootstrap_interval,
-    check_context,
-    check_pair,
-    completion_logprobs,
-    encode_prompts,
-    fail,
-    find_model,
-    finish_run,
-    gather_list,
-    load_model,
-    load_problems,
-    load_tokenizer,
-    open_run,
-    random_generator,
-    rank,
-    sample,
-    say,
-    setup_distributed,
-    share,
-    stop_ids,
-    write_json,
-    write_text,
+    INSTRUCTION, bootstrap_interval, check_context, check_pair, completion_logprobs, encode_prompts, fail, find_model,
+    finish_run, gather_list, load_model, load_problems, load_tokenizer, open_run, random_generator, rank, sample, say,
+    setup_distributed, share, stop_ids, write_json, write_text,
 )
 from eval import grade
 

@@ -1,0 +1,733 @@
+r"""Read a short answer, LaTeX or plain text, into a value: `read(r"\frac12, 3")` is a Bag of 1/2 and 3.
+
+Nothing here is ever evaluated as code.  The text becomes tokens, the tokens a statement (list, interval, equation), and
+its expressions become sympy objects, each built by one function below, under limits that are checked first:
+
+    read -> clean -> tokenise -> read_statement -> read_item -> read_sum -> read_product -> read_power -> read_atom
+
+Run as a script, it is the worker of eval.py: see `serve`.
+"""
+
+import contextlib
+import json
+import re
+import resource
+import sys
+import time
+from collections import deque
+from fractions import Fraction
+from unicodedata import name, normalize
+
+import sympy
+
+from values import Bag, Equation, Interval, Numeral, Quantity, Relation, Text, Tuple, Union, same
+
+MAX_LENGTH = 1000  # characters of an answer
+MAX_TOKENS = 500
+MAX_DEPTH = 20  # brackets in brackets
+MAX_FUNCTIONS = 20
+MAX_BITS = 8192  # of any number's numerator or denominator
+MAX_EXPONENT = 1000  # of anything that is not a rational number
+MAX_FACTORIAL = 500
+MAX_BYTES = 2**30  # of address space, and
+MAX_SECONDS = 5  # of processor time for one comparison, where nobody kills the worker earlier
+
+DIGITS = tuple("0123456789.")
+UNREADABLE = (TypeError, ValueError, IndexError, ArithmeticError, AttributeError, RecursionError, sympy.SympifyError)
+Tokens = deque[str]
+
+
+class Unreadable(ValueError):
+    """The text is no answer that this reader knows, or lies beyond its limits."""
+
+
+def read(text: str):
+    """The value of an answer (see values.py); raises Unreadable for whatever is not surely understood."""
+    if len(text) > MAX_LENGTH:
+        raise Unreadable("too long")
+    try:
+        return read_statement(tokenise(clean(text)))
+    except UNREADABLE as error:
+        raise Unreadable(f"{type(error).__name__}: {error}") from error
+
+
+# ------------------------------------------------- text to tokens -------------------------------------------------
+
+UNICODE = {
+    **dict.fromkeys("−–—‐‑﹣", "-"), **dict.fromkeys("×·⋅∙∗•", r"\cdot "), **dict.fromkeys("≤⩽", r"\le "),
+    **dict.fromkeys("≥⩾", r"\ge "), **dict.fromkeys("≈≃≅", r"\approx "), **dict.fromkeys("º˚", "°"),
+    **dict.fromkeys("÷∕⁄", "/"), "∞": r"\infty ", "±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ", "∈": r"\in ", "≠": r"\ne ",
+    "∛": r"\sqrt[3]", "∠": r"\angle ", "∅": r"\emptyset ", "⟨": r"\langle ", "⟩": r"\rangle ",
+    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "€": r"\euro ", "£": r"\pounds ",
+    "¢": r"\text{ cents}", "ℝ": r"\mathbb{R}",
+    **dict.fromkeys("\"“”\u200b\ufeff", ""), **dict.fromkeys("\xa0\u202f\u2009", " "),
+}  # fmt: skip
+
+REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in [
+    # one sign for one thing: x², 52₈, ½, √13 (of the whole numeral), and the table above
+    (r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda run: "^{" + normalize("NFKC", run[0]) + "}"),
+    (r"[₀₁₂₃₄₅₆₇₈₉]+", lambda run: "_{" + normalize("NFKC", run[0]) + "}"),
+    ("[" + "".join(UNICODE) + "]", lambda sign: UNICODE[sign[0]]),
+    (r"[¼½¾⅐-⅞]", lambda sign: r"\frac{" + normalize("NFKC", sign[0]).replace("⁄", "}{") + "}"),
+    (r"(?:√|(?<![\\a-zA-Z])sqrt)\s*([0-9]+)", r"\\sqrt{\1}"),
+    (r"√", r"\\sqrt "),
+    # what only changes the looks
+    (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*(?:\.(?![0-9]))?", " "),
+    (r"\\(?:displaystyle|textstyle|scriptstyle|limits|boxed|fbox|underline|boldsymbol)(?![a-zA-Z])", " "),
+    (r"\\(?:quad|qquad|large|Large|bf|rm|it)(?![a-zA-Z])", " "),
+    (r"\\(?:(?:text)?color(?:box)?|[hv]space\*?|phantom)\s*\{[^{}]*\}", " "),
+    # thousands: 1{,}000, 10,\!080, 13\,535 and 13 535; 58,\,500 is as good as 58,500, but 58, 500 is a list
+    (r"(?<=[0-9]),\\,(?=[0-9]{3}(?![0-9]))", ","),
+    (r"(?<=[0-9])(?:\{,\}|,?\s*\\!|(?<!,)\\[,;:])\s*(?=[0-9]{3}(?![0-9]))", ""),
+    (r"(?<![0-9.])([0-9]{1,3})((?: [0-9]{3})+)(?![0-9/.]|\s*\\frac)", lambda number: number[0].replace(" ", "")),
+    # spacing (but not \\ and a space, which end a matrix's row), dollars and \( \) \[ \]
+    (r"(?<!\\)(?:\$|\\[,;:!()\[\] ])|~", " "),
+    (r"\\\\\[[0-9.]+[a-z]{2}\]", r"\\\\"),
+    # macros that have a twin
+    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+    (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
+    (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\}|°)|\\(?:text)?degree(?![a-zA-Z])", "°"),
+    (r"°\s*(?:\\(?:text|mathrm)\s*\{\s*[CF]\s*\}|[CF](?![a-zA-Z]))", "°"),
+    (r"\\mathbb\s*(?:\{\s*R\s*\}|R)", r"(-\\infty,\\infty)"),
+    (r"(?<=[)\]}])\s*U\s*(?=[(\[\\{])", r"\\cup "),
+    # "The answer is", one final period, empty groups and lone signs in groups
+    (r"^\s*(?:the )?(?:final )?answer(?: is)?\s*:?(?![a-z])", ""),
+    (r"(?<!\.)\.(?=[\s}]*$)|\s+$", ""),
+    (r"(?<!\\)\{\s*([-+=<>]?)\s*\}", r"\1"),
+]]  # fmt: skip
+
+
+def clean(text: str) -> str:
+    """One spelling for what LaTeX and Unicode can spell in several ways; spacing, colours and sizes go."""
+    for pattern, replacement in REWRITES:
+        text = pattern.sub(replacement, text)
+    text = "".join(map(greek, normalize("NFKC", text)))
+    if not re.search(r"[(\[]|\\\{", text):  # (1,000) is a pair, but 1,000 is a number
+        text = re.sub(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])", lambda n: n[0].replace(",", ""), text)
+    return text
+
+
+def greek(char: str) -> str:
+    r"""θ is \theta; other characters stay."""
+    words = name(char, "").split()
+    return f"\\{words[-1].lower()} " if words[:3] == ["GREEK", "SMALL", "LETTER"] else char
+
+
+TOKEN = re.compile(
+    r"\s*(?:(?P<text>\\(?:text|textbf|textrm|textit|textsf|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname)\s*\{)"
+    r"|(?P<matrix>\\(?:begin|end)\{\w+\})(?:\{[lcr|\s]*\})?|(?P<command>\\[a-zA-Z]+|\\.)"
+    r"|(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
+    r"|(?P<letters>[a-zA-Z]+)|(?P<symbol><=|>=|!=|\*\*|\S))\s*"
+)
+PARTNERS = {
+    "(": ")]", "[": ")]", "{": "}", r"\{": r"\}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil",
+    r"\langle": r"\rangle", r"\lvert": r"\rvert",
+}  # fmt: skip
+SPELLINGS = {
+    r"\leq": r"\le", r"\leqslant": r"\le", "<=": r"\le", r"\geq": r"\ge", r"\geqslant": r"\ge", ">=": r"\ge",
+    r"\lt": "<", r"\gt": ">", "!=": r"\ne", r"\neq": r"\ne", r"\times": r"\cdot", r"\ast": r"\cdot", "*": r"\cdot",
+    "**": "^", r"\div": "/", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\%": "%",
+    r"\varnothing": r"\emptyset", r"\euro": "'euro", r"\pounds": "'sterling", r"\$": "'dollar", r"\simeq": r"\approx",
+    r"\lor": "'or", r"\vee": "'or", r"\land": "'and", r"\wedge": "'and", ";": ",", r"\bar": r"\overline",
+}  # fmt: skip
+WORDS = {  # what plain letters mean; other runs of letters are words where long, else products
+    "and": "'and", "or": "'or", "sqrt": r"\sqrt", "pi": r"\pi", "infinity": r"\infty", "infty": r"\infty",
+    "inf": r"\infty", "oo": r"\infty", "percent": "%", "degrees": "°", "degree": "°", "deg": "°", "theta": r"\theta",
+    "union": r"\cup",
+}  # fmt: skip
+FUNCTIONS = {
+    "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc,
+    "arcsin": sympy.asin, "arccos": sympy.acos, "arctan": sympy.atan, "sinh": sympy.sinh, "cosh": sympy.cosh,
+    "tanh": sympy.tanh, "ln": sympy.log, "exp": sympy.exp, "log": lambda x: sympy.log(x, 10),
+}  # fmt: skip
+INVERSES = {"sin": sympy.asin, "cos": sympy.acos, "tan": sympy.atan}
+CONSTANTS = {"e": sympy.E, "i": sympy.I, r"\pi": sympy.pi, r"\infty": sympy.oo, "°": sympy.Symbol("°")}
+LETTERS = """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau phi
+varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell"""
+GREEK = {"\\" + letter for letter in LETTERS.split()}
+NAME = re.compile(
+    r"(?:'\w+)+|[a-df-hj-zA-Z](?:_(?:\w|\{\w+\}))?|[f-hp-rF-HP-TV](?:(?:\^\{-1\}|_\w)?\(\w+\))|\((?:\\?[a-z]+,)+\\?[a-z]+\)"
+    r"|(?:m?\\angle)?[A-Z]{1,4}|" + "|".join(map(re.escape, sorted(GREEK, reverse=True)))
+)
+UNITS = {word: words.split()[0] for words in [
+    "dollar dollars usd", "cent cents", "euro euros", "sterling", "%", "radian radians rad", "inch inches in",
+    "foot feet ft", "yard yards yd", "mile miles mi mph", "meter meters metre metres m", "millimeter millimeters mm",
+    "centimeter centimeters centimetre cm", "kilometer kilometers km", "gram grams g", "kilogram kilograms kg",
+    "pound pounds lb lbs", "ounce ounces oz", "liter liters litre litres L", "milliliter milliliters ml mL",
+    "second seconds sec s", "minute minutes min", "hour hours hr hrs h", "day days", "week weeks", "month months",
+    "year years yr", "cup cups",
+] for word in words.split()}  # fmt: skip
+CHANGES = """or and not no more less fewer greater least most than about approximately except mod modulo base over from
+to times if hundred thousand million billion trillion dozen half where when for factorial root minus plus"""
+NOT_UNITS = set(CHANGES.split())  # words that change the number before them
+UNIT = re.compile(r"(?: '\w+(?: \^ (?:\{ )?(?:- )?[1-9](?: \})?)?| %| /(?= '))+$")
+BASES = ["", "", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+
+
+def tokenise(text: str) -> Tokens:
+    """Numerals, letters, commands, signs and 'words (with a leading '); brackets must balance, and not too deep."""
+    tokens, stack, position = deque(), [], 0
+    only_words = re.fullmatch(r"[a-zA-Z]{3}|[a-zA-Z\s]*[a-zA-Z]{4}[a-zA-Z\s]*", text) is not None
+    while position < len(text):
+        match = TOKEN.match(text, position)
+        position, kind = match.end(), match.lastgroup
+        token = SPELLINGS.get(match[kind], match[kind])
+        if kind == "text":
+            stack.append("text")
+        elif kind == "letters":
+            spaced = text[match.start(kind) - 1] in " \t\n("
+            tokens.extend(split_letters(token, only_words or "text" in stack, tokens, spaced))
+        elif token == "}" and stack and stack[-1] == "text":
+            stack.pop()
+        elif token[0] == "\\" and token[1:-1] in FUNCTIONS and token[1:] not in FUNCTIONS:  # \sinx
+            tokens.extend((token[:-1], token[-1]))
+        elif token:
+            tokens.append(balance(token, stack))
+        if len(tokens) > MAX_TOKENS or len(stack) > MAX_DEPTH:
+            raise Unreadable("too many tokens, or too deep")
+    if stack or sum(token[1:] in FUNCTIONS for token in tokens) > MAX_FUNCTIONS:
+        raise Unreadable("a bracket is not closed, or sine of sine of sine ...")
+    return tokens
+
+
+def split_letters(run: str, in_text: bool, before: Tokens, spaced: bool) -> list[str]:
+    """Is a run of letters a name that we know, a word, or a product of letters?"""
+    if run.lower() in WORDS:
+        return [WORDS[run.lower()]]
+    if run in FUNCTIONS:
+        return ["\\" + run]
+    if len(run) == 1:
+        is_unit = in_text and run in UNITS and before and before[-1][-1] in "0123456789}/"
+        return ["'" + run if is_unit else run]
+    if in_text or (before and {run, run.lower()} & UNITS.keys()):
+        return ["'" + run]
+    if spaced and before and (len(run) > 3 or before[-1][0] == "'"):
+        return ["'" + run]
+    if run[:-1] in FUNCTIONS:
+        return ["\\" + run[:-1], run[-1]]
+    return list(run)
+
+
+def balance(token: str, stack: list[str]) -> str:
+    """Push or pop a bracket; a bar becomes the left or the right one."""
+    if token == "|":
+        token = r"\rvert" if stack and stack[-1] == r"\lvert" else r"\lvert"
+    if is_opening(token):
+        stack.append(token)
+    elif is_closing(token):
+        opening = stack.pop() if stack else ""
+        if token not in PARTNERS.get(opening, (opening.replace("begin", "end"),)):
+            raise Unreadable("brackets do not match")
+    return token
+
+
+def is_opening(token: str) -> bool:
+    r"""( [ { \{ ... or the beginning of a matrix."""
+    return token in PARTNERS or token.startswith(r"\begin")
+
+
+def is_closing(token: str) -> bool:
+    r""") ] } \} ... or the end of a matrix."""
+    return token in (")", "]", "}", r"\}", r"\rfloor", r"\rceil", r"\rangle", r"\rvert") or token.startswith(r"\end")
+
+
+# ------------------------------------ statements: lists, relations, intervals ------------------------------------
+
+
+def split(tokens: Tokens | list[str], separators: set[str]) -> tuple[list[list[str]], list[str]]:
+    """The pieces between the separators that stand outside all brackets, and those separators."""
+    pieces, found, depth = [[]], [], 0
+    for token in tokens:
+        depth += is_opening(token) - is_closing(token)
+        if depth == 0 and token in separators:
+            pieces.append([])
+            found.append(token)
+        else:
+            pieces[-1].append(token)
+    return pieces, found
+
+
+def is_enclosed(tokens: list[str], opening: str, closing: str) -> bool:
+    """Is the whole of tokens one pair of brackets of these kinds?"""
+    if len(tokens) < 2 or tokens[0] not in opening.split() or tokens[-1] not in closing.split():
+        return False
+    depths = [0]
+    for token in tokens:
+        depths.append(depths[-1] + is_opening(token) - is_closing(token))
+    return 0 not in depths[1:-1]
+
+
+def read_statement(tokens: Tokens | list[str]):
+    """One value, or a Bag of several: "12 and 14", "1, -2", "x = 3 or x = 4", "1 \\pm \\sqrt 2"."""
+    pieces, separators = split(tokens, {",", "'and", "'or"})
+    for i, (piece, separator) in enumerate(zip(pieces, separators, strict=False)):
+        if not piece and (i == 0 or separator == ","):  # nothing may stand in ", and" and at the end only
+            raise Unreadable("a comma after nothing")
+    values = drop_names([value for piece in pieces if piece for value in read_item(piece)])
+    if not values:
+        raise Unreadable("nothing there")
+    if len(values) == 1:
+        return values[0]
+    if any(isinstance(value, Interval) and value.variable for value in values):
+        return intersect(values) if "'and" in separators else Union(tuple(values))
+    return Bag(tuple(values))
+
+
+def intersect(values: list) -> Interval:
+    """x > 2 and x < 7: two half-lines that face each other; a ValueError for anything else."""
+    (above,) = (value for value in values if value.high == sympy.oo)
+    (below,) = (value for value in values if value.low == -sympy.oo)
+    if len(values) != 2 or above.variable != below.variable:
+        raise Unreadable("which inequalities hold together?")
+    return Interval(above.low, below.high, above.low_open, below.high_open, above.variable)
+
+
+def drop_names(values: list) -> list:
+    """x = 1, x = -2 is the list 1, -2; so is x = 1, -2; but x = 1, y = 2 stays as it is."""
+    names = {str(value.left) for value in values if isinstance(value, Equation) and value.named}
+    if len(values) > 1 and isinstance(values[0], Equation) and len({name.split("_")[0] for name in names}) == 1:
+        return [value.right if isinstance(value, Equation) and value.named else value for value in values]
+    if len(values) > 1:
+        return [Equation(*value[:2], False) if isinstance(value, Equation) else value for value in values]
+    return values
+
+
+def read_item(tokens: list[str]) -> list:
+    """The one value of an item, or the two of one with a plus-minus."""
+    if tokens == [r"\emptyset"]:
+        return [Bag(())]
+    if is_enclosed(tokens, "{", "}"):
+        return [read_statement(tokens[1:-1])]
+    if is_enclosed(tokens, r"\{", r"\}"):
+        inner, condition = [*split(tokens[1:-1], {r"\mid", ":"})[0], []][:2]
+        if condition:
+            return [read_statement(condition)]
+        pieces, _ = split(inner, {","})
+        return [Bag(tuple(value for piece in pieces if piece for value in read_item(piece)))]
+    signs = [token for token in tokens if token in (r"\pm", r"\mp")]
+    if not signs:
+        return [read_value(tokens)]
+    if signs.count(r"\pm") > 1 or len(signs) > 2:
+        raise Unreadable("are those signs the same?")
+    return [read_value([{r"\pm": plus, r"\mp": minus}.get(token, token) for token in tokens])
+            for plus, minus in ("+-", "-+")]  # fmt: skip
+
+
+def read_value(tokens: list[str]):
+    """A union, a relation, or a quantity."""
+    tokens = split(tokens, {r"\approx"})[0][0]
+    parts, _ = split(tokens, {r"\cup"})
+    if len(parts) > 1:
+        return Union(tuple(map(read_interval, parts)))
+    sides, operators = split(tokens, {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in"})
+    if set(operators) == {"="}:
+        return read_equation(sides)
+    return read_inequality(sides, operators) if operators else read_quantity(tokens)
+
+
+def read_interval(tokens: list[str]):
+    """A part of a union: a pair is an open interval, {5} is [5, 5]."""
+    value = read_item(tokens)[0]
+    if isinstance(value, Bag) and len(value.items) == 1:
+        return Interval(*value.items * 2, False, False)
+    if isinstance(value, Tuple) and len(value.items) == 2:
+        return Interval(*value.items, True, True)
+    if not isinstance(value, Interval):
+        raise Unreadable("a union of what?")
+    return value
+
+
+def read_side(tokens: list[str]):
+    """One side of a relation, and whether it only names something: x, f(x), (x, y), AB, \\angle A, Area."""
+    text = "".join(tokens)
+    if NAME.fullmatch(text):
+        return sympy.Symbol(text.replace("{", "").replace("}", "")), True
+    return read_quantity(tokens), False
+
+
+def read_equation(sides: list[list[str]]):
+    """left = right, or the value of a chain (x = 6/4 = 3/2, 1/4 = 25%), which must be true all along."""
+    values, named = zip(*map(read_side, sides), strict=True)
+    if len(values) == 2 and any(getattr(value, "free_symbols", None) for value in values):
+        return Equation(*values[::-1], True) if named[1] and not named[0] else Equation(*values, named[0])
+    chain = values[1:] if named[0] else values
+    if not all(same(chain[0], value) for value in chain[1:]):
+        raise Unreadable("a chain of equations that is false")
+    return Equation(values[0], values[-1], True) if named[0] else values[-1]
+
+
+def read_inequality(sides: list[list[str]], operators: list[str]):
+    """An Interval where one letter is bounded by numbers, the right side of x \\in ..., else a Relation."""
+    if operators in ([r"\in"], [r"\ne"]):
+        (name, named), right = read_side(sides[0]), read_item(sides[1])[0]
+        if not named:
+            raise Unreadable("what is in there?")
+        ends = ((-sympy.oo, right), (right, sympy.oo))
+        return right if operators == [r"\in"] else Union(tuple(Interval(*end, True, True, str(name)) for end in ends))
+    if set(operators) <= {">", r"\ge"}:
+        sides, operators = sides[::-1], [{">": "<"}.get(operator, r"\le") for operator in operators[::-1]]
+    if not set(operators) <= {"<", r"\le"} or len(sides) > 3:
+        raise Unreadable("a mixed chain")
+    values = [read_side(side)[0] for side in sides]
+    strict = [operator == "<" for operator in operators]
+    if len(values) == 3:
+        if not isinstance(values[1], sympy.Symbol):
+            raise Unreadable("which letter is bounded?")
+        return Interval(values[0], values[2], *strict, str(values[1]))
+    return solve_inequality(values[0] - values[1], strict[0])
+
+
+def solve_inequality(difference: sympy.Expr, strict: bool) -> Interval | Relation:
+    """difference < 0 (or <= 0) as an interval of its letter where it is linear in its only letter."""
+    letters = difference.free_symbols
+    if len(letters) != 1 or sympy.degree(difference, *letters) != 1:
+        return Relation(difference, strict)
+    (letter,) = letters
+    slope = sympy.expand(difference).coeff(letter)
+    bound = -difference.subs(letter, 0) / slope
+    if slope.is_positive:
+        return Interval(-sympy.oo, bound, True, strict, str(letter))
+    return Interval(bound, sympy.oo, strict, True, str(letter))
+
+
+def read_quantity(tokens: list[str]):
+    """A bracket, text, numeral or expression, with the unit that may stand before or after it."""
+    if tokens and tokens[0].lower() in ("'option", "'choice"):
+        tokens = tokens[1:]
+    if any(token[0] == "'" for token in tokens) and all(token[0] == "'" or token.isalpha() for token in tokens):
+        words = [token.strip("'") for token in tokens]
+        return Text(tuple(words[1:] if words[0].lower() in ("a", "an", "the") else words))
+    if numeral := read_numeral(tokens):
+        return numeral
+    tokens, unit = strip_unit(list(tokens))
+    value = read_bracket(tokens)
+    if value is None:
+        rest = deque(tokens)
+        value = read_sum(rest)
+        if rest:
+            raise Unreadable(f"what is {rest[0]}?")
+        if value.has(CONSTANTS["°"]):
+            value, unit = value.subs(CONSTANTS["°"], 1), "degree"
+    return Quantity(value, unit) if unit else value
+
+
+def strip_unit(tokens: list[str]) -> tuple[list[str], str | None]:
+    """Take off the words and the % after a value and the currency before it; None for a unit that we do not know."""
+    unit = None
+    for i in (0, 1):
+        if tokens[i : i + 1] in (["'dollar"], ["'euro"], ["'sterling"]) and tokens[:i] in ([], ["-"]):
+            unit = tokens.pop(i)[1:]
+    text = " ".join(tokens)
+    if not (found := UNIT.search(text)):
+        return tokens, unit
+    words = re.findall(r"\w*[a-zA-Z]\w*|%", found[0])
+    if len(words) > 4 or NOT_UNITS & {word.lower() for word in words}:
+        raise Unreadable("words that may matter")
+    known = [UNITS.get(word, UNITS.get(word.lower())) for word in words if {word, word.lower()} & UNITS.keys()]
+    return text[: found.start()].split(), known[0] + unit_power(found[0]) if known else unit
+
+
+def unit_power(text: str) -> str:
+    """The 2 of " 'cm ^ { 2 }" and of " 'square 'feet"; nothing where there is none."""
+    if power := re.search(r"\^ [{ ]*((?:- )?[0-9])", text):
+        return power[1]
+    return "2" if re.search(r"'sq", text) else "3" if re.search(r"'cub|'cu\b", text) else ""
+
+
+def read_bracket(tokens: list[str]):
+    """(a, b), (a, b, c), [a, b) or (a); None where tokens are not one bracket."""
+    if not is_enclosed(tokens, r"( [ \langle", r") ] \rangle"):
+        return None
+    pieces, _ = split(tokens[1:-1], {","})
+    if len(pieces) == 1:
+        return read_value(pieces[0])
+    items = tuple(read_value(piece) for piece in pieces)
+    if tokens[0] != "[" and tokens[-1] != "]":
+        return Tuple(items)
+    if len(items) != 2:
+        raise Unreadable("a list in square brackets")
+    return Interval(*items, tokens[0] == "(", tokens[-1] == ")")
+
+
+def read_numeral(tokens: list[str]) -> Numeral | None:
+    """52_8, 52_{eight}, (52)_{8}, 52 base 8, 52 (base 8); None for anything else."""
+    pattern = r"\(?([0-9A-F]+)\)?(?:_|(?=\(?'base))(?:[{(]|'base)*'?(\w+)[)}]*"
+    found = re.fullmatch(pattern, "".join(tokens), re.ASCII)
+    if not found:
+        return None
+    word = found[2].lower()
+    base = 16 if word == "sixteen" else BASES.index(word) if word in BASES else int(word) if word.isdigit() else 0
+    if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in found[1]):
+        return None
+    return Numeral(found[1].lstrip("0") or "0", base)
+
+
+# -------------------------------------- expressions: tokens to sympy objects --------------------------------------
+
+
+def limited(value):
+    """The value, if it is finite where it is a number and within MAX_BITS."""
+    if isinstance(value, sympy.MatrixBase):
+        return value
+    if value.is_Rational and max(abs(value.p), value.q).bit_length() > MAX_BITS:
+        raise Unreadable("a number with too many digits")
+    if value.has(sympy.nan, sympy.zoo):
+        raise Unreadable("undefined")
+    return value
+
+
+def power(base, exponent):
+    """base ** exponent, refused before it is computed where it would be large."""
+    if exponent.is_number:
+        size = sympy.N(abs(exponent), 5)
+        bits = max(abs(base.p), base.q).bit_length() if base.is_Rational else MAX_BITS // MAX_EXPONENT
+        if not size * bits <= MAX_BITS:
+            raise Unreadable("too large a power")
+    return limited(base**exponent)
+
+
+def factorial(value):
+    """value!, of a small natural number or of letters."""
+    if value.is_number and not (value.is_Integer and 0 <= value <= MAX_FACTORIAL):
+        raise Unreadable("too large a factorial")
+    return sympy.factorial(value)
+
+
+def read_sum(tokens: Tokens):
+    """Terms with + and - between them; takes what it reads from the left of tokens, as all functions below."""
+    total = read_product(tokens)
+    while tokens and tokens[0] in ("+", "-"):
+        sign = 1 if tokens.popleft() == "+" else -1
+        total = limited(total + sign * read_product(tokens))
+    return total
+
+
+def read_product(tokens: Tokens):
+    """Factors with a dot, a slash or nothing between them, from left to right."""
+    product = read_signed(tokens)
+    while tokens and tokens[0] not in ("+", "-", ",", "&", r"\\") and not is_closing(tokens[0]):
+        if tokens[0] == "/":
+            tokens.popleft()
+            product = limited(product / read_signed(tokens))
+        elif tokens[0] == r"\cdot":
+            tokens.popleft()
+            product = limited(product * read_signed(tokens))
+        else:
+            product = limited(product * read_power(tokens))
+    return product
+
+
+def read_signed(tokens: Tokens):
+    """A power with any number of signs before it."""
+    if tokens[0] in ("+", "-"):
+        return (1 if tokens.popleft() == "+" else -1) * read_signed(tokens)
+    return read_power(tokens)
+
+
+def read_power(tokens: Tokens):
+    """An atom with what may follow it: a power, a factorial, a degree sign, a matrix's T."""
+    value = read_atom(tokens)
+    while tokens and tokens[0] in ("^", "!", "°"):
+        sign = tokens.popleft()
+        if sign == "°":
+            value = value * CONSTANTS["°"]
+        elif sign == "!":
+            value = factorial(value)
+        elif isinstance(value, sympy.MatrixBase) and "".join(list(tokens)[:3]) in ("T", "{T}", r"\top", r"{\top}"):
+            value, _ = value.T, read_atom(tokens)
+        else:
+            value = power(value, read_script(tokens))
+        if tokens and tokens[0] == sign:
+            raise Unreadable("a double power or factorial")
+    return value
+
+
+def read_script(tokens: Tokens):
+    """What stands after ^ or _: a group, a letter or, unlike in TeX, a whole numeral (x^12), maybe with a sign."""
+    if tokens[0] == "-":
+        tokens.popleft()
+        return -read_script(tokens)
+    if tokens[0][0] in DIGITS:
+        return number(tokens.popleft())
+    return read_atom(tokens)
+
+
+def read_argument(tokens: Tokens):
+    r"""An argument as TeX takes it: a group or one token, of a numeral one digit (\frac43)."""
+    token = tokens[0]
+    if token.isdigit() and len(token) > 1:
+        tokens[0] = token[1:]
+        return sympy.Integer(token[0])
+    return number(tokens.popleft()) if token.isdigit() else read_atom(tokens)
+
+
+def read_group(tokens: Tokens, closing: str):
+    """A sum and the bracket that closes it."""
+    value = read_sum(tokens)
+    if tokens.popleft() != closing:
+        raise Unreadable(f"no {closing}")
+    return value
+
+
+def read_atom(tokens: Tokens):
+    """A numeral, letter, bracket, root, function, matrix, ..."""
+    token = tokens.popleft()
+    if token[0] in DIGITS:
+        return read_number(token, tokens)
+    if token in ("(", "[", "{"):
+        return read_group(tokens, {"(": ")", "[": "]", "{": "}"}[token])
+    if token in (r"\lvert", r"\lfloor", r"\lceil"):
+        function = {r"\lvert": sympy.Abs, r"\lfloor": sympy.floor, r"\lceil": sympy.ceiling}[token]
+        return function(read_group(tokens, PARTNERS[token]))
+    if token == r"\frac":
+        top = read_argument(tokens)
+        return limited(top / read_argument(tokens))
+    if token == r"\sqrt":
+        return read_root(tokens)
+    if token == r"\binom":
+        return binomial(read_argument(tokens), read_argument(tokens))
+    if token[1:] in FUNCTIONS and token[0] == "\\":
+        return read_function(token[1:], tokens)
+    if token.startswith(r"\begin"):
+        return read_matrix(token, tokens)
+    return read_letter(token, tokens)
+
+
+def number(numeral: str) -> sympy.Rational:
+    """The exact value of digits, maybe with a point and a power of ten."""
+    mantissa, _, exponent = numeral.lower().partition("e")
+    if len(exponent) > 4 or abs(int(exponent or 0)) > MAX_EXPONENT:
+        raise Unreadable("too large a power of ten")
+    return limited(sympy.Rational(Fraction(mantissa) * Fraction(10) ** int(exponent or 0)))
+
+
+def read_number(numeral: str, tokens: Tokens):
+    r"""A number: 0.5, a mixed number (1\frac45, 1 4/5), a repeating decimal (0.1\overline{6})."""
+    value = number(numeral)
+    if "." in numeral and tokens and tokens[0] == r"\overline":
+        _, opening, digits, closing = (tokens.popleft() for _ in range(4))
+        if opening + closing != "{}":
+            raise Unreadable("what repeats?")
+        return value + number(digits) / (10 ** len(numeral.partition(".")[2]) * (10 ** len(digits) - 1))
+    fraction = read_mixed(tokens) if numeral.isdigit() else None
+    if fraction is None and tokens and tokens[0][0] in DIGITS:
+        raise Unreadable("two numbers side by side")
+    return value if fraction is None else value + fraction
+
+
+def read_mixed(tokens: Tokens):
+    """The proper fraction that follows an integer at once; None if none does."""
+    rest = deque(tokens)
+    plain = len(rest) > 2 and rest[0].isdigit() and rest[1] == "/" and rest[2].isdigit()
+    if plain:
+        top, _, bottom = (rest.popleft() for _ in range(3))
+    elif rest and rest.popleft() == r"\frac":
+        top, bottom = (str(read_argument(rest)) for _ in range(2))
+    else:
+        return None
+    if not (top.isdigit() and bottom.isdigit()):
+        return None
+    if int(top) >= int(bottom):
+        raise Unreadable("a mixed number or a product?")
+    tokens.clear()
+    tokens.extend(rest)
+    return sympy.Rational(int(top), int(bottom))
+
+
+def read_root(tokens: Tokens):
+    r"""\sqrt{5}, \sqrt5, \sqrt[3]{5}, but not \sqrt13, which TeX prints as a root of 1."""
+    degree = sympy.Integer(2)
+    if tokens[0] == "[":
+        tokens.popleft()
+        degree = read_group(tokens, "]")
+    if tokens[0].isdigit() and len(tokens[0]) > 1:
+        raise Unreadable("how far does the root go?")
+    return power(read_argument(tokens), 1 / degree)
+
+
+def binomial(n, k):
+    """n over k, of small natural numbers only."""
+    if not (n.is_Integer and k.is_Integer and 0 <= k <= n <= MAX_FACTORIAL):
+        raise Unreadable("too large a binomial")
+    return sympy.binomial(n, k)
+
+
+def read_function(name: str, tokens: Tokens):
+    r"""\sin x, \sin^2 x, \sin^{-1} x, \log_2 8, \cos 2\pi: without brackets the argument is a product of factors."""
+    base = exponent = None
+    while tokens and tokens[0] in ("_", "^"):
+        if tokens.popleft() == "_":
+            base = read_script(tokens)
+        else:
+            exponent = read_script(tokens)
+    bracketed = tokens[0] in ("(", "{", "[")
+    argument = read_atom(tokens) if bracketed else read_signed(tokens)
+    while not bracketed and tokens and (tokens[0].isalnum() or tokens[0] in GREEK | {r"\pi", r"\frac", r"\sqrt"}):
+        argument = limited(argument * read_power(tokens))
+    argument = argument.subs(CONSTANTS["°"], sympy.pi / 180)
+    if exponent == -1 and name in INVERSES:
+        return limited(INVERSES[name](argument))
+    value = sympy.log(argument, base) if base is not None and name == "log" else FUNCTIONS[name](argument)
+    return limited(value) if exponent is None else power(value, exponent)
+
+
+def read_matrix(begin: str, tokens: Tokens) -> sympy.ImmutableMatrix:
+    r"""The rows up to \end{...}, cells apart by &, rows by \\."""
+    if begin[7:-1] not in ("matrix", "pmatrix", "bmatrix", "smallmatrix", "array"):
+        raise Unreadable(begin)
+    rows, token = [[]], "&"
+    while not token.startswith(r"\end"):
+        rows[-1].append(read_sum(tokens))
+        token = tokens.popleft()
+        if token == r"\\" and tokens[0].startswith(r"\end"):
+            token = tokens.popleft()
+        elif token == r"\\":
+            rows.append([])
+    return sympy.ImmutableMatrix(rows)
+
+
+def read_letter(token: str, tokens: Tokens):
+    """A constant or a letter, with its index if it has one."""
+    if not (token.isalpha() and len(token) == 1 or token in GREEK or token in CONSTANTS):
+        raise Unreadable(f"what is {token}?")
+    if tokens and tokens[0] == "_":
+        tokens.popleft()
+        return sympy.Symbol(f"{token}_{read_script(tokens)}")
+    if tokens and tokens[0][0] in DIGITS and token.isalpha() and token != "i":
+        raise Unreadable("x2 may be an index, a power or a product")
+    return CONSTANTS.get(token, sympy.Symbol(token))
+
+
+# --------------------------------------------------- the worker ---------------------------------------------------
+
+
+def serve():
+    """Answer each line [answer, gold] on stdin with "equal", "different", "unreadable" or "failed" on stdout."""
+    with contextlib.suppress(ValueError):  # macOS has no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        used = int(time.process_time())  # a worker whose caller was killed must not go on for ever
+        resource.setrlimit(resource.RLIMIT_CPU, (used + MAX_SECONDS, resource.RLIM_INFINITY))
+        try:
+            print(compare(*json.loads(line)), flush=True)
+        except MemoryError:
+            return
+
+
+def compare(answer: str, gold: str) -> str:
+    """The verdict on one pair; "failed" for whatever sympy trips over, so that the caller can count it."""
+    try:
+        return "equal" if same(read(answer), read(gold)) else "different"
+    except Unreadable:
+        return "unreadable"
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001
+        return "failed"
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,1113 @@
+r"""The grader: extraction, equality, hostile inputs, the worker, and properties over real golds.
+
+Tests that need real golds look for them in $S2D_DATA (default: ../shared/data beside the project) and skip without.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import eval as grader
+from eval import extract_answer, grade, is_equal
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("S2D_DATA", ROOT.parent / "shared" / "data"))
+
+
+def rows(table: str) -> list[tuple[str, str]]:
+    return [tuple(part.strip() for part in line.split(" | ")) for line in table.strip().splitlines()]
+
+
+def golds() -> list[str]:
+    path = DATA / "math500.jsonl"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    return [json.loads(line)["answer"] for line in path.read_text().splitlines()]
+
+
+# -------------------------------------------------- extraction --------------------------------------------------
+
+EXTRACTIONS = [
+    (r"so \boxed{42}.", "42"),
+    (r"first \boxed{1}, then \boxed{\frac{1}{2}} holds", r"\frac{1}{2}"),
+    (r"\fbox{7}", "7"),
+    (r"\boxed {8}", "8"),
+    (r"$\boxed 3$", "3"),
+    (r"\boxed 3 but rather \boxed{7}", "7"),
+    (r"\boxed{7} but rather \boxed 3", "3"),
+    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+    (r"\boxed{\boxed{5}}", r"\boxed{5}"),
+    (r"\boxed{\text{if } \{x\}}", r"\text{if } \{x\}"),
+    ("\\boxed{\n5\n}", "5"),
+    (r"<think>\boxed{4}</think> so it is four", "4"),
+    (r"<think>\boxed{4}</think> \boxed{5}", "5"),
+    (r"\boxed{5} and then \boxed{6", "5"),  # truncated: the last closed box counts
+    (r"\boxed{6", None),
+    (r"\boxed{\frac{1}{2}", None),
+    (r"put it in \boxed{}: \boxed{9}", "9"),
+    (r"\boxed{9}, as asked, in a \boxed{}", "9"),
+    (r"\boxedtext{5}", None),
+    ("Answer: 5", "5"),
+    ("**Answer:** 5", "5"),
+    ("**Answer**: $5$", "$5$"),
+    ("Final answer: 5\nthanks", "5"),
+    ("The final answer is: **12 and 14**", "12 and 14"),
+    ("### Answer:\n\n17", "17"),
+    ("Answer: 1\nAnswer: 2", "2"),
+    (r"\textbf{Answer:} 6", "6"),
+    ("Answer:\n\\[\n7\n\\]", "7"),
+    (r"\boxed{3}" + "\nAnswer: 4", "3"),
+    ("it is 18\n#### 18", "18"),
+    ("#### 1,000\n", "1,000"),
+    ("Answer: 5\n#### 6", "5"),
+    ("The answer is 5", None),
+    ("so we get 42", None),
+    ("##### 5", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("text", "answer"), EXTRACTIONS)
+def test_extract_answer(text, answer):
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize("text", [r"\boxed{" * 200_000, r"\boxed{" * 200_000 + "}" * 200_000, "{" * 10**6,
+                                  r"\boxed{1}" * 100_000, "answer" * 200_000, "Answer: " * 100_000, "#" * 10**6,
+                                  "answer is\n" * 100_000, "\\" * 10**6])  # fmt: skip
+def test_extraction_is_linear(text):
+    began = time.monotonic()
+    extract_answer(text)
+    assert time.monotonic() - began < 2
+
+
+# --------------------------------------------------- equality ---------------------------------------------------
+
+EQUAL = rows(r"""
+\frac{14}{3} | 14/3
+\frac{14}{3} | \dfrac {14} 3
+\frac{14}{3} | 4\frac{2}{3}
+\frac{14}{3} | 4 2/3
+\frac43 | \dfrac 43
+\frac{9}{19} | \frac9{19}
+3\sqrt{13} | \sqrt{117}
+3\sqrt{13} | 3√13
+3\sqrt{13} | 3 \cdot \sqrt{13}
+3\sqrt{13} | 3*sqrt(13)
+3\sqrt{13} | 3sqrt13
+90^\circ | 90
+90^\circ | 90°
+90^\circ | 90 degrees
+90^\circ | 90^{\circ}
+90^\circ | 90 \text{ degrees}
+90^\circ | 90\degree
+6 - 5i | -5i + 6
+6 - 5i | 6-5\mathrm{i}
+6 - 5i | 6 - i \cdot 5
+6+9i | 3(2+3i)
+x=5 | 5
+x=5 | x = 5.0
+1,-2 | -2, 1
+1,-2 | x = 1, x=-2
+1,-2 | x = 1 or x = -2
+1,-2 | x = 1 \text{ or } x = -2
+1,-2 | 1 and -2
+1,-2 | \{1,-2\}
+1,-2 | x=1,-2
+1,-2 | x_1 = 1, x_2 = -2
+1,-2 | 1, \text{ and } -2
+1,-2 | \{-2, 1\}
+1,-2 | \left\{ -2, 1 \right\}
+52_8 | 52_{8}
+52_8 | 52_{\text{eight}}
+52_8 | 52_{eight}
+52_8 | 52 \text{ base } 8
+52_8 | 52 (base 8)
+52_8 | 52_{(8)}
+52_8 | 52₈
+52_8 | 52_{\text{base }8}
+11\sqrt2 | 11\sqrt{2}
+\frac{3\sqrt{3}}{4} | 3\sqrt3/4
+\frac{3\sqrt{3}}{4} | \frac{3}{4}\sqrt{3}
+\frac{3\sqrt{3}}{4} | \frac{9}{4\sqrt3}
+\cot x | \frac{\cos x}{\sin x}
+\cot x | \cot(x)
+\cot x | cot x
+\cot x | \frac{1}{\tan x}
+1 \pm \sqrt{19} | 1+\sqrt{19}, 1-\sqrt{19}
+1 \pm \sqrt{19} | 1±√19
+1 \pm \sqrt{19} | x = 1 \pm \sqrt{19}
+1 \pm \sqrt{19} | \{1-\sqrt{19}, 1+\sqrt{19}\}
+1 \pm \sqrt{19} | \frac{2 \pm \sqrt{76}}{2}
+1 \pm \sqrt{19} | 1 + \sqrt{19} \text{ and } 1 - \sqrt{19}
+\text{east} | east
+\text{east} | East
+\text{east} | \mathrm{east}
+\text{Evelyn} | Evelyn
+\text{Evelyn} | \text{ evelyn}
+\text{(C)} | C
+\text{(C)} | (C)
+\text{(C)} | \text{C}
+\text{(C)} | \textbf{(C)}
+\text{(C)} | \mathrm{(C)}
+\text{(C)} | (\text{C})
+\text{(C)} | C.
+\text{(C)} | \text{Option (C)}
+\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix} | \begin{bmatrix} -\frac13 \\ \frac23 \\[2pt] \frac53 \\\end{bmatrix}
+\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix} | \frac{1}{3}\begin{pmatrix} -1 \\ 2 \\ 5 \end{pmatrix}
+\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix} | \left(\begin{array}{c} -1/3 \\ 2/3 \\ 5/3 \end{array}\right)
+\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix} | \begin{pmatrix} -1/3 & 2/3 & 5/3 \end{pmatrix}^T
+(a+5)(b+2) | ab+2a+5b+10
+(a+5)(b+2) | (b+2)(a+5)
+(3,4] | 3 < x \le 4
+(3,4] | x \leq 4 \wedge 3 < x
+(3,4] | x > 3 and x <= 4
+(2,\infty) | (2, oo)
+(3,4] | 3<x≤4
+(3,4] | x \in (3,4]
+(3,4] | 4 \geq x > 3
+(3,4] | \left(3, 4\right]
+(-\infty, 0] | x \le 0
+(-\infty, 0] | (-∞,0]
+(-\infty, 0] | 0 \ge x
+(2,\infty) | x > 2
+(2,\infty) | x - 2 > 0
+(2,\infty) | (2, +\infty)
+(-\infty, 2) \cup (3, \infty) | x < 2 \text{ or } x > 3
+(-\infty, 2) \cup (3, \infty) | (3,\infty) \cup (-\infty,2)
+(-\infty, 2) \cup (3, \infty) | (-∞,2)∪(3,∞)
+(-\infty, 2) \cup (3, \infty) | (-\infty, 2) U (3, \infty)
+x \in [-2,7] | -2 \le x \le 7
+x \in [-2,7] | [-2,7]
+(0,9) \cup (9,36) | (9,36)\cup(0,9)
+(-\sqrt{3}, \sqrt{3}) | -\sqrt{3} < m < \sqrt{3}
+5x - 7y + 11z + 4 = 0 | 10x-14y+22z+8=0
+5x - 7y + 11z + 4 = 0 | 4 + 5x - 7y + 11z = 0
+5x - 7y + 11z + 4 = 0 | -5x + 7y - 11z = 4
+y = 2x + 3 | 2x+3
+y = 2x + 3 | 2x - y + 3 = 0
+y = 2x + 3 | y=3+2x
+y = -2x | 2x + y = 0
+10,\!080 | 10080
+10,\!080 | 10,080
+10,\!080 | 10{,}080
+10,\!080 | 10\,080
+11,\! 111,\! 111,\! 100 | 11111111100
+11,\! 111,\! 111,\! 100 | 11,111,111,100
+13535 | 13\,535
+13535 | 13,535
+13535 | 13 535
+13535 | 13535.
+13535 | 013535
+\$32,\!348 | 32348
+\$32,\!348 | $32,348
+\$32,\!348 | \$32,348.00
+\$18.90 | 18.9
+\$18.90 | 18.90 dollars
+\$18.90 | 18.90 \text{ dollars}
+864 \mbox{ inches}^2 | 864
+864 \mbox{ inches}^2 | 864 \text{ in}^2
+864 \mbox{ inches}^2 | 864 \text{ square inches}
+864 \mbox{ inches}^2 | 864 in^2
+15\mbox{ cm}^2 | 15
+15\mbox{ cm}^2 | 15 cm²
+15\mbox{ cm}^2 | 15\,\mathrm{cm}^2
+15\mbox{ cm}^2 | 15 \text{ cm}^{2}
+5.4 \text{ cents} | 5.4
+5.4 \text{ cents} | \frac{27}{5} \text{ cents}
+5.4 \text{ cents} | 5.4¢
+\frac{270}7\text{ degrees} | \frac{270}{7}
+\frac{270}7\text{ degrees} | \frac{270}{7}^\circ
+\frac{270}7\text{ degrees} | 38\frac{4}{7}
+1\frac{4}{5} | 1.8
+1\frac{4}{5} | 9/5
+1\frac{4}{5} | \frac{9}{5}
+137 \frac{1}{2} | 137.5
+137 \frac{1}{2} | 137½
+137 \frac{1}{2} | 137 1/2
+.0000672 | 6.72 \times 10^{-5}
+.0000672 | 6.72e-5
+.0000672 | 6.72·10⁻⁵
+.0000672 | 0.0000672
+.35625 | \frac{57}{160}
+28 | 28\%
+28\% | 0.28
+25\% | \frac14
+25 \text{ percent} | 25%
+3R^2 | 3 R^{2}
+3R^2 | 3R²
+5r^5 | 5 \cdot r^5
+\frac{11+9a}{20} | \frac{9a + 11}{20}
+\frac{11+9a}{20} | 0.55+0.45a
+\frac{11+9a}{20} | \frac{11}{20} + \frac{9}{20}a
+\frac{20000}{\pi} | 20000/π
+\left( 3, \frac{\pi}{2} \right) | (3, π/2)
+\left( 3, \frac{\pi}{2} \right) | (r,\theta) = (3, \pi/2)
+\{1\pm\sqrt{5},-2\} | 1+\sqrt5, 1-\sqrt5, -2
+\{1\pm\sqrt{5},-2\} | -2, 1\pm\sqrt5
+\left[ \frac{\pi^2}{8}, \frac{5 \pi^2}{4} \right] | [\pi^2/8, 5\pi^2/4]
+x^5 - x^4 + x^3 - x^2 + x - 1 | (x-1)(x^4+x^2+1)
+6r^2-4r-24 | 2(3r^2-2r-12)
+12 and 14 | 14, 12
+12\text{ and }14 | \{12,14\}
+\frac{1}{2} | ½
+\frac{1}{2} | 0.5
+\frac{1}{2} | \color{red}{\frac12}
+\frac{1}{2} | {\color{blue} \frac{1}{2}}
+\frac{1}{2} | \textcolor{red}{\frac12}
+\frac{1}{2} | \displaystyle\frac{1}{2}
+\frac{1}{2} | \left(\frac{1}{2}\right)
+\frac{1}{2} | $\frac{1}{2}$
+\frac{1}{2} | \(\frac{1}{2}\)
+\frac{1}{2} | \[\frac{1}{2}\]
+\frac{1}{2} | 1/2.
+\frac{1}{2} | 2^{-1}
+\frac{1}{2} | \frac{1}{2} = 0.5
+\frac{1}{2} | x = \frac{2}{4} = \frac12
+\sqrt{2} | \sqrt{2} \approx 1.414
+5! | 120
+\binom{5}{2} | 10
+\log_2 8 | 3
+\sin 30^\circ | 1/2
+|{-3}| | 3
+\lfloor 3.7 \rfloor | 3
+f(x) = x^2 + 1 | x^2+1
+P(A) = 1/2 | 0.5
+2\cdot 3 | 6
+2×3 | 6
+0.\overline{3} | 1/3
+\infty | ∞
+-\frac{\pi}{6} | -π/6
+-\frac{\pi}{6} | \frac{-\pi}{6}
+-\frac{\pi}{6} | \frac{\pi}{-6}
+−5 | -5
+42 | 42 apples
+18 | 18 dollars per day
+18 | \$18
+70000 | $70,000
+\text{even} | even
+\text{even} | \text{Even}
+\text{ellipse} | an ellipse
+e^{2x} | (e^x)^2
+\sqrt{5+2\sqrt{6}} | \sqrt{2}+\sqrt{3}
+2^{98} | 4^{49}
+AB = 5 | 5
+\angle ABC = 30^\circ | 30
+5 | \boxed{5}
+\text{Monday} | Monday
+-1 | (-1)
+2k+2 | 2(k+1)
+p - q | -q + p
+\sqrt[3]{8} | 2
+(1,2),(3,4) | (3,4), (1,2)
+8n^2 + 4n + 1 | 8n^2+4n+1
+3 \pm 2 \sqrt{2} | 3 \pm \sqrt{8}
+x \ne 2 | (-\infty,2)\cup(2,\infty)
+k \ge 5 | [5,\infty)
+864 \mbox{ inches}^2 | 864 \text{ sq in}
+864 \mbox{ inches}^2 | 864 \text{ inches squared}
+864 \mbox{ inches}^2 | 864\ \text{in}^2
+864 \mbox{ inches}^2 | 864\,in^2
+864 \mbox{ inches}^2 | 864 \text{ square inches}.
+864 \mbox{ inches}^2 | 864\text{ inches}²
+15\mbox{ cm}^2 | 15 square centimeters
+15\mbox{ cm}^2 | 15 \mathrm{~cm}^2
+15\mbox{ cm}^2 | 15\text{ cm$^2$}
+15\mbox{ cm}^2 | 15 \, \text{cm}^2
+\$32,\!348 | 32348 USD
+\$32,\!348 | \$32{,}348
+\$32,\!348 | \text{\$32,348}
+\$32,\!348 | $\$32348$
+5.4 \text{ cents} | 5.4 cents
+5.4 \text{ cents} | 5.40\text{ cents per unit}
+\frac{270}7\text{ degrees} | 38\tfrac{4}{7}^\circ
+\frac{270}7\text{ degrees} | \frac{270}{7}°
+30^\circ | \angle ABC = 30°
+30^\circ | 30\,^{\circ}
+30^\circ | 30{}^\circ
+30^\circ | 30 ^ \circ
+30^\circ | 030^\circ
+137 \frac{1}{2} | 137\tfrac12
+137 \frac{1}{2} | \frac{275}{2}
+137 \frac{1}{2} | 137 + \frac{1}{2}
+1\frac{4}{5} | 1 4/5
+1\frac{4}{5} | 1⅘
+11\sqrt2 | \sqrt{242}
+11\sqrt2 | \sqrt{2}\cdot 11
+11\sqrt2 | 11 * √2
+11\sqrt2 | 11 \sqrt {2}
+11\sqrt2 | 11\cdot 2^{1/2}
+11\sqrt2 | 11\cdot2^{0.5}
+11\sqrt2 | \frac{22}{\sqrt{2}}
+\frac{\sqrt{3}}{3} | \frac{1}{\sqrt3}
+\frac{\sqrt{3}}{3} | \frac{\sqrt 3}3
+\frac{\sqrt{3}}{3} | \sqrt{\frac13}
+\frac{\sqrt{3}}{3} | \sqrt{3}/3
+\frac{\sqrt{3}}{3} | 3^{-1/2}
+-\frac{35}{9} | \frac{-35}{9}
+-\frac{35}{9} | -35/9
+-\frac{35}{9} | -3\frac{8}{9}
+-\frac{35}{9} | - \dfrac{35}{9}
+-\frac{35}{9} | -\left(\frac{35}{9}\right)
+-\frac{35}{9} | {-}\frac{35}{9}
+-\frac{35}{9} | \frac{35}{-9}
+.0000672 | 6.72\times10^{-5}
+.0000672 | 6.72 × 10^-5
+.0000672 | 6.72*10^(-5)
+.0000672 | 6.72E-5
+.0000672 | \frac{672}{10000000}
+2000 | 2 \times 10^3
+2000 | 2e3
+2000 | 2,000.0
+2000 | 2\cdot 1000
+2000 | \mathbf{2000}
+2000 | \text{2000}
+2000 | \text{2,000}
+2000 | 2000\%
+2000 | \underline{2000}
+2000 | N = 2000
+2000 | \textbf{2000}
+2000 | {2000}
+2000 | \boldsymbol{2000}
+2000 | \mathbf{2,000}
+2000 | \large{2000}
+2000 | 2000\text{ people}
+2000 | 2000 people
+2000 | \text{2000 people}
+2000 | \mathrm{2000}
+2000 | \quad 2000
+2000 | \hspace{1em}2000
+2000 | {\rm 2000}
+2000 | \bf 2000
+2000 | 2000\ \text{ways}
+2000 | \phantom{x}2000
+2000 | 2000 \,.
+2000 | a = 2000
+2000 | n = 2{,}000
+2000 | \text{Total} = 2000
+6+9i | 6+i\cdot 9
+6+9i | 9 i+6
+6+9i | 6+9\textit{i}
+6+9i | z = 6+9i
+6+9i | 6 + 9 \cdot i
+6+9i | 6+9\,\mathrm{i}
+-2+7i | -2 + i \cdot 7
+-2+7i | -2+i7
+(-\infty, 0] | (-\infty,0]
+(-\infty, 0] | \left(-\infty, 0\right]
+(-\infty, 0] | x \leq 0
+(-\infty, 0] | \{x \mid x \le 0\}
+(-\infty, 0] | \{x : x \le 0\}
+(-\infty, 0] | \{ x \in \mathbb{R} \mid x \leq 0 \}
+(-\infty, 0] | -\infty < x \le 0
+(-\infty, 0] | x \in (-\infty, 0]
+(-\infty, 0] | (-infinity, 0]
+(0,9) \cup (9,36) | 0<x<9 \text{ or } 9<x<36
+(0,9) \cup (9,36) | x\in(0,9)\cup(9,36)
+(0,9) \cup (9,36) | \left(0,9\right) \cup \left(9,36\right)
+(-\infty, 2) \cup (3, \infty) | x<2 or x>3
+(-\infty, 2) \cup (3, \infty) | x < 2, x > 3
+\left[ \frac{\pi^2}{8}, \frac{5 \pi^2}{4} \right] | \frac{\pi^2}{8} \le y \le \frac{5\pi^2}{4}
+\left[ \frac{\pi^2}{8}, \frac{5 \pi^2}{4} \right] | [\frac{1}{8}\pi^2,\frac{5}{4}\pi^2]
+\left[ \frac{\pi^2}{8}, \frac{5 \pi^2}{4} \right] | [0.125\pi^2, 1.25\pi^2]
+(-1,6) | -1 < x < 6
+3, 5, 7 | 7,5,3
+3, 5, 7 | \{3, 5, 7\}
+3, 5, 7 | 3, 5, \text{ and } 7
+3, 5, 7 | 3, 5, and 7
+3, 5, 7 | x = 3, 5, 7
+3, 5, 7 | x \in \{3,5,7\}
+3, 5, 7 | 3 ; 5 ; 7
+3, 5, 7 | 3,\,5,\,7
+3, 5, 7 | $3$, $5$, $7$
+3, 5, 7 | 3,5\text{ and }7
+\cot x | \cot{x}
+\cot x | {\cot x}
+\cot x | \cot\left(x\right)
+\cot x | \frac{\cos(x)}{\sin(x)}
+5r^5 | 5{r}^{5}
+2k+2 | 2\left(k+1\right)
+2k+2 | 2 + 2k
+8n^2 + 4n + 1 | 1+4n+8n^2
+8n^2 + 4n + 1 | 8n²+4n+1
+15x - 80 | 5(3x-16)
+15x - 80 | 15 \cdot x - 80
+p - q | p + (-q)
+p - q | -(q-p)
+x^3+3x-6 | f(x) = x^3+3x-6
+x^3+3x-6 | p(x)=x^3+3x-6
+x^3+3x-6 | x(x^2+3)-6
+x^3+3x-6 | x^3 + 3 \cdot x - 6
+-13x+3 | 3-13x
+y = 2x + 3 | y-2x-3=0
+y = 2x + 3 | 2x-y=-3
+\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | -\begin{pmatrix} 1 & 0 \\ 0 & 1 \end{pmatrix}
+\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | \begin{bmatrix}-1&0\\0&-1\end{bmatrix}
+\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | \left[ \begin{array}{cc} -1 & 0 \\ 0 & -1 \end{array} \right]
+\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | \left[\begin{matrix} -1 & 0 \\ 0 & -1 \end{matrix}\right]
+\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | M = \begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix}
+\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | \mathbf{M} = \begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix}
+\begin{pmatrix} 16/49 \\ 48/49 \end{pmatrix} | \begin{pmatrix}\frac{16}{49}\\\frac{48}{49}\end{pmatrix}
+\begin{pmatrix} 1/5 \\ -18/5 \end{pmatrix} | \begin{pmatrix} 0.2 \\ -3.6 \end{pmatrix}
+\text{(C)} | \boxed{\text{C}}
+\text{(C)} | \text{C.}
+\text{(C)} | \textbf{C}
+\text{even} | \textit{even}
+\text{even} | "even"
+\text{even} | \text{even.}
+\text{even} | \textbf{even}
+\text{even} | \operatorname{even}
+\text{Navin} | \mbox{Navin}
+\text{Navin} | Navin.
+\text{Navin} | \text{navin}
+\text{ellipse} | \text{Ellipse}
+\text{ellipse} | \text{an ellipse}
+4210_{5} | 4210_5
+4210_{5} | 4210_{five}
+4210_{5} | 4210_{\mathrm{five}}
+4210_{5} | 4210_{\text{five}}
+4210_{5} | (4210)_5
+4210_{5} | 4210 \text{ base 5}
+4210_{5} | 4210_{(5)}
+4210_{5} | 4{,}210_5
+4210_{5} | 4210\,_5
+\frac{20000}{\pi} | \frac{2\times10^4}{\pi}
+\frac{20000}{\pi} | 20,000/\pi
+\frac{20000}{\pi} | \frac{20{,}000}{\pi}
+18+2\pi | 2\pi+18
+18+2\pi | 2(9+\pi)
+18+2\pi | 18 + 2 \cdot \pi
+18+2\pi | 18+2π
+1+2\sqrt{3} | 2\sqrt3+1
+1+2\sqrt{3} | 1+\sqrt{12}
+(1,-16,-4,43) | (a,b,c,d) = (1,-16,-4,43)
+(1,-16,-4,43) | \left(1,\ -16,\ -4,\ 43\right)
+(1,-16,-4,43) | (1, -16, -4, 43)
+(8,-2) | (x,y)=(8,-2)
+(8,-2) | P = (8,-2)
+(8,-2) | (8.0,-2.0)
+(8,-2) | \langle 8,-2 \rangle
+\left( 3, \frac{\pi}{2} \right) | (3, \frac{1}{2}\pi)
+\left( 3, \frac{\pi}{2} \right) | (3, 0.5\pi)
+\frac{1}{2^{98}} | 2^{-98}
+\frac{1}{2^{98}} | 1/2^{98}
+\frac{1}{2^{98}} | 0.5^{98}
+11,\! 111,\! 111,\! 100 | 11{,}111{,}111{,}100
+11,\! 111,\! 111,\! 100 | 11\,111\,111\,100
+11,\! 111,\! 111,\! 100 | 11,\!111,\!111,\!100
+11,\! 111,\! 111,\! 100 | 11 111 111 100
+11,\! 111,\! 111,\! 100 | 11,\,111,\,111,\,100
+33 | 33\%
+0.15 | 15\%
+\frac{17}{50} | 34\%
+\frac14 | 25 \%
+\{1\pm\sqrt{5},-2\} | \left\{1+\sqrt{5}, 1-\sqrt{5}, -2\right\}
+\{1\pm\sqrt{5},-2\} | x = 1 \pm \sqrt{5}, x = -2
+\{1\pm\sqrt{5},-2\} | x=-2, x=1+\sqrt5, x=1-\sqrt5
+1 \pm \sqrt{19} | 1 - \sqrt{19}, 1 + \sqrt{19}
+1 \pm \sqrt{19} | \pm\sqrt{19}+1
+1 \pm \sqrt{19} | 1 \mp \sqrt{19}
+3 \pm 2 \sqrt{2} | 3 + 2\sqrt{2} \text{ or } 3 - 2\sqrt{2}
+x=5 | x = 5
+x=5 | x = \frac{10}{2}
+1,-2 | x = -2 \text{ and } x = 1
+1,-2 | x=1\quad\text{or}\quad x=-2
+1,-2 | (x=1), (x=-2)
+144 | 12^2
+288 \pi | 288\cdot\pi
+288 \pi | 288 \pi \text{ cubic units}
+288 \pi | V = 288\pi
+288 \pi | 288\pi cm^3
+7\pi | 7 pi
+\sqrt{53} | \sqrt{53} \text{ units}
+\sqrt{53} | 53^{\frac{1}{2}}
+\frac{2}{1005} | \frac{2}{1{,}005}
+5 | 5\text{ hours}
+5 | \text{5 hours}
+\frac{3}{5} | \frac{3}{5}\text{ of the cake}
+\frac{11}{2} | 5\frac{1}{2}
+\frac{11}{2} | 5.50
+\frac{11}{2} | \frac{11}{2}\,.
+\frac{11}{2} | $$\frac{11}{2}$$
+\frac{11}{2} | \frac {11}{2}
+\frac{11}{2} | \frac{11}2
+\frac{11}{2} | {11 \over 2}
+\frac{11}{2} | (11)/(2)
+\frac{11}{2} | 11⁄2
+\frac{11}{2} | \left.\frac{11}{2}\right.
+\frac{11}{2} | \cfrac{11}{2}
+\frac{11}{2} | \frac{\text{11}}{\text{2}}
+\frac{11}{2} | \tfrac{11}{2}
+7i | i \cdot 7
+7i | 7\mathrm{i}
+7i | 7 \cdot \mathrm{i}
+(2,4) | \left(2, 4\right)
+(2,4) | (2;4)
+(2,4) | ( 2 , 4 )
+(2,4) | $(2,4)$.
+x^2+1 | 1 + x^{2}
+x^2+1 | x²+1
+x^2+1 | x*x+1
+x^2+1 | x**2+1
+[-2,7] | x\in\left[-2,7\right]
+[-2,7] | -2 \leq x \leq 7
+[-2,7] | 7 \ge x \ge -2
+[-2,7] | -2≤x≤7
+(5,\infty) | x \gt 5
+(5,\infty) | 5 \lt x
+(5,\infty) | x>5
+(5,\infty) | (5, \infty )
+\text{Monday} | monday
+\text{Monday} | Monday.
+\text{yes} | Yes
+\text{no solution} | No solution
+\text{(A), (B)} | A, B
+\text{A and C} | A, C
+\text{A and C} | C and A
+1000000 | 1{,}000{,}000
+1000000 | 10^6
+1000000 | 1 \times 10^{6}
+1000000 | 1\,000\,000
+1000000 | 1e6
+-7 | {-7}
+-7 | -7.0
+-7 | - 7
+-7 | (-7)
+-7 | −7
+0 | -0
+0 | 0.0
+0 | \frac{0}{5}
+\sqrt{2}/2 | \frac{1}{\sqrt{2}}
+\sqrt{2}/2 | \sin 45^\circ
+\sqrt{2}/2 | \cos\frac{\pi}{4}
+2^{10} | 1024
+\log_{10} 100 | 2
+\ln e | 1
+e^{i\pi} | -1
+|x| | \sqrt{x^2}
+\lfloor \pi \rfloor | 3
+10! | 3628800
+\frac{10!}{3!7!} | 120
+\binom{10}{3} | 120
+\dbinom{10}{3} | 120
+{10 \choose 3} | 120
+\sin^2 x + \cos^2 x | 1
+2\sin x\cos x | \sin 2x
+2\sin x\cos x | \sin(2x)
+a^2-b^2 | (a-b)(a+b)
+\frac{1}{x-1} - \frac{1}{x+1} | \frac{2}{x^2-1}
+\frac{x^2-1}{x-1} | x+1
+\theta | θ
+\alpha+\beta | β + α
+2\pi r | 2πr
+\pi r^2 | r^2 \pi
+A = \pi r^2 | \pi r^2
+S_n = n^2 | n^2
+a_n = 2n+1 | 2n+1
+f(x)=2x | 2x
+f^{-1}(x) = 2x | 2x
+(x-1)^2+(y+2)^2=9 | (y+2)^2 + (x-1)^2 = 9
+(x-1)^2+(y+2)^2=9 | x^2-2x+y^2+4y-4=0
+0.1\overline{6} | 1/6
+0.\overline{09} | 1/11
+3:00 | 3:00
+5:3 | 5 : 3
+10\text{ m/s} | 10
+60 \text{ mph} | 60
+98.6^\circ\text{F} | 98.6
+25\text{ feet} | 25 ft
+\text{2 hours} | 2
+3\sqrt{2}\text{ units} | 3\sqrt2
+1:2 | 1:2
+""")
+DIFFERENT = rows(r"""
+0.33 | 1/3
+12 | 12 and 14
+5 | \{5\}
+1,-2 | 1
+1,-2 | 1,2
+1,-2 | 1,-2,3
+1,-2 | (1,-2)
+(1,2) | (2,1)
+(-2,1) | -2,1
+(3,4] | [3,4]
+(3,4] | (3,4)
+(3,4] | 3 \le x < 4
+(3,4] | 3 < x < 4
+52_8 | 52_9
+52_8 | 52
+52_8 | 42
+3R^2 | 3r^2
+3R^2 | 3R^3
+\frac{1}{2^{98}} | \frac{1}{2^{99}}
+\text{east} | west
+\text{(C)} | B
+\text{(C)} | c
+6-5i | 6+5i
+6-5i | -6-5i
+\cot x | \tan x
+1 \pm \sqrt{19} | 1 + \sqrt{19}
+1 \pm \sqrt{19} | -1 \pm \sqrt{19}
+x=5 | y=5
+y = 2x+3 | y=2x-3
+y = 2x+3 | x=2y+3
+5.4 \text{ cents} | 5.4 \text{ dollars}
+5 | 5 million
+5 | 5 or more
+5 | \text{at least } 5
+10080 | 1008
+58,500 | 58500.5
+58,500 | 58, 501
+\sqrt{51} | 7.14
+\sqrt{51} | 7.14142842854285
+\pi | 3.14
+\pi | 3.14159265358979
+\pi | \frac{22}{7}
+90^\circ | \pi/2
+2x | 2xyz
+ab | ba+1
+x^2 | x^3
+x^2 | 2x
+\sin x | \sin 2x
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} | \begin{pmatrix} 2 \\ 1 \end{pmatrix}
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} | \begin{pmatrix} 1 & 2 \end{pmatrix}
+(-\infty, 2) \cup (3, \infty) | (-\infty, 2] \cup (3, \infty)
+(0,9) \cup (9,36) | (0,36)
+(0,9) \cup (9,36) | (0,9),(9,36)
+x > 5 | x < 5
+x > 5 | y > 5
+x > 5 | x \ge 5
+x=1, y=2 | 2, 1
+\log 2 | \ln 2
+\sqrt{x^2} | x
+5 | -5
+28\% | 2.8
+5x - 7y + 11z + 4 = 0 | 5x - 7y + 11z - 4 = 0
+1,000 | 1
+1,234 | 1,235
+2+3=6 | 6
+\sqrt{10^{100}+1} | 10^{50}
+\pi + 10^{-400} | \pi
+100 | 1{,}00
+864 \mbox{ inches}^2 | 864 \text{ feet}^2
+864 \mbox{ inches}^2 | 864 \text{ inches}^3
+864 \mbox{ inches}^2 | 846 \mbox{ inches}^2
+15\mbox{ cm}^2 | 15 \text{ m}^2
+\frac{1}{2} | \frac{2}{1}
+\frac{1}{2} | \frac{1}{3}
+\frac{1}{3} | 0.333333333333333
+\frac{1}{3} | 0.3333...
+(8,-2) | (8,2)
+(8,-2) | (8,-2,0)
+(8,-2) | 8
+(8,-2) | \{8,-2\}
+(8,-2) | [8,-2]
+(8,-2) | 8,-2
+(3,4] | (3,4
+(3,4] | 3,4
+(3,4] | x > 3 or x <= 4
+(3,4] | x > 3 and y <= 4
+3, 5, 7 | 3, 5
+3, 5, 7 | 3, 5, 7, 9
+3, 5, 7 | 357
+3, 5, 7 | 15
+1,-2 | -1, 2
+1,-2 | 1-2
+1,-2 | 1.-2
+x=5 | x \ne 5
+x=5 | x>5
+x=5 | x^2=25
+x=5 | -5
+4210_{5} | 4210_6
+4210_{5} | 4210
+4210_{5} | 42105
+4210_{5} | 555
+4210_{5} | 4210^5
+\text{even} | \text{odd}
+\text{even} | \text{not even}
+\text{even} | \text{even or odd}
+\text{(C)} | \text{(C) or (D)}
+\text{(C)} | \text{(B)}
+\text{(C)} | 3
+\sqrt{53} | 53
+\sqrt{53} | \sqrt{35}
+\sqrt{53} | \sqrt[3]{53}
+\sqrt{53} | -\sqrt{53}
+\sqrt{53} | \pm\sqrt{53}
+\sqrt{53} | 7.28
+7\pi | 7
+7\pi | 21.99
+7\pi | 22
+7\pi | 7p
+\cot x | \cot y
+\cot x | \cot 2x
+\cot x | \cot^2 x
+\cot x | -\cot x
+\cot x | \coth x
+\cot x | \frac{\sin x}{\cos x}
+6r^2-4r-24 | 6r^2+4r-24
+6r^2-4r-24 | 6R^2-4R-24
+6r^2-4r-24 | 6x^2-4x-24
+6r^2-4r-24 | r=6
+2k | 2K
+2k | k
+2k | k^2
+2k | 2
+p - q | q - p
+p - q | P - Q
+p - q | p + q
+y = 2x + 3 | y = 2x - 3
+y = 2x + 3 | y = 3x + 2
+y = 2x + 3 | y > 2x + 3
+y = 2x + 3 | y = -2x
+(0,9) \cup (9,36) | [0,9) \cup (9,36)
+(0,9) \cup (9,36) | (0,9) \cap (9,36)
+(0,9) \cup (9,36) | (0,9) \cup (9,35)
+(0,9) \cup (9,36) | (0,9)
+(-\infty, 0] | (-\infty, 0)
+(-\infty, 0] | [0, \infty)
+(-\infty, 0] | (\infty, 0]
+x \in [-2,7] | x \in (-2,7)
+x \in [-2,7] | -2, 7
+\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | \begin{pmatrix} 1 & 0 \\ 0 & 1 \end{pmatrix}
+\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | \begin{pmatrix} 0 & -1 \\ -1 & 0 \end{pmatrix}
+\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | -1
+\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | \begin{vmatrix} -1 & 0 \\ 0 & -1 \end{vmatrix}
+\{1\pm\sqrt{5},-2\} | \{1+\sqrt{5},-2\}
+\{1\pm\sqrt{5},-2\} | \{1\pm\sqrt{5},2\}
+90^\circ | 90^2
+90^\circ | 9^\circ
+90^\circ | 90 \text{ radians}
+30^\circ | \frac{\pi}{6}
+13535 | 13,53,5
+13535 | 1,3535
+13535 | 13.535
+2000 | 2,00
+2000 | 2.000
+2000 | 2000 \text{ thousand}
+2000 | 2000 million
+2000 | < 2000
+2000 | \approx 2000
+2000 | 2000!
+2000 | -2000
+2000 | 20,00
+2000 | 2000x
+2000 | 2000i
+2000 | 2000 \text{ or } 2001
+2000 | \text{more than } 2000
+2000 | not 2000
+2000 | 2000 - 2001
+2000 | 1999.9999999
+2000 | 2000.0000000000000000001
+2000 | two thousand and one
+5 | 5\sqrt{1+10^{-50}}
+5 | 5x^0+0.1
+25\% | \frac{1}{2}
+25\% | 2.5
+25\% | 0.0025
+1\frac{4}{5} | \frac{4}{5}
+1\frac{4}{5} | 1\cdot\frac{4}{5}
+1\frac{4}{5} | \frac{14}{5}
+\frac{243}{625} | 0.389
+\frac{243}{625} | 0.3889
+\{4\} | 4
+e^2 | 7.389
+i | -i
+i | 1
+\ln 2 | 0.693
+(2,4) | 2,4
+(2,4) | [2,4]
+(2,4) | \{2,4\}
+(2,4) | (4,2)
+7i | 7
+7i | -7i
+x^2+1 | x^2-1
+x^2+1 | y^2+1
+x^2+1 | X^2+1
+\text{A and C} | \text{A and B}
+\text{A and C} | A
+\text{A and C} | AC
+1000000 | 100000
+1000000 | 1,000,00
+70\sqrt{2} | 7\ 0\sqrt{2}
+34 | 3\,4
+34 | 3\ 4
+34 | 3 4
+1000000 | 10^7
+\sqrt{2}/2 | 0.7071067811865475
+\sqrt{2}/2 | 0.70710678118654752440084436210484903928483593768847
+\pi | 3.141592653589793238462643383279502884197169399375105820974944592307816406286208998628034825342117068
+2\pi r | 2\pi R
+2\pi r | \pi r^2
+a^2-b^2 | a^2+b^2
+a^2-b^2 | A^2-B^2
+|x| | x
+|x| | -x
+\ln x^2 | \ln x
+3:2 | 2:3
+3:2 | 6
+f(x)=2x | f(x)=3x
+(x-1)^2+(y+2)^2=9 | (x-1)^2+(y+2)^2=3
+(x-1)^2+(y+2)^2=9 | (x+1)^2+(y+2)^2=9
+25\text{ feet} | 25 \text{ inches}
+60 \text{ mph} | 60 \text{ km}
+98.6 | 98.6 \text{ thousand}
+\text{yes} | \text{no}
+x = 3 \text{ or } x=4 | x=3
+x = 3 | x = 3 \text{ or } x=4
+0.1\overline{6} | 0.16
+0.1\overline{6} | 0.1666
+5 | 5 - 1
+5 | 6 \text{ or } 5
+5 | \pm 5
+5 | 5, -5
+5 | |5| + 1
+5 | 5 = 6
+5 | 4 = 5
+4 | 2+3 = 4
+5 | 5 \ne 5
+5 | x = 5 = 6
+100 | 1 00
+1/2 | 1/2x
+1/2 | 1/2\pi
+2^{100} | 2^{100}+1
+10^{50} | 10^{50}+1
+\frac{1}{3} | 0.33333333333333333333333333333333333333333333
+""")
+
+
+@pytest.mark.parametrize(("a", "b"), EQUAL)
+def test_equal(a, b):
+    assert is_equal(a, b) and is_equal(b, a)
+
+
+@pytest.mark.parametrize(("a", "b"), DIFFERENT)
+def test_different(a, b):
+    assert not is_equal(a, b) and not is_equal(b, a)
+
+
+def test_grade():
+    assert grade(r"so \boxed{\frac{2}{4}}", "0.5")
+    assert not grade("so 0.5", "0.5")
+    assert not grade(r"\boxed{0.5", "0.5")
+    assert not is_equal("", "") and not is_equal(" ", "  ")
+
+
+# ------------------------------------------------ hostile answers ------------------------------------------------
+
+HOSTILE = [
+    "9^{9^{9^{9}}}", "2^{2^{2^{2^{2^{2}}}}}", r"e^{e^{e^{e^{10}}}}", r"\exp(\exp(\exp(\exp(10))))", "x^{x^{x^{x^{x}}}}",
+    r"\pi^{\pi^{\pi^{\pi}}}", "{" * 10**5 + "1" + "}" * 10**5, "(" * 400 + "1" + ")" * 400,
+    r"\sqrt{" * 150 + "2" + "}" * 150,
+    r"\frac{1}{" * 100 + "1" + "}" * 100, "1" * 10**6, "x+" * 500_000 + "1", "1000000000!", "((5!)!)!", "100!!!",
+    r"\binom{1000000}{500000}", "9" * 999, "1e999999999", "1e-999", r"10^{-10^{10}}", "{{{{", "}}}}", r"\left(",
+    r"\frac{1}",
+    r"\frac{1}{0}", "0^{-1}", r"\begin{pmatrix} 1 & 2", r"\begin{pmatrix} 1 & 2 \\ 3 \end{pmatrix}", "\\" * 900,
+    "_" * 500,
+    "-" * 900 + "1", r"\sin" * 150 + " x", "|" * 201 + "x", r"\pm" * 200 + "1", "(a+b+c+d+f+g)^{300}", "(x+y+z)^{900}",
+    "".join(f"(x+{i})" for i in range(120)), "+".join(rf"\frac{{1}}{{x+{i}}}" for i in range(60)),
+    r"(\sqrt{2}+\sqrt{3}+\sqrt{5}+\sqrt{7}+\sqrt{11})^{100}", r"\lfloor e^{400} \rfloor", r"\sin(10^{900})",
+    "(1+i)^{1000}",
+    ",".join(map(str, range(200))), "__import__('os').system('touch hostile')", "\0", "\ud800", "a\u0301" * 300,
+    "\ufdfa" * 900,
+    "exec(open('x').read())", "x.__class__", "lambda: 0", r"\input{/etc/passwd}", r"\write18{touch hostile}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_answers_cost_little_and_are_not_right(answer):
+    is_equal(r"\sqrt{8}", "3")  # the worker is ready
+    for gold in ("5", r"x+\sqrt{2}"):
+        began = time.monotonic()
+        assert not is_equal(answer, gold)
+        assert not is_equal(gold, answer)
+        assert time.monotonic() - began < 4.5
+    assert not list(ROOT.rglob("hostile"))
+
+
+# --------------------------------------------------- the worker ---------------------------------------------------
+
+
+def test_importing_starts_nothing_and_the_worker_needs_only_sympy():
+    code = "import sys, eval; assert 'latex' not in sys.modules; print(eval.WORKER.process)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "None", done.stderr
+    code = "import sys, latex; assert not {'torch', 'numpy', 'eval', 'common'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_a_dead_worker_is_replaced():
+    assert is_equal(r"\sqrt{8}", r"2\sqrt{2}")
+    os.kill(grader.WORKER.process.pid, signal.SIGKILL)
+    assert is_equal(r"\sqrt{8}", r"2\sqrt{2}")
+    os.kill(grader.WORKER.process.pid, signal.SIGKILL)
+    grader.WORKER.process.wait()
+    assert is_equal(r"\sqrt{8}", r"2\sqrt{2}")
+
+
+def test_the_worker_limits_its_memory():
+    assert is_equal(r"\sqrt{8}", r"2\sqrt{2}")
+    limits = Path(f"/proc/{grader.WORKER.process.pid}/limits")
+    if not limits.exists():
+        pytest.skip("no /proc")
+    assert str(2**30) in next(line for line in limits.read_text().splitlines() if "address space" in line)
+
+
+def test_a_slow_comparison_is_killed_and_counted():
+    is_equal(r"\sqrt{8}", "3")
+    before = dict(grader.counts)
+    os.kill(grader.WORKER.process.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert not is_equal(r"\sqrt{8}", r"2\sqrt{2}")
+    assert time.monotonic() - began < 2
+    assert grader.counts["timeout"] == before["timeout"] + 1
+    assert is_equal(r"\sqrt{8}", r"2\sqrt{2}")
+
+
+def test_threads_share_the_worker():
+    verdicts = {}
+
+    def work(i):
+        verdicts[i] = [is_equal(rf"{i}\sqrt{{8}}", rf"{2 * j}\sqrt{{2}}") for j in range(8)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == {i: [i == j for j in range(8)] for i in range(8)}
+
+
+def test_a_forked_child_has_its_own_worker_and_nothing_outlives_its_parent():
+    code = r"""
+import os, eval
+assert eval.is_equal(r"\sqrt{8}", r"2\sqrt{2}")
+parent = eval.WORKER.process.pid
+if (child := os.fork()) == 0:
+    good = eval.is_equal(r"\sqrt{8}", r"2\sqrt{2}") and eval.WORKER.process.pid != parent
+    print(eval.WORKER.process.pid, flush=True)
+    os._exit(0 if good else 1)
+assert os.waitpid(child, 0)[1] == 0 and eval.is_equal(r"\sqrt{18}", r"3\sqrt{2}")
+print(parent)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True, timeout=60
+    )
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert done.returncode == 0 and len(pids) == 2, done.stderr
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids)
+
+
+def test_plain_comparisons_are_fast():
+    pairs = [(f"{i},{i % 1000:03d}", rf"\frac{{{i}}}{{7}}") for i in range(1, 1000)] * 5
+    began = time.monotonic()
+    for a, b in pairs:
+        is_equal(a, b)
+    assert len(pairs) / (time.monotonic() - began) > 20_000
+
+
+# --------------------------------------------------- properties ---------------------------------------------------
+
+NUMBERS = st.one_of(
+    st.integers(-999, 999).map(str),
+    st.tuples(st.integers(-99, 99), st.integers(1, 99)).map(lambda ab: rf"\frac{{{ab[0]}}}{{{ab[1]}}}"),
+    st.integers(2, 99).map(lambda n: rf"\sqrt{{{n}}}"),
+    st.sampled_from([r"\pi", "x", "e", "2i", r"\sin x", "x^2", r"\log_{2} 3"]),
+)
+EXPRESSIONS = st.recursive(
+    NUMBERS,
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map(lambda ab: f"{ab[0]} + {ab[1]}"),
+        st.tuples(inner, inner).map(lambda ab: rf"\left( {ab[0]} \right) \cdot \left( {ab[1]} \right)"),
+        st.tuples(inner, st.integers(1, 9)).map(lambda ab: rf"\frac{{ {ab[0]} }}{{ {ab[1]} }}"),
+    ),
+    max_leaves=4,
+)
+ANSWERS = st.one_of(
+    EXPRESSIONS,
+    st.tuples(EXPRESSIONS, EXPRESSIONS).map(lambda ab: f"( {ab[0]} , {ab[1]} )"),
+    st.tuples(EXPRESSIONS, EXPRESSIONS).map(lambda ab: f"{ab[0]} , {ab[1]}"),
+)
+SPACES = ("", " ", "  ", r"\, ", r"\; ", r"\! ", r"\quad ")
+
+
+@settings(max_examples=80, deadline=None)
+@given(ANSWERS, ANSWERS)
+def test_equality_is_symmetric_and_reflexive(a, b):
+    assert is_equal(a, b) == is_equal(b, a)
+    assert is_equal(a, f"{a} ")
+
+
+@settings(max_examples=80, deadline=None)
+@given(ANSWERS, st.lists(st.sampled_from(SPACES), min_size=80, max_size=80))
+def test_spacing_changes_nothing(answer, spaces):
+    spaced = "".join(space + part for space, part in zip(spaces, answer.split(" "), strict=False))
+    assert is_equal(answer, spaced)
+
+
+@settings(max_examples=80, deadline=None)
+@given(EXPRESSIONS, st.sampled_from(["1", r"\frac{1}{1000}", r"10^{-80}", r"\sqrt{2}"]))
+def test_a_is_never_a_plus_something(a, more):
+    assert not is_equal(a, f"{a} + {more}")
+    assert not is_equal(f"{a} + {more}", a)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(alphabet=r"0123xyi\{}()[]^_,.+-=<>|!%$ ab&°√½π", max_size=40))
+def test_any_text_gets_a_verdict(text):
+    began = time.monotonic()
+    assert not is_equal(text, r"\sqrt{1234567}")
+    assert time.monotonic() - began < 2.5
+
+
+# --------------------------------------------------- real golds ---------------------------------------------------
+
+REWRITES = [
+    lambda gold: gold.replace(r"\frac", r"\dfrac"),
+    lambda gold: gold.replace(r"\left", "").replace(r"\right", ""),
+    lambda gold: f"${gold}$",
+    lambda gold: rf"\({gold}\)",
+    lambda gold: rf"\boxed{{{gold}}}",
+    lambda gold: rf"{{\color{{red}} {gold}}}",
+    lambda gold: rf" {gold} .",
+    lambda gold: gold.replace(" ", ""),
+    lambda gold: gold.replace(",", ", ") if "(" in gold else gold,
+    lambda gold: gold.replace("-", "−").replace(r"\pi", "π").replace(r"\infty", "∞").replace(r"\cup", "∪"),
+    lambda gold: gold.replace(r"^\circ", "°"),
+    lambda gold: gold.replace("pmatrix", "bmatrix"),
+]
+
+
+def test_math500_golds_equal_themselves_and_their_rewritten_forms():
+    wrong = [
+        (gold, rewrite(gold)) for gold in set(golds()) for rewrite in REWRITES if not is_equal(rewrite(gold), gold)
+    ]
+    assert not wrong
+
+
+def test_math500_numbers_are_not_their_neighbours():
+    numbers = [gold for gold in set(golds()) if gold.isdigit()]
+    assert not [
+        gold for gold in numbers if is_equal(gold, str(int(gold) + 1)) or is_equal(f"-{gold}", gold) and gold != "0"
+    ]
+
+
+def test_gsm8k_solutions_grade_themselves():
+    path = DATA / "gsm8k_test.jsonl"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    for row in map(json.loads, path.read_text().splitlines()):
+        gold = row["answer"].split("####")[-1].strip()
+        assert grade(row["answer"], gold) and not grade(row["answer"], gold + "1")
