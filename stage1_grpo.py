@@ -119,10 +119,10 @@ def rollout_figures(rollouts, args) -> dict:
             "entropy_estimate_nats": surprise / tokens, "sampled_tokens": int(tokens)}
 
 
-def nothing_to_learn(recent: list[dict]) -> bool:
-    """Five rollout batches in a row nearly all cut off and without a single mixed group: the gradient is zero."""
-    return len(recent) >= 5 and all(
-        figures["truncated_fraction"] > 0.9 and figures["mixed_groups_fraction"] == 0 for figures in recent[-5:])
+def nothing_to_learn(recent: list[dict], patience: int) -> bool:
+    """So many rollout batches in a row nearly all cut off and without a single mixed group: the gradient is zero."""
+    return 0 < patience <= len(recent) and all(
+        figures["truncated_fraction"] > 0.9 and figures["mixed_groups_fraction"] == 0 for figures in recent[-patience:])
 
 
 # ---------------------------------------------------------------- flags and the loop
@@ -160,6 +160,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--mask-truncated", action="store_true",
                        help="leave out completions that were cut at --max-new-tokens, instead of giving them reward 0")
     group = parser.add_argument_group("run")
+    group.add_argument("--give-up-after", type=int, default=5,
+                       help="stop after N rollout batches in a row that are cut off and teach nothing; 0: never")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--save-every", type=int, default=20, help="optimiser steps between saved states; 0: never")
     group.add_argument("--eval-problems", type=Path, help="problems to evaluate on while training")
@@ -219,10 +221,10 @@ def main(args) -> None:
             rollouts = make_rollouts(policy, tokenizer, problems, prompts, args, stop, batch_number)
             sample_seconds = time.perf_counter() - start
             recent.append(rollout_figures(rollouts, args))
-            if nothing_to_learn(recent):
+            if nothing_to_learn(recent, args.give_up_after):
                 raise SystemExit(
-                    f"{args.out}: stopped at step {step}: in five rollout batches over 90% of the completions were cut "
-                    f"off at --max-new-tokens {args.max_new_tokens} and no group had both outcomes; nothing is learnt")
+                    f"{args.out}: stopped at step {step}: in {args.give_up_after} rollout batches over 90% of the "
+                    f"completions were cut off at --max-new-tokens {args.max_new_tokens} and no group had both outcomes; nothing is learnt")
             log_samples(args.out, step, tokenizer, rollouts)
             if args.mask_truncated:                             # out of the loss and out of the token count
                 rollouts.completion_mask &= rollouts.finished[:, None]
