@@ -4,14 +4,17 @@ As a module it is the reward (equation 1) of every stage, the judge of the certi
 
     extract_answer(text) -> str | None        is_equal(answer, gold) -> bool        grade(completion, gold) -> bool
 
-As a script it samples a model on problems and writes a table row:
+As a script it samples a model on problems, or takes the completions that another engine made, and writes a table row:
 
     python eval.py --model runs/student --problems test.jsonl --samples 16 --out runs/student_eval
     torchrun --nproc_per_node=2 eval.py …                               # the ranks share the problems
+    python eval.py --grade completions.jsonl --out runs/graded          # rows with completion (or completions), answer
 
-Reads problems (`problem` or `question`, and `answer`) and a model (a checkpoint directory or a finished run).
-Writes OUT/completions.jsonl (a line a problem: completions, verdicts, lengths) and OUT/scores.json (avg@k, pass@k,
-maj@k, truncation, mean length, each with its 95% interval).
+Writes OUT/completions.jsonl (a line a problem: completions, verdicts, lengths), OUT/scores.json (avg@k, pass@k, maj@k,
+truncation, length, with 95% intervals; by level and subject where rows have them) and OUT/failures.html, for people
+who want to read what went wrong.  The same command again goes on where an evaluation was interrupted.
+
+When in doubt the judge says no: a false "right" corrupts a reward, a false "wrong" only thins it.
 """
 import argparse
 import atexit
@@ -25,6 +28,7 @@ import sys
 import threading
 import time
 from fractions import Fraction
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +36,9 @@ import torch
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION, bootstrap_interval, check_context, encode_prompts, find_model, finish_run, gather_list, load_model,
-    load_problems, load_tokenizer, open_run, random_generator, rank, sample, say, setup_distributed, share, stop_ids,
-    write_json, write_text,
+    INSTRUCTION, bootstrap_interval, check_context, encode_prompts, fail, find_model, finish_run, gather_list,
+    load_model, load_problems, load_tokenizer, open_run, random_generator, rank, sample, say, setup_distributed, share,
+    stop_ids, write_json, write_text,
 )
 
 # ================================================================ reading
@@ -232,54 +236,151 @@ def score(rows: list[dict]) -> dict:
     Intervals are 95%: over problems (bootstrap: had the problems been others), and for avg@k over samples too (had the
     completions for these problems been others).
     """
-    right = np.array([row["verdicts"] for row in rows], dtype=float)            # (problems, k)
-    num_problems, k = right.shape
+    right = [np.array(row["verdicts"], dtype=float) for row in rows]
+    sizes = {len(verdicts) for verdicts in right}
+    k = min(sizes)
     per_problem = {
-        f"avg@{k}": right.mean(1),
-        **{f"pass@{n}": np.array([pass_at_k(k, int(c), n) for c in right.sum(1)])
+        f"avg@{k}" if len(sizes) == 1 else "avg": np.array([verdicts.mean() for verdicts in right]),
+        **{f"pass@{n}": np.array([pass_at_k(len(verdicts), int(verdicts.sum()), n) for verdicts in right])
            for n in (2, 4, 8, 16, 32, 64, 128, 256) if n <= k},
         f"maj@{k}": np.array([majority_is_right([extract_answer(text) for text in row["completions"]], row["verdicts"])
-                              for row in rows]),
-        "truncated_fraction": 1.0 - np.array([row["finished"] for row in rows], dtype=float).mean(1),
-        "mean_length_tokens": np.array([row["lengths"] for row in rows], dtype=float).mean(1)}
+                              for row in rows])}
+    if all("finished" in row for row in rows):
+        per_problem["truncated_fraction"] = np.array([1 - np.mean(row["finished"]) for row in rows])
+    if all("lengths" in row for row in rows):
+        per_problem["mean_length_tokens"] = np.array([np.mean(row["lengths"]) for row in rows])
     scores = {name: {"value": float(values.mean()),
-                     "interval_over_problems": bootstrap_interval(lambda i, v=values: v[i].mean(), num_problems)}
+                     "interval_over_problems": bootstrap_interval(lambda i, v=values: v[i].mean(), len(rows))}
               for name, values in per_problem.items()}
-    rng = np.random.default_rng(0)
-    resampled = [np.take_along_axis(right, rng.integers(0, k, right.shape), 1).mean() for _ in range(1000)]
-    scores[f"avg@{k}"]["interval_over_samples"] = [float(x) for x in np.percentile(resampled, [2.5, 97.5])]
-    return {"num_problems": num_problems, "samples": k, **scores}
+    average, rng = next(iter(scores.values())), np.random.default_rng(0)
+    resampled = [np.mean([rng.choice(verdicts, len(verdicts)).mean() for verdicts in right]) for _ in range(200)]
+    average["interval_over_samples"] = [float(bound) for bound in np.percentile(resampled, [2.5, 97.5])]
+    without_answer = sum(extract_answer(text) is None for row in rows for text in row["completions"])
+    return {"num_problems": len(rows), "samples": k, **scores, "by": score_by_tag(rows),
+            "grader": {"without_answer": without_answer, **counts}}
+
+
+def score_by_tag(rows: list[dict]) -> dict:
+    """avg@k for each level and each subject, where rows carry them.  -> {"level": {"3": {"problems", "value"}}}"""
+    table: dict = {}
+    for tag in ("level", "subject"):
+        for value in sorted({str(row[tag]) for row in rows if tag in row}):
+            part = [np.mean(row["verdicts"]) for row in rows if str(row.get(tag)) == value]
+            table.setdefault(tag, {})[value] = {"problems": len(part), "value": float(np.mean(part))}
+    return table
 
 
 def evaluate(model, tokenizer, problems, prompts, *, samples: int, max_new_tokens: int, temperature: float,
-             top_p: float, top_k: int, eos_ids: list[int], seed: int, batch_size: int,
+             top_p: float, top_k: int, eos_ids: list[int], seed: int, batch_size: int, keep: Path | None = None,
              progress: bool = False) -> list[dict]:
     """Sample and grade each problem `samples` times; ranks share the problems.  -> completions.jsonl's rows.
 
     batch_size: rollouts sampled at a time.  Problem i's completions depend on (seed, i's batch), not on timing.
+    keep: a file to which each batch is appended, one line a batch; those that it holds already are not done again.
     """
     indices, rows, right, tokens, start = share(list(range(len(problems)))), [], 0, 0, time.perf_counter()
     per_batch = max(1, batch_size // samples)
+    kept = read_whole_lines(keep)
     bar = tqdm(total=len(indices) * samples, unit="completion", desc="evaluate", disable=not progress or rank() > 0)
-    for batch in (indices[i:i + per_batch] for i in range(0, len(indices), per_batch)):
-        rollouts = sample(model, [prompts[i] for i in batch], samples_per_prompt=samples, max_new_tokens=max_new_tokens,
-                          temperature=temperature, top_p=top_p, top_k=top_k, eos_ids=eos_ids,
-                          pad_id=tokenizer.pad_token_id, generator=random_generator(seed, "evaluate", batch[0]))
-        texts = tokenizer.batch_decode(rollouts.completions(), skip_special_tokens=True)
-        lengths, finished = rollouts.completion_mask.sum(1).tolist(), rollouts.finished.tolist()
-        for place, i in enumerate(batch):
-            part = slice(place * samples, (place + 1) * samples)
-            problem, verdicts = problems[i], [grade(text, problems[i].answer) for text in texts[part]]
-            rows.append({"id": problem.id, "problem": problem.text, "answer": problem.answer, **problem.tags,
-                         "completions": texts[part], "verdicts": verdicts, "lengths": lengths[part],
-                         "finished": finished[part]})
-            right += sum(verdicts)
-        tokens += sum(lengths)
-        bar.update(len(batch) * samples)
+    for number, batch in enumerate(indices[i:i + per_batch] for i in range(0, len(indices), per_batch)):
+        if number < len(kept):
+            batch_rows = kept[number]
+        else:
+            rollouts = sample(model, [prompts[i] for i in batch], samples_per_prompt=samples,
+                              max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+                              eos_ids=eos_ids, pad_id=tokenizer.pad_token_id,
+                              generator=random_generator(seed, "evaluate", batch[0]))
+            batch_rows = judge(rollouts, [problems[i] for i in batch], tokenizer, samples)
+            tokens += int(rollouts.completion_mask.sum())
+            if keep is not None:
+                with open(keep, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(batch_rows) + "\n")
+        rows += batch_rows
+        right += sum(sum(row["verdicts"]) for row in batch_rows)
         speed = tokens / (time.perf_counter() - start)
-        bar.set_postfix_str(f"avg {right / (len(rows) * samples):.3f}, {speed:.0f} tokens/s")
+        bar.set_postfix_str(f"avg {right / (len(rows) * samples):.3f}, {speed:.0f} tokens/s", refresh=False)
+        bar.update(len(batch) * samples)
     bar.close()
     return gather_list(rows)
+
+
+def judge(rollouts, problems, tokenizer, samples: int) -> list[dict]:
+    """Grade the rollouts of some problems, `samples` adjacent ones each.  -> a row a problem."""
+    texts = tokenizer.batch_decode(rollouts.completions(), skip_special_tokens=True)
+    lengths, finished = rollouts.completion_mask.sum(1).tolist(), rollouts.finished.tolist()
+    rows = []
+    for place, problem in enumerate(problems):
+        part = slice(place * samples, (place + 1) * samples)
+        rows.append({"id": problem.id, "problem": problem.text, "answer": problem.answer, **problem.tags,
+                     "completions": texts[part], "verdicts": [grade(text, problem.answer) for text in texts[part]],
+                     "lengths": lengths[part], "finished": finished[part]})
+    return rows
+
+
+def read_whole_lines(path: Path | None) -> list:
+    """The objects of a file of JSON lines; a last line that was torn off when its writer died is cut away."""
+    if path is None or not path.is_file():
+        return []
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    path.write_bytes(whole + b"\n" if whole else b"")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def read_graded_rows(path: Path) -> list[dict]:
+    """Rows of another engine: `completion` or `completions`, and `answer`; rows of one `id` or `problem` are joined."""
+    if not path.is_file():
+        fail(f"--grade {path}: no such file")
+    rows: dict = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line or "null") or {"completions": []}
+            completions = row["completions"] if "completions" in row else [row["completion"]]
+            answer = "" if not completions else str(row["answer"]).split("####")[-1].strip()
+        except (json.JSONDecodeError, KeyError, TypeError):
+            fail(f"--grade {path}, line {number}: an object with completion (or completions) and answer is expected")
+        if completions:
+            key = row.get("id", row.get("problem", number))
+            first = rows.setdefault(key, {**row, "id": key, "answer": answer, "completions": []})
+            first.pop("completion", None)
+            first["completions"] += completions
+    if not rows:
+        fail(f"--grade {path}: the file holds no completions")
+    return list(rows.values())
+
+
+def grade_rows(rows: list[dict]) -> list[dict]:
+    """Judge what another engine sampled.  -> rows as in completions.jsonl"""
+    bar, right, done = tqdm(rows, unit="problem", desc="grade"), 0, 0
+    for row in bar:
+        row["verdicts"] = [grade(text, row["answer"]) for text in row["completions"]]
+        for name in ("finished", "lengths"):             # kept where the engine told them for each completion
+            if len(row.get(name) or []) != len(row["completions"]):
+                row.pop(name, None)
+        right, done = right + sum(row["verdicts"]), done + len(row["verdicts"])
+        bar.set_postfix_str(f"avg {right / done:.3f}", refresh=False)
+    return rows
+
+
+def failures_page(rows: list[dict], most: int = 200) -> str:
+    """HTML: one wrong completion of each problem, the most often failed first: extracted answer, gold, its end."""
+    failed = sorted((row for row in rows if not all(row["verdicts"])), key=lambda row: np.mean(row["verdicts"]))
+    parts = []
+    for row in failed[:most]:
+        place = row["verdicts"].index(False)
+        text = row["completions"][place]
+        cut = ", cut off at the longest length" if "finished" in row and not row["finished"][place] else ""
+        extracted = extract_answer(text)
+        said = "<i>no answer found</i>" if extracted is None else f"<code>{escape(extracted[:300])}</code>"
+        parts.append(f"""<section><p><b>{sum(row["verdicts"])} of {len(row["verdicts"])} right.</b>
+            Extracted {said}, gold <code>{escape(row["answer"])}</code>{cut}</p>
+            <p>{escape(str(row.get("problem", row["id"]))[:1500])}</p><pre>… {escape(text[-700:])}</pre></section>""")
+    style = """body{max-width:900px;margin:2em auto;font:15px/1.5 system-ui;color:#1c2530;padding:0 1em}
+        section{border-top:1px solid #dde2e7;padding:.6em 0} pre{white-space:pre-wrap;background:#f6f8f9;padding:.6em}
+        code{background:#f0f2f4;padding:0 .3em;overflow-wrap:anywhere}"""
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Failures</title><style>{style}</style>
+        <h1>What went wrong</h1><p>{len(failed)} of {len(rows)} problems have a wrong completion; below is one of each
+        of the {min(most, len(failed))} most often failed.  The judge gave up on {counts["timeout"] + counts["failed"]}
+        comparisons and could not read {counts["unreadable"]}.</p>{"".join(parts)}</html>"""
 
 
 def accuracy(model, tokenizer, problems, prompts, args, eos_ids: list[int]) -> float:
@@ -291,8 +392,9 @@ def accuracy(model, tokenizer, problems, prompts, args, eos_ids: list[int]) -> f
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint directory, or a finished run")
-    parser.add_argument("--problems", type=Path, required=True, help="problems, JSON lines")
+    parser.add_argument("--model", type=Path, help="checkpoint directory, or a finished run")
+    parser.add_argument("--problems", type=Path, help="problems, JSON lines")
+    parser.add_argument("--grade", type=Path, help="judge these completions instead; rows of completion(s), answer")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     group = parser.add_argument_group("sampling")
     group.add_argument("--samples", type=int, default=16, help="completions per problem, the k of avg@k")
@@ -312,6 +414,34 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def main(args) -> None:
+    if (args.grade is None) == (args.model is None) or (args.model is None) != (args.problems is None):
+        fail("give --model and --problems to sample and judge, or --grade to judge the completions of a file")
+    if args.samples < 1 or args.max_new_tokens < 1 or args.temperature < 0:
+        fail("--samples and --max-new-tokens must be 1 or more, and --temperature 0 or more")
+    rows = grade_file(args) if args.grade else sample_and_judge(args)
+    if rows is None:
+        return
+    scores = score(rows)
+    if rank() == 0:
+        write_text(args.out / "completions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_json(args.out / "scores.json", scores)
+        write_text(args.out / "failures.html", failures_page(rows))
+        for file in args.out.glob("partial_rank*.jsonl"):
+            file.unlink()
+    for name, figures in scores.items():
+        if isinstance(figures, dict) and "value" in figures:
+            low, high = figures["interval_over_problems"]
+            say(f"{name:20s} {figures['value']:9.3f}   95% over problems [{low:.3f}, {high:.3f}]")
+    say(f"{args.out / 'failures.html'}: what went wrong, to read")
+    finish_run(args.out)
+
+
+def grade_file(args) -> list[dict] | None:
+    rows = read_graded_rows(args.grade)
+    return grade_rows(rows) if open_run(args) else None
+
+
+def sample_and_judge(args) -> list[dict] | None:
     device = setup_distributed()
     problems = load_problems(args.problems)[:args.num_problems or None]
     parent = find_model(args.model, args.allow_failed_certificate)
@@ -320,20 +450,12 @@ def main(args) -> None:
     prompts = encode_prompts(tokenizer, problems, args)
     check_context(model_dir, problems, prompts, args.max_new_tokens)
     if not open_run(args, {"model": parent}):
-        return
+        return None
     model = load_model(model_dir, tokenizer, getattr(torch, args.dtype), device)
-    rows = evaluate(model, tokenizer, problems, prompts, samples=args.samples, max_new_tokens=args.max_new_tokens,
+    return evaluate(model, tokenizer, problems, prompts, samples=args.samples, max_new_tokens=args.max_new_tokens,
                     temperature=args.temperature, top_p=args.top_p, top_k=args.top_k,
-                    eos_ids=stop_ids(model_dir, tokenizer), seed=args.seed, batch_size=args.batch_size, progress=True)
-    scores = score(rows)
-    if rank() == 0:
-        write_text(args.out / "completions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        write_json(args.out / "scores.json", scores)
-    for name, figures in scores.items():
-        if isinstance(figures, dict):
-            low, high = figures["interval_over_problems"]
-            say(f"{name:20s} {figures['value']:9.3f}   95% over problems [{low:.3f}, {high:.3f}]")
-    finish_run(args.out)
+                    eos_ids=stop_ids(model_dir, tokenizer), seed=args.seed, batch_size=args.batch_size,
+                    keep=args.out / f"partial_rank{rank()}.jsonl", progress=True)
 
 
 if __name__ == "__main__":

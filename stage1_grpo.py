@@ -31,7 +31,7 @@ from common import (
     random_generator, rank, sample, save_model, save_state, say, setup_distributed, share, stop_ids, sum_gradients,
     working_copy, write_json,
 )
-from eval import accuracy, grade
+from eval import accuracy, counts, grade
 from stage4_distill import reverse_kl
 
 # ---------------------------------------------------------------- equations
@@ -224,7 +224,8 @@ def main(args) -> None:
             if nothing_to_learn(recent, args.give_up_after):
                 raise SystemExit(
                     f"{args.out}: stopped at step {step}: in {args.give_up_after} rollout batches over 90% of the "
-                    f"completions were cut off at --max-new-tokens {args.max_new_tokens} and no group had both outcomes; nothing is learnt")
+                    f"completions were cut off at --max-new-tokens {args.max_new_tokens} and no group had both "
+                    "outcomes; nothing is learnt")
             log_samples(args.out, step, tokenizer, rollouts)
             if args.mask_truncated:                             # out of the loss and out of the token count
                 rollouts.completion_mask &= rollouts.finished[:, None]
@@ -270,7 +271,8 @@ def main(args) -> None:
         loss, clipped, gap = all_sum(loss_sum, clipped_sum, gap_sum)
         figures = {**recent[-1], "loss": loss, "grad_norm": grad_norm, "num_tokens": int(num_tokens),
                    "clipped_fraction": clipped / max(num_tokens, 1), "sampler_gap_mean_nats": gap / max(num_tokens, 1),
-                   "sampler_gap_max_nats": gap_max, "sample_seconds": sample_seconds,
+                   "sampler_gap_max_nats": gap_max, "grader_gave_up": counts["timeout"] + counts["failed"],
+                   "sample_seconds": sample_seconds,
                    "train_seconds": seconds - sample_seconds, "tokens_per_second": num_tokens / seconds, **totals}
         if args.eval_every and (step % args.eval_every == 0 or step == args.max_steps):
             figures["eval_accuracy"] = accuracy(policy, tokenizer, eval_problems, eval_prompts, args, stop)

@@ -71,23 +71,6 @@ def test_stage4_brings_a_disturbed_student_back_to_its_teacher(toy, copy_of, tmp
     assert sum(rows[-3:]) / 3 < 0.5 * rows[0]
 
 
-def test_pass_at_k_and_majority_by_hand():
-    assert judge.pass_at_k(4, 1, 1) == 0.25 and judge.pass_at_k(4, 1, 4) == 1 and judge.pass_at_k(4, 2, 2) == pytest.approx(1 - 1 / 6)
-    assert judge.majority_is_right(["1/2", "3", "0.5", None], [True, False, True, False]) == 1, "1/2 and 0.5 vote together"
-    assert judge.majority_is_right(["3", "3", "0.5"], [False, False, True]) == 0
-    assert judge.majority_is_right([None, None], [False, False]) == 0
-
-
-def test_intervals_of_an_evaluation():
-    """All problems alike: no spread over problems; each always or never right: none over samples."""
-    def rows(verdicts):
-        return [{"id": str(i), "completions": [""] * 4, "verdicts": v, "lengths": [1] * 4, "finished": [True] * 4} for i, v in enumerate(verdicts)]
-    alike = judge.score(rows([[True, False, True, False]] * 20))["avg@4"]
-    assert alike["interval_over_problems"] == [0.5, 0.5] and alike["interval_over_samples"][0] < 0.5 < alike["interval_over_samples"][1]
-    extreme = judge.score(rows([[True] * 4, [False] * 4] * 10))["avg@4"]
-    assert extreme["interval_over_samples"] == [0.5, 0.5] and extreme["interval_over_problems"][0] < 0.5
-
-
 @pytest.mark.parametrize("scale", ["toy", "smollm2", "paper"])
 def test_every_printed_command_parses(scale, tmp_path, capsys):
     """--dry-run prints the exact commands; each is one that its script's own flags accept."""
