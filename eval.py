@@ -94,6 +94,7 @@ NOISE = re.compile(  # spacing and dollars, but between digits only the spaces o
     r"(?<!\\)\\(?:(?:left|right|displaystyle)(?![a-zA-Z])|\$|[!,;: ](?![0-9](?![0-9]{2}(?![0-9]))))"
     r"|(?<![0-9\\])\$|\$(?![0-9])|\{,\}(?=[0-9]{3})|(?<![0-9a-zA-Z,])\s+|\s+(?!\w)"
 )
+WORDS = re.compile(r"^\\(?:text|textbf|mathrm|mbox)\{([^{}\\]*)\}$")  # \text{June 20} is June 20
 DECIMAL = re.compile(r"[+-]?(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(?:\.[0-9]*)?")
 FRACTION = re.compile(
     r"([+-]?)(?:([0-9]+)/([0-9]+)|\\[dt]?frac *(?:([0-9])|\{([+-]?[0-9]+)\}) *(?:([0-9])|\{([0-9]+)\}))"
@@ -116,7 +117,7 @@ def is_equal(answer: str, gold: str) -> bool:
         return bool(gold.strip())
     if max(len(answer), len(gold)) > MAX_LENGTH:
         return False
-    tidy_answer, tidy_gold = (NOISE.sub("", text).removesuffix(".") for text in (answer, gold))
+    tidy_answer, tidy_gold = (WORDS.sub(r"\1", NOISE.sub("", text).removesuffix(".")) for text in (answer, gold))
     if not tidy_answer or not tidy_gold or tidy_answer == tidy_gold:
         return bool(tidy_gold) and tidy_answer == tidy_gold
     numbers = plain_number(tidy_answer), plain_number(tidy_gold)

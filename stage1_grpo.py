@@ -178,6 +178,8 @@ def check_flags(args) -> None:
              "give 2 or more")
     if args.temperature <= 0:
         fail(f"--temperature {args.temperature}: training samples at a temperature above 0")
+    if args.eval_every and not args.eval_problems:
+        fail("--eval-every needs --eval-problems")
     for flag in ("prompts_per_step", "steps_per_rollout", "micro_batch_size", "max_new_tokens", "max_steps"):
         if getattr(args, flag) < 1:
             fail(f"--{flag.replace('_', '-')} {getattr(args, flag)}: give 1 or more")

@@ -108,6 +108,10 @@ def main(args) -> None:
     if args.estimator == "sampled" and args.divergence != "reverse":
         fail(f"--estimator sampled is a form of the reverse KL; --divergence {args.divergence} has none: use "
              "--estimator exact")
+    if args.eval_every and not args.eval_problems:
+        fail("--eval-every needs --eval-problems")
+    if args.temperature <= 0:
+        fail(f"--temperature {args.temperature}: training samples at a temperature above 0")
     device = setup_distributed()
     problems = load_problems(args.problems, need_answers=False)
     student_parent = find_model(args.student, args.allow_failed_certificate)

@@ -88,6 +88,12 @@ def test_group_of_one(toy, tmp_path, refused):
     assert "--samples-per-prompt 1" in refused(stage1_grpo, *grpo(toy, tmp_path / "run", samples_per_prompt=1))
 
 
+def test_evaluation_without_problems(toy, tmp_path, refused):
+    assert "--eval-problems" in refused(stage1_grpo, *grpo(toy, tmp_path / "run", eval_every=2))
+    flags = [*pair(toy, tmp_path / "run", toy / "student", toy / "teacher"), "--eval-every", 2]
+    assert "--eval-problems" in refused(stage4_distill, *flags)
+
+
 def test_prompt_longer_than_the_context(toy, tmp_path, refused):
     (tmp_path / "long.jsonl").write_text('{"problem": "1=", "answer": "1"}\n{"problem": "' + "7" * 120 + '=", "answer": "1"}\n')
     told = refused(stage1_grpo, *grpo(toy, tmp_path / "run", problems=tmp_path / "long.jsonl"))
