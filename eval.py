@@ -369,12 +369,13 @@ def failures_page(rows: list[dict], most: int = 200) -> str:
     for row in failed[:most]:
         place = row["verdicts"].index(False)
         text = row["completions"][place]
+        end = text if len(text) <= 700 else "… " + text[-700:]
         cut = ", cut off at the longest length" if "finished" in row and not row["finished"][place] else ""
         extracted = extract_answer(text)
         said = "<i>no answer found</i>" if extracted is None else f"<code>{escape(extracted[:300])}</code>"
         parts.append(f"""<section><p><b>{sum(row["verdicts"])} of {len(row["verdicts"])} right.</b>
             Extracted {said}, gold <code>{escape(row["answer"])}</code>{cut}</p>
-            <p>{escape(str(row.get("problem", row["id"]))[:1500])}</p><pre>{"… " * (len(text) > 700)}{escape(text[-700:])}</pre></section>""")
+            <p>{escape(str(row.get("problem", row["id"]))[:1500])}</p><pre>{escape(end)}</pre></section>""")
     style = """body{max-width:900px;margin:2em auto;font:15px/1.5 system-ui;color:#1c2530;padding:0 1em}
         section{border-top:1px solid #dde2e7;padding:.6em 0} pre{white-space:pre-wrap;background:#f6f8f9;padding:.6em}
         code{background:#f0f2f4;padding:0 .3em;overflow-wrap:anywhere}"""

@@ -252,6 +252,7 @@ def main(args) -> None:
         "rollouts_selected_by": "nothing" if args.keep == "all" and args.weight == "uniform" else "reward",
         "also_in_rollouts_jsonl": not separate}
     if rank() == 0:
+        write_samples(args.out / "samples.jsonl", rows, tokenizer)
         write_rollouts(args.out / "rollouts.jsonl", rows, args)
         write_dense_rewards(args.out / "dense_rewards.jsonl", certify_rows, tokenizer, args)
         write_json(args.out / "certificate.json", certificate)
@@ -280,6 +281,13 @@ def write_rollouts(path: Path, rows: list[dict], args) -> None:
                 kept = {key: value for key, value in row.items() if key != "dense_rewards_nats"}
                 lines.append(json.dumps(kept | {"weight": weight}) + "\n")
     write_text(path, "".join(lines))
+
+
+def write_samples(path: Path, rows: list[dict], tokenizer, count: int = 8) -> None:
+    """A few of the teacher's rollouts as text."""
+    write_text(path, "".join(json.dumps({
+        "step": 0, "prompt": tokenizer.decode(row["prompt_ids"]), "completion": tokenizer.decode(row["completion_ids"]),
+        "finished": row["finished"], "reward": row["reward"]}) + "\n" for row in rows[:count]))
 
 
 def write_dense_rewards(path: Path, rows: list[dict], tokenizer, args, count: int = 8) -> None:

@@ -31,8 +31,9 @@ from tqdm import tqdm
 from common import (
     INSTRUCTION, Rollouts, all_sum, batch_indices, bootstrap_interval, check_context, check_pair, check_parent_run,
     completion_logits, encode_prompts, fail, find_model, finish_run, gather_list, load_model, load_problems,
-    load_state, load_tokenizer, log_metrics, open_run, pad, random_generator, rank, read_jsonl, sample, save_model,
-    save_state, say, setup_distributed, share, stop_ids, sum_gradients, vocabulary_size, working_copy, write_json,
+    load_state, load_tokenizer, log_metrics, log_samples, open_run, pad, random_generator, rank, read_jsonl, sample,
+    save_model, save_state, say, setup_distributed, share, stop_ids, sum_gradients, vocabulary_size, working_copy,
+    write_json,
 )
 from eval import accuracy
 
@@ -50,7 +51,7 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure_c2(student, teacher, prompts, args, stop: list[int], pad_id: int, step: int, autocast) -> dict:
+def measure_c2(student, teacher, tokenizer, prompts, args, stop: list[int], step: int, autocast) -> dict:
     """Mean token KL(student || teacher) on fresh student rollouts (equation 7), nats; its interval over prompts."""
     from stage4_distill import reverse_kl  # here, since stage 4 imports this file's forward_kl
 
@@ -60,8 +61,10 @@ def measure_c2(student, teacher, prompts, args, stop: list[int], pad_id: int, st
     for start in range(0, len(indices), args.prompts_per_step):
         batch = indices[start:start + args.prompts_per_step]
         rollouts = sample(sampler, [prompts[i] for i in batch], samples_per_prompt=args.samples_per_prompt,
-                          max_new_tokens=args.max_new_tokens, temperature=args.temperature, eos_ids=stop, pad_id=pad_id,
-                          generator=random_generator(args.seed, "c2", step, batch[0]))
+                          max_new_tokens=args.max_new_tokens, temperature=args.temperature, eos_ids=stop,
+                          pad_id=tokenizer.pad_token_id, generator=random_generator(args.seed, "c2", step, batch[0]))
+        if start == 0:
+            log_samples(args.out, step, tokenizer, rollouts)
         kl_sums = []
         for micro in rollouts.split(args.micro_batch_size):
             with autocast:
@@ -197,7 +200,7 @@ def main(args) -> None:
     def certify(step: int) -> dict:
         """C2, the forward KL beside it; counted in the run's seconds and tokens, as the method needs them."""
         start = time.perf_counter()
-        c2 = measure_c2(student, teacher, prompts, args, stop, tokenizer.pad_token_id, step, autocast)
+        c2 = measure_c2(student, teacher, tokenizer, prompts, args, stop, step, autocast)
         forward = measure_forward_kl(student, teacher, probe, args, autocast)
         totals["tokens_sampled"] += c2["tokens"]
         totals["seconds"] += time.perf_counter() - start
