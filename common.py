@@ -477,6 +477,18 @@ def completion_logprobs(model, rollouts: Rollouts, temperature: float = 1.0) -> 
     return logprobs.masked_scatter(mask, linear_logprobs(hidden[mask], weight, token_ids[mask], temperature))
 
 
+def sampler_gap(logprobs: list[Tensor], rollouts: list[Rollouts]) -> dict:
+    """How far the sampler's logprobs are from those that the trainer recomputes, over this rank's tokens, nats.
+
+    Another kernel, dtype or batch shape is another policy: a gap that grows makes the policy gradient biased.
+    """
+    gaps = [(mine - part.sampler_logprobs).abs()[part.completion_mask] for mine, part in zip(logprobs, rollouts)]
+    gaps = torch.cat([gap.detach().float().cpu() for gap in gaps] or [torch.zeros(1)]).sort().values
+    gaps = gaps if len(gaps) else torch.zeros(1)
+    return {"sampler_gap_mean_nats": gaps.mean().item(), "sampler_gap_max_nats": gaps[-1].item(),
+            "sampler_gap_p99_nats": gaps[int(0.99 * (len(gaps) - 1))].item()}
+
+
 def has_plain_head(model) -> bool:
     """Whether logits = hidden @ weight.T.  Tried once on one token: each family names its scale or cap differently."""
     if not hasattr(model, "_has_plain_head"):

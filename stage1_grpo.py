@@ -28,8 +28,8 @@ from tqdm import tqdm
 from common import (
     INSTRUCTION, all_sum, batch_indices, check_context, completion_logits, completion_logprobs, encode_prompts, fail,
     find_model, finish_run, load_model, load_problems, load_state, load_tokenizer, log_metrics, log_samples, open_run,
-    random_generator, rank, sample, save_model, save_state, say, setup_distributed, share, stop_ids, sum_gradients,
-    working_copy, write_json,
+    random_generator, rank, sample, sampler_gap, save_model, save_state, say, setup_distributed, share, stop_ids,
+    sum_gradients, working_copy, world_size, write_json,
 )
 from eval import accuracy, counts, grade
 from stage4_distill import reverse_kl
@@ -99,12 +99,19 @@ def make_rollouts(policy, tokenizer, problems, prompts, args, stop: list[int], b
 
 
 def cut_into_steps(rollouts, args, batch: int) -> list:
-    """Whole groups in random order, cut into one part for each optimiser step of this rollout batch."""
-    group_size = args.samples_per_prompt
-    num_groups = len(rollouts) // group_size
-    order = torch.randperm(num_groups, generator=random_generator(args.seed, "groups", batch, rank()))
-    index = torch.arange(num_groups * group_size).view(num_groups, group_size)
-    return [rollouts.select(index[part].flatten()) for part in order.tensor_split(args.steps_per_rollout)]
+    """Whole groups in random order, cut into one part for each optimiser step of this rollout batch.
+
+    The order is of all ranks' groups: a step takes the same groups however many ranks share them.
+    """
+    order = torch.randperm(args.prompts_per_step * args.steps_per_rollout,
+                           generator=random_generator(args.seed, "groups", batch))
+    index = torch.arange(len(rollouts)).view(-1, args.samples_per_prompt)
+    return [rollouts.select(index[share_of(part)].flatten()) for part in order.split(args.prompts_per_step)]
+
+
+def share_of(groups: Tensor) -> Tensor:
+    """Where this rank holds its own among these groups of all ranks (see `share`)."""
+    return groups[groups % world_size() == rank()] // world_size()
 
 
 def rollout_figures(rollouts, args) -> dict:
@@ -233,9 +240,11 @@ def main(args) -> None:
                 rollouts.completion_mask &= rollouts.finished[:, None]
             parts = cut_into_steps(rollouts, args, batch_number)
             micro_batches_of = [part.split(args.micro_batch_size) for part in parts]
+            every_micro = [micro for micro_batches in micro_batches_of for micro in micro_batches]
             with torch.no_grad(), autocast:
-                for micro in (micro for micro_batches in micro_batches_of for micro in micro_batches):
+                for micro in every_micro:
                     micro.old_logprobs = completion_logprobs(policy, micro, args.temperature)
+            recent[-1] |= sampler_gap([micro.old_logprobs for micro in every_micro], every_micro)
             totals["labels_seen"] += args.prompts_per_step * args.steps_per_rollout
             totals["tokens_sampled"] += recent[-1]["sampled_tokens"]
 
@@ -243,7 +252,7 @@ def main(args) -> None:
         micro_batches = micro_batches_of[(step - 1) % args.steps_per_rollout]
         num_tokens, num_sequences = all_sum(sum(micro.completion_mask.sum() for micro in micro_batches),
                                             sum(micro.completion_mask.any(1).sum() for micro in micro_batches))
-        loss_sum = clipped_sum = gap_sum = gap_max = 0.0
+        loss_sum = clipped_sum = 0.0
         for micro in micro_batches:
             with autocast:
                 logprobs = completion_logprobs(policy, micro, args.temperature)          # (B, C) nats, 0 where masked
@@ -261,8 +270,6 @@ def main(args) -> None:
             sign = micro.advantages.sign()[:, None]
             clipped = (ratio < 1 - args.clip_low) & (sign < 0) | (ratio > 1 + args.clip_high) & (sign > 0)
             clipped_sum += (clipped & micro.completion_mask).sum().item()
-            gap = (micro.sampler_logprobs - micro.old_logprobs).abs() * micro.completion_mask
-            gap_sum, gap_max = gap_sum + gap.sum().item(), max(gap_max, gap.max().item() if gap.numel() else 0.0)
         sum_gradients(policy)
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm).item()
         optimizer.step()
@@ -270,11 +277,10 @@ def main(args) -> None:
 
         seconds = time.perf_counter() - start
         totals["optimiser_steps"], totals["seconds"] = step, totals["seconds"] + seconds
-        loss, clipped, gap = all_sum(loss_sum, clipped_sum, gap_sum)
+        loss, clipped = all_sum(loss_sum, clipped_sum)
         figures = {**recent[-1], "loss": loss, "grad_norm": grad_norm, "num_tokens": int(num_tokens),
-                   "clipped_fraction": clipped / max(num_tokens, 1), "sampler_gap_mean_nats": gap / max(num_tokens, 1),
-                   "sampler_gap_max_nats": gap_max, "grader_gave_up": counts["timeout"] + counts["failed"],
-                   "sample_seconds": sample_seconds,
+                   "clipped_fraction": clipped / max(num_tokens, 1),
+                   "grader_gave_up": counts["timeout"] + counts["failed"], "sample_seconds": sample_seconds,
                    "train_seconds": seconds - sample_seconds, "tokens_per_second": num_tokens / seconds, **totals}
         if args.eval_every and (step % args.eval_every == 0 or step == args.max_steps):
             figures["eval_accuracy"] = accuracy(policy, tokenizer, eval_problems, eval_prompts, args, stop)

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from common import (
     INSTRUCTION, all_sum, batch_indices, check_context, check_pair, completion_logits, completion_logprobs,
     encode_prompts, fail, find_model, finish_run, load_model, load_problems, load_state, load_tokenizer, log_metrics,
-    log_samples, open_run, random_generator, rank, sample, save_model, save_state, say, setup_distributed, share,
-    stop_ids, sum_gradients, working_copy,
+    log_samples, open_run, random_generator, rank, sample, sampler_gap, save_model, save_state, say, setup_distributed,
+    share, stop_ids, sum_gradients, working_copy,
 )
 from eval import accuracy
 from stage3_kl import forward_kl
@@ -153,23 +153,27 @@ def main(args) -> None:
         num_tokens, num_rollouts, num_cut = all_sum(
             rollouts.completion_mask.sum(), len(rollouts), (~rollouts.finished).sum())
         loss_sum = kl_sum = 0.0
-        for micro in rollouts.split(args.micro_batch_size):
+        micro_batches, recomputed = rollouts.split(args.micro_batch_size), []
+        for micro in micro_batches:
             with autocast:
                 if args.estimator == "sampled":
                     with torch.no_grad():
                         teacher_logprobs = completion_logprobs(teacher, micro, args.temperature)
                     logprobs = completion_logprobs(student, micro, args.temperature)
                     divergence = sampled_token_loss(logprobs, teacher_logprobs)
-                    kl = divergence.detach()                    # an estimate; below it is exact
+                    kl, logprobs = divergence.detach(), logprobs.detach()           # an estimate; below it is exact
                 else:
                     with torch.no_grad():
                         teacher_logits = completion_logits(teacher, micro, args.temperature)
                     student_logits = completion_logits(student, micro, args.temperature)
                     divergence = DIVERGENCES[args.divergence](student_logits, teacher_logits)        # (B, C) nats
-                    with torch.no_grad():
-                        kl = reverse_kl(student_logits, teacher_logits)                             # for the log
+                    with torch.no_grad():                                           # for the log
+                        kl = reverse_kl(student_logits, teacher_logits)
+                        logprobs = student_logits.float().log_softmax(-1)
+                        logprobs = logprobs.gather(-1, micro.completion_ids[..., None])[..., 0]
             loss = (divergence * micro.completion_mask).sum() / num_tokens
             loss.backward()
+            recomputed.append(logprobs)
             loss_sum += loss.item()
             kl_sum += (kl * micro.completion_mask).sum().item()
         sum_gradients(student)
@@ -187,7 +191,7 @@ def main(args) -> None:
                    "num_tokens": int(num_tokens), "truncated_fraction": num_cut / num_rollouts,
                    "mean_length_tokens": num_tokens / num_rollouts,
                    "sample_seconds": sample_seconds, "train_seconds": seconds - sample_seconds,
-                   "tokens_per_second": num_tokens / seconds, **totals}
+                   "tokens_per_second": num_tokens / seconds, **sampler_gap(recomputed, micro_batches), **totals}
         if args.eval_every and (step % args.eval_every == 0 or step == args.max_steps):
             figures["eval_accuracy"] = accuracy(student, tokenizer, eval_problems, eval_prompts, args, stop)
         log_metrics(args.out, step, **figures)

@@ -117,6 +117,23 @@ def test_first_step_has_ratio_one_and_old_logprobs_are_the_trainers(toy, tmp_pat
     assert second["loss"] != first["loss"]
 
 
+def test_sampler_gap_by_hand():
+    """Ten tokens off by 0.1 to 1.0 nats and one masked: mean, 99th percentile and maximum."""
+    rollouts = gradients_script.canned_sample(None, [[5]], samples_per_prompt=1, max_new_tokens=12, eos_ids=[1], pad_id=0)
+    rollouts.completion_mask = torch.ones(1, 11, dtype=torch.bool)
+    rollouts.completion_mask[0, 10] = False
+    rollouts.sampler_logprobs = torch.zeros(1, 11)
+    figures = common.sampler_gap([-torch.arange(1, 12)[None] / 10], [rollouts])
+    assert figures["sampler_gap_mean_nats"] == pytest.approx(0.55) and figures["sampler_gap_max_nats"] == pytest.approx(1.0)
+    assert figures["sampler_gap_p99_nats"] == pytest.approx(0.9)
+
+
+def test_stage4_logs_the_gap(toy, tmp_path):
+    run(stage4_distill, "--student", toy / "student", "--teacher", toy / "teacher", "--problems", toy / "few_train.jsonl",
+        "--out", tmp_path / "run", "--max-steps", 1, "--prompts-per-step", 8, "--max-new-tokens", 16, "--temperature", 0.7)
+    assert 0 < metrics(tmp_path / "run")[1]["sampler_gap_max_nats"] < 1e-4
+
+
 def test_old_logprobs_equal_the_first_pass_bit_for_bit(toy, tmp_path, monkeypatch):
     """Same model, same micro-batch: the ratio of the first pass is 1 and not nearly 1, also in bf16."""
     ratios = []
