@@ -7,6 +7,7 @@ from conftest import EOS, PAD
 
 import common
 from common import completion_logits, completion_logprobs, load_model, load_tokenizer, pad, sample
+from sampler import draw
 
 
 def draw_many(model, prompts, count=1, **changes):
@@ -130,7 +131,7 @@ def test_edges(tiny):
 def test_the_last_uniform_draws_a_token_that_is_possible():
     logits = torch.tensor([[0.0, 1.0, -torch.inf]])
     for u in (0.0, 1 - 2**-24):
-        tokens, logprobs = common.draw(logits, torch.tensor([u]), 1.0, 1.0, 0)
+        tokens, logprobs = draw(logits, torch.tensor([u]), 1.0, 1.0, 0)
         assert tokens.item() in (0, 1) and torch.isfinite(logprobs).all()
 
 
