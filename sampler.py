@@ -341,20 +341,23 @@ class SharedPrefixCache:
         if len(self.slot) == 0:
             self.clock = 0
         old = self.prefix or [[layer.keys[:0], layer.values[:0]] for layer in cache.layers]
+        self.suffix = self.suffix or [[tensor[:, :, :0] for tensor in pair] for pair in old]
         self.prefix = [[join_left_padded(a, b) for a, b in zip(pair, (layer.keys, layer.values))]
                        for pair, layer in zip(old, cache.layers, strict=True)]
         source = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(mask.device)
         self.slot = torch.cat([self.slot, source + len(self.lengths)])
         self.written = torch.cat([self.written, torch.zeros_like(source)])
         self.lengths = torch.cat([self.lengths, mask.sum(1)])
+        self.reserve(len(self.slot), 0)
         self.arrange()
         return logits[source]
 
     def leave(self, order: Tensor) -> None:
         """Row i becomes what row order[i] was; prompts without a row go when they are the half."""
         moved = (order != torch.arange(len(order), device=order.device)).nonzero()[:, 0]
+        columns = min(self.clock, self.max_columns)
         for tensor in (tensor for pair in self.suffix for tensor in pair):
-            tensor[moved] = tensor[order[moved]]
+            tensor[moved, :, :columns] = tensor[order[moved], :, :columns]
         self.slot, self.written = self.slot[order], self.written[order]
         used, slot = self.slot.unique(return_inverse=True)
         if 2 * len(used) <= self.num_prompts:
@@ -373,20 +376,19 @@ class SharedPrefixCache:
 
     def reserve(self, rows: int, columns: int) -> None:
         """Allocate the suffix, twice as wide each time that it is full."""
-        have_rows, _, have_columns, _ = self.suffix[0][0].shape if self.suffix else (0, 0, 0, 0)
-        if rows <= have_rows and columns <= have_columns:
-            return
-        rows, columns = max(rows, have_rows), max(have_columns, min(self.max_columns, max(64, 2 * columns)))
-        for layer, pair in enumerate(self.prefix):
-            new = [x.new_empty(rows, x.shape[1], columns, x.shape[3]) for x in pair]
-            for tensor, old in zip(new, self.suffix[layer] if self.suffix else ()):
-                tensor[:have_rows, :, :have_columns] = old
-            self.suffix[layer:layer + 1] = [new]
+        have_rows, _, have_columns, _ = self.suffix[0][0].shape
+        if rows > have_rows or columns > have_columns:
+            columns = have_columns if columns <= have_columns else min(self.max_columns, max(64, 2 * columns))
+            for tensors in self.suffix:
+                for place, old in enumerate(tensors):
+                    # Zeros: a masked column has weight 0, but 0 times what memory held may be NaN.
+                    tensors[place] = old.new_zeros(max(rows, have_rows), old.shape[1], columns, old.shape[3])
+                    tensors[place][:have_rows, :, :have_columns] = old
 
     def forward(self, tokens: Tensor) -> Tensor:
         """One step of all rows.  (B,) -> logits (B, V)."""
         self.column, self.width = self.clock % self.max_columns, min(self.clock + 1, self.max_columns)
-        self.reserve(len(tokens), self.width)
+        self.reserve(0, self.width)
         self.biases: dict[int | None, Tensor] = {}
         self.windows: set[int | None] = set()
         position = self.lengths[self.slot] + self.written
