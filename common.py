@@ -1,8 +1,7 @@
 """What at least two scripts use and no equation of the method needs, in five sections:
-distributed, data, model, sampler, run directory.  Anything else stays in the stage that brings it in.
+distributed, data, model, scoring, run directory.  Anything else stays in the stage that brings it in.
 """
 import copy
-import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from logprobs import linear_logprobs
+from sampler import Rollouts, pad, positions, sample  # noqa: F401  (the stages import them from here)
 
 # ================================================================ distributed
 # One process is the plain case; under torchrun each rank holds the model and works on its share of the prompts.
@@ -292,158 +292,8 @@ def save_model(model, tokenizer, stop: list[int], directory: Path) -> None:
     temporary.rename(directory)
 
 
-# ================================================================ sampler
-
-@dataclass
-class Rollouts:
-    """B rollouts; those of one prompt are adjacent.  A literal example, pad = 0, EOS = 9:
-
-    prompt_ids  [[0, 5, 6], [4, 5, 6]]         prompt_mask      [[0, 1, 1], [1, 1, 1]]    left-padded
-    completion_ids [[7, 9, 0], [7, 7, 7]]      completion_mask  [[1, 1, 0], [1, 1, 1]]    the mask covers the EOS
-    finished    [True, False]                  the second was cut at max_new_tokens
-    """
-    prompt_ids: Tensor            # (B, P) int64
-    prompt_mask: Tensor           # (B, P) bool
-    completion_ids: Tensor        # (B, C) int64
-    completion_mask: Tensor       # (B, C) bool
-    finished: Tensor              # (B,) bool
-    sampler_logprobs: Tensor | None = None   # (B, C) float32, nats, at the sampling temperature, 0 where masked
-    old_logprobs: Tensor | None = None       # (B, C) float32, nats, by the trainer before the first update
-    rewards: Tensor | None = None            # (B,) float32
-    advantages: Tensor | None = None         # (B,) float32
-    weights: Tensor | None = None            # (B,) float32, of each rollout in the bridge's loss
-
-    def __len__(self) -> int:
-        return len(self.finished)
-
-    def select(self, index) -> "Rollouts":
-        """The rollouts at `index` (a slice or an index tensor), without columns that are padding in all of them."""
-        part = Rollouts(**{field.name: None if (value := getattr(self, field.name)) is None else value[index]
-                           for field in dataclasses.fields(self)})
-        completion_length = int(part.completion_mask.sum(1).max()) if len(part) else 0
-        prompt_length = int(part.prompt_mask.sum(1).max()) if len(part) else 0
-        for name in ("prompt_ids", "prompt_mask"):
-            setattr(part, name, getattr(part, name)[:, part.prompt_mask.shape[1] - prompt_length:].contiguous())
-        for name in ("completion_ids", "completion_mask", "sampler_logprobs", "old_logprobs"):
-            if getattr(part, name) is not None:
-                setattr(part, name, getattr(part, name)[:, :completion_length].contiguous())
-        return part
-
-    def to(self, device) -> "Rollouts":
-        return Rollouts(**{field.name: None if (value := getattr(self, field.name)) is None else value.to(device)
-                           for field in dataclasses.fields(self)})
-
-    def split(self, size: int) -> list["Rollouts"]:
-        """Micro-batches of at most `size` rollouts."""
-        return [self.select(slice(start, start + size)) for start in range(0, len(self), size)]
-
-    def completions(self) -> list[list[int]]:
-        return [ids[mask].tolist() for ids, mask in zip(self.completion_ids.cpu(), self.completion_mask.cpu())]
-
-    def prompts(self) -> list[list[int]]:
-        return [ids[mask].tolist() for ids, mask in zip(self.prompt_ids.cpu(), self.prompt_mask.cpu())]
-
-
-def pad(rows: list[list[int]], pad_id: int, device, left: bool) -> tuple[Tensor, Tensor]:
-    """Rows of unequal length -> ids (B, T) int64 and mask (B, T) bool, padded on the left or on the right."""
-    length = max(map(len, rows), default=0)
-    fill = [[pad_id] * (length - len(row)) for row in rows]
-    ids = torch.tensor([f + row if left else row + f for f, row in zip(fill, rows)], dtype=torch.int64)
-    lengths = torch.tensor([len(row) for row in rows])[:, None]
-    columns = torch.arange(length)
-    mask = columns >= length - lengths if left else columns < lengths
-    return ids.to(device), mask.to(device)
-
-
-@torch.no_grad()
-def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_tokens: int, temperature: float = 1.0,
-           top_p: float = 1.0, top_k: int = 0, eos_ids: list[int], pad_id: int,
-           generator: torch.Generator | None = None) -> Rollouts:
-    """Sample completions: our own loop around the model's KV cache; the checkpoint's generation_config has no say.
-
-    Each distinct prompt is prefilled once.  A row leaves the batch when it has drawn an id of `eos_ids`.
-    temperature 0 is greedy; top_p 1 and top_k 0 switch the truncation off (training never truncates).
-    -> Rollouts, B = len(prompts) * samples_per_prompt, with sampler_logprobs of the untruncated distribution.
-    """
-    from transformers import DynamicCache
-
-    device, num_rollouts = model.device, len(prompts) * samples_per_prompt
-    if not prompts:
-        return Rollouts(*pad([], pad_id, device, left=True), *pad([], pad_id, device, left=False),
-                        torch.zeros(0, dtype=torch.bool, device=device), torch.zeros(0, 0, device=device))
-    prompt_ids, prompt_mask = pad(prompts, pad_id, device, left=True)
-    distinct = {tuple(prompt): row for row, prompt in enumerate(prompts)}
-    first = torch.tensor(list(distinct.values()), device=device)
-    cache = DynamicCache(config=model.config)
-    logits = model(prompt_ids[first], attention_mask=prompt_mask[first], position_ids=positions(prompt_mask[first]),
-                   past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-
-    # From here on a row is a rollout.  Its random numbers are drawn now, so who else is in the batch changes nothing.
-    places = {prompt: place for place, prompt in enumerate(distinct)}
-    source = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=device)
-    source = source.repeat_interleave(samples_per_prompt)
-    cache.batch_select_indices(source)
-    prompt_ids, prompt_mask = (x.repeat_interleave(samples_per_prompt, 0) for x in (prompt_ids, prompt_mask))
-    uniforms = torch.rand(num_rollouts, max_new_tokens, generator=generator,
-                          device=generator.device if generator is not None else "cpu").to(device)
-    completion_ids = torch.full((num_rollouts, max_new_tokens), pad_id, device=device)
-    logprobs = torch.zeros(num_rollouts, max_new_tokens, device=device)
-    lengths = torch.zeros(num_rollouts, dtype=torch.int64, device=device)
-    finished = torch.zeros(num_rollouts, dtype=torch.bool, device=device)
-    stop = torch.tensor(eos_ids, device=device)
-
-    logits, mask = logits[source], prompt_mask
-    rows = torch.arange(num_rollouts, device=device)    # the rollouts still in the batch
-    for step in range(max_new_tokens):
-        tokens, token_logprobs = draw(logits, uniforms[rows, step], temperature, top_p, top_k)
-        completion_ids[rows, step] = tokens
-        logprobs[rows, step] = token_logprobs
-        lengths[rows] += 1
-        ended = torch.isin(tokens, stop)
-        if ended.any():
-            finished[rows[ended]] = True
-            stay = (~ended).nonzero()[:, 0]
-            rows, tokens, mask = rows[stay], tokens[stay], mask[stay]
-            cache.batch_select_indices(stay)
-        if len(rows) == 0 or step == max_new_tokens - 1:
-            break
-        mask = F.pad(mask, (0, 1), value=True)
-        logits = model(tokens[:, None], attention_mask=mask, position_ids=positions(mask)[:, -1:],
-                       past_key_values=cache, use_cache=True).logits[:, -1]
-
-    completion_mask = torch.arange(max_new_tokens, device=device) < lengths[:, None]
-    return Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask, finished, logprobs).select(slice(None))
-
-
-def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
-    """One token a row by inverse CDF.  (B, V), (B,) -> ids (B,), their logprobs (B,) before truncation, nats."""
-    if temperature == 0:
-        tokens = logits.argmax(-1)
-        return tokens, torch.zeros_like(uniforms, dtype=torch.float32)      # greedy: probability 1
-    logprobs = (logits.float() / temperature).log_softmax(-1)
-    probs = truncate(logprobs.exp(), top_p, top_k)
-    cdf = probs.cumsum(-1)
-    total = cdf[:, -1:]
-    # Strictly below the total: the first entry above the threshold then has a probability greater than 0.
-    threshold = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    tokens = torch.searchsorted(cdf, threshold, right=True)
-    return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0]
-
-
-def truncate(probs: Tensor, top_p: float, top_k: int) -> Tensor:
-    """Zero what is not among the top_k tokens, then what is beyond the smallest set with mass top_p of the rest."""
-    if top_k <= 0 and top_p >= 1:
-        return probs
-    count = min(top_k, probs.shape[-1]) if top_k > 0 else probs.shape[-1]
-    top, ids = probs.topk(count, dim=-1)                # sorted, the largest first
-    before = top.cumsum(-1) - top                       # the mass of what is likelier
-    top = top.masked_fill(before >= top_p * top.sum(-1, keepdim=True), 0.0)
-    return torch.zeros_like(probs).scatter(-1, ids, top)
-
-
-def positions(mask: Tensor) -> Tensor:
-    """RoPE positions that ignore padding.  (B, T) -> (B, T) int64.  Without them left padding shifts every position."""
-    return (mask.long().cumsum(1) - 1).clamp(min=0)
+# ================================================================ scoring
+# What was sampled (sampler.py) and its logprobs under a model.
 
 
 def forward_inputs(rollouts: Rollouts) -> dict:

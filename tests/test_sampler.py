@@ -6,7 +6,9 @@ import torch
 from conftest import EOS, PAD
 
 import common
+import sampler
 from common import completion_logits, completion_logprobs, load_model, load_tokenizer, pad, sample
+from sampler import draw
 
 
 def draw_many(model, prompts, count=1, **changes):
@@ -130,7 +132,7 @@ def test_edges(tiny):
 def test_the_last_uniform_draws_a_token_that_is_possible():
     logits = torch.tensor([[0.0, 1.0, -torch.inf]])
     for u in (0.0, 1 - 2**-24):
-        tokens, logprobs = common.draw(logits, torch.tensor([u]), 1.0, 1.0, 0)
+        tokens, logprobs = draw(logits, torch.tensor([u]), 1.0, 1.0, 0)
         assert tokens.item() in (0, 1) and torch.isfinite(logprobs).all()
 
 
@@ -164,3 +166,193 @@ def test_tied_embeddings_stay_tied(toy, tmp_path):
     common.save_model(model, tokenizer, [EOS], tmp_path / "model")
     again = load_model(tmp_path / "model", tokenizer, torch.float32, "cpu")
     assert again.get_output_embeddings().weight.data_ptr() == again.get_input_embeddings().weight.data_ptr()
+
+
+# ---------------------------------------------------------------- every architecture, beside generate()
+
+
+def random_model(family: str, **changes):
+    """Two or four layers of Hugging Face's own class with weights large enough that attention matters."""
+    import transformers
+
+    torch.manual_seed(1)
+    options = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+               "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "initializer_range": 0.4,
+               "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None, "tie_word_embeddings": False}
+    if family == "Falcon":
+        del options["head_dim"]
+    if family in ("Gemma3", "Mistral"):
+        options["sliding_window"] = 5                   # shorter than prompts and completions
+    if family == "Gemma3":
+        options |= {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "query_pre_attn_scalar": 8}
+    text = "Text" if family == "Gemma3" else ""
+    config = getattr(transformers, f"{family}{text}Config")(**(options | changes))
+    return getattr(transformers, f"{family}ForCausalLM")(config).eval()
+
+
+FAMILIES = ["Qwen3", "Llama", "Gemma3", "Mistral", "GPTNeoX"]
+RAGGED = [[5, 6, 2], [7] * 9, [8], [9, 10, 11, 2], [5, 6, 2], [30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 3, 4]]
+
+
+def assert_greedy_equals_generate(model, rollouts, prompts, max_new_tokens, eos=EOS):
+    for prompt, completion in zip(prompts, rollouts.completions()):
+        expected = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=eos,
+                                  pad_token_id=PAD, repetition_penalty=1.0)
+        assert completion == expected[0, len(prompt):].tolist()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rollout_tokens", [None, 90])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_generate_in_every_family(family, rollout_tokens):
+    """With ragged prompts; with room for two or three rows, so that rows leave and join at different times."""
+    model = random_model(family)
+    assert sampler.has_plain_attention(model)
+    unended = draw_many(model, RAGGED, temperature=0, max_new_tokens=24, eos_ids=[]).completion_ids
+    eos = int(unended[0, 5])                             # an id that some rows draw sooner than others
+    rollouts = draw_many(model, RAGGED, temperature=0, max_new_tokens=24, eos_ids=[eos], rollout_tokens=rollout_tokens)
+    assert len(set(rollouts.completion_mask.sum(1).tolist())) > 1
+    assert_greedy_equals_generate(model, rollouts, RAGGED, 24, eos)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rollout_tokens", [None, 200])
+def test_sampled_logprobs_are_those_of_a_whole_forward_pass(family, rollout_tokens):
+    model = random_model(family)
+    rollouts = draw_many(model, RAGGED, 5, max_new_tokens=20, eos_ids=[1, 2, 3], rollout_tokens=rollout_tokens)
+    assert len(set(rollouts.completion_mask.sum(1).tolist())) > 4
+    with torch.no_grad():
+        recomputed = completion_logprobs(model, rollouts)
+    torch.testing.assert_close(rollouts.sampler_logprobs, recomputed, atol=5e-5, rtol=1e-5)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family, changes", [("Gemma2", {"num_hidden_layers": 2, "query_pre_attn_scalar": 8, "sliding_window": 5}),
+                                             ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 5}),
+                                             ("Falcon", {"alibi": True})])
+def test_other_attention_takes_the_plain_way(family, changes):
+    """Soft caps, sinks, ALiBi."""
+    model = random_model(family, **changes)
+    assert not sampler.has_plain_attention(model)
+    before = model.config._attn_implementation
+    for rollout_tokens in (None, 80):
+        assert_greedy_equals_generate(model, draw_many(model, RAGGED, temperature=0, max_new_tokens=12,
+                                                       rollout_tokens=rollout_tokens), RAGGED, 12)
+    assert model.config._attn_implementation == before
+
+
+def test_the_attention_function_is_put_back(tiny, monkeypatch):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    before, known = tiny.config._attn_implementation, set(ALL_ATTENTION_FUNCTIONS)
+    sampler.has_plain_attention(tiny)
+    monkeypatch.setattr(sampler.SharedPrefixCache, "attend", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        draw_many(tiny, [[5, 6]])
+    assert tiny.config._attn_implementation == before and set(ALL_ATTENTION_FUNCTIONS) == known
+    tiny(torch.tensor([[5, 6]]), use_cache=False).logits.sum().backward()          # and it trains as before
+
+
+def test_sampled_tensors_can_enter_a_loss(tiny):
+    rollouts = draw_many(tiny, [[5, 6, 2]], 4)
+    (completion_logprobs(tiny, rollouts) * rollouts.sampler_logprobs).sum().backward()
+
+
+def test_a_prompt_that_fills_the_context(tiny):
+    context = tiny.config.max_position_embeddings
+    prompts = [[5 + i % 10 for i in range(context - 1)], [5, 6]]
+    rollouts = draw_many(tiny, prompts, 3, max_new_tokens=1)
+    assert rollouts.prompt_ids.shape == (6, context - 1) and rollouts.completion_ids.shape == (6, 1)
+    torch.testing.assert_close(rollouts.sampler_logprobs, completion_logprobs(tiny, rollouts).detach(), atol=2e-5, rtol=0)
+
+
+# ---------------------------------------------------------------- waves, and what a rollout depends on
+
+
+def test_the_cache_keeps_within_its_bound(tiny, monkeypatch, capsys):
+    alive = []
+    forward = sampler.SharedPrefixCache.forward
+
+    def watched(cache, tokens):
+        alive.append(cache.prefix[0][0].shape[0] * cache.prefix[0][0].shape[2] + len(tokens) * cache.max_columns)
+        return forward(cache, tokens)
+
+    sampler.has_plain_attention(tiny)
+    sampler.tell.cache_clear()
+    monkeypatch.setattr(sampler.SharedPrefixCache, "forward", watched)
+    prompts = [[5 + i, 6, 7, 2] for i in range(8)]
+    bounded = draw_many(tiny, prompts, 10, max_new_tokens=20, rollout_tokens=500)
+    assert max(alive) <= 500 and max(alive) > 400
+    assert capsys.readouterr().out.count("rollout_tokens") == 1
+    assert bounded.completions() == draw_many(tiny, prompts, 10, max_new_tokens=20).completions()
+    too_small = draw_many(tiny, prompts[:2], 3, max_new_tokens=20, rollout_tokens=1)
+    assert too_small.completions() == draw_many(tiny, prompts[:2], 3, max_new_tokens=20).completions()
+
+
+PROMPTS = [[5 + i % 9, 6 + i % 7, *[7 + i % 5] * (i % 4)] for i in range(64)]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9, "top_k": 9}])
+def test_a_rollout_depends_on_nothing_else_in_the_batch(tiny, options):
+    """The same out of batches of 8 or 64, in any order, on 1 rank or 4, in waves, bit by bit."""
+    options = {"count": 3, "max_new_tokens": 16} | options
+    whole = draw_many(tiny, PROMPTS, **options)
+    completions = whole.completions()
+    assert len(set(map(tuple, completions))) > 64
+
+    def check(indices, **more):
+        part = draw_many(tiny, [PROMPTS[i] for i in indices], indices=list(indices), **options, **more)
+        rows = [3 * i + j for i in indices for j in range(3)]
+        assert part.completions() == [completions[row] for row in rows]
+        width = part.sampler_logprobs.shape[1]
+        torch.testing.assert_close(part.sampler_logprobs, whole.sampler_logprobs[rows, :width], atol=1e-5, rtol=0)
+
+    for start in range(0, 64, 8):
+        check(range(start, start + 8))
+    for rank in range(4):
+        check(range(rank, 64, 4))
+    check(torch.randperm(64, generator=torch.Generator().manual_seed(3)).tolist())
+    check(range(64), rollout_tokens=600)
+    check([17])
+
+
+def test_samples_and_steps_have_streams_of_their_own():
+    index, step = torch.arange(512)[:, None], torch.arange(512)[None]
+    numbers = sampler.uniforms(2**61 + 12345, index, step)
+    assert numbers.min() >= 0 and numbers.max() < 1
+    assert abs(numbers.mean() - 0.5) < 0.003 and abs(numbers.var() - 1 / 12) < 0.001
+    counts = torch.histc(numbers, 256, 0, 1)
+    assert chi_square(counts, torch.full((256,), 1 / 256)) < 360, "255 degrees: exceeded once in 50,000 runs"
+    for other in (numbers.roll(1, 0), numbers.roll(1, 1), sampler.uniforms(2**61 + 12346, index, step)):
+        assert abs(torch.corrcoef(torch.stack([numbers.flatten(), other.flatten()]))[0, 1]) < 0.01
+    # splitmix64's reference: the first output of seed 0
+    assert sampler.mix(torch.tensor([sampler.GOLDEN])).item() % 2**64 == 0xE220A8397B1DCDAF
+
+
+# ---------------------------------------------------------------- the drawn token
+
+
+@pytest.mark.parametrize("top_p, top_k", [(1.0, 0), (0.5, 0), (0.95, 0), (1.0, 300), (0.8, 700), (1e-6, 0)])
+def test_draws_from_a_large_vocabulary(top_p, top_k):
+    """Flat rows need the full sort, steep ones do not; -inf and truncated ids never come out."""
+    torch.manual_seed(0)
+    logits = torch.randn(6, 2000) * torch.tensor([0.0, 0.01, 1, 3, 10, 30])[:, None]
+    logits[:, 1500:] = -torch.inf
+    logits[1, :4] = logits[1].max() + 1                  # ties at the top
+    probs = logits.softmax(-1)
+    for u in torch.rand(50).tolist() + [0.0, 1 - 2**-24]:
+        tokens, logprobs = draw(logits, torch.full((6,), u), 1.0, top_p, top_k)
+        torch.testing.assert_close(logprobs, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0], atol=1e-5, rtol=1e-5)
+        for row, token in enumerate(tokens.tolist()):
+            likelier = probs[row][probs[row] > probs[row, token]]
+            assert probs[row, token] > 0
+            assert not top_k or len(likelier) < top_k
+            assert top_p == 1 or likelier.sum() < top_p + 1e-5
+
+
+def test_ties_share_alike():
+    tokens = draw(torch.tensor([[0.0, 1, 1, 1]]).expand(6000, 4), torch.rand(6000, generator=torch.Generator().manual_seed(0)), 1.0, 0.5, 0)[0]
+    kept = tokens.unique()
+    assert len(kept) == 2 and set(kept.tolist()) <= {1, 2, 3}        # the fewest tokens that hold half
+    assert abs((tokens == kept[0]).float().mean() - 0.5) < 0.03

@@ -1,0 +1,511 @@
+"""Sampling completions from any Hugging Face causal LM, fast.  One face: `sample`.
+
+How it works.  A row is a rollout that is being written; all rows take one step at a time.
+
+    queue of prompts ──join──► rows ──draw──► tokens ──forward──► logits ──draw──► …
+                                │ an EOS, or max_new_tokens
+                                └─leave──► Rollouts
+
+The model stays Hugging Face's own; only its attention function is exchanged while a token is decoded, for
+SharedPrefixCache.attend.  It keeps keys and values in two places:
+
+    prefix   (S, heads, P, D)   of S distinct prompts, left-padded: prefilled once, never copied for their samples
+    suffix   (R, heads, C, D)   of each row's own completion: allocated ahead, written in place
+
+The G samples of a prompt put their queries together and meet the prefix in one matmul, as if they were one sequence of
+G tokens; each meets its own suffix; one softmax goes over both scores.  Query heads that share a key head are stacked
+in the same way, so no key is ever repeated.  The groups need not be equal: `grid` (S, largest group) says which row
+sits where.
+
+All rows write column `clock` of the suffix, one slice, whenever they joined; the columns are a ring of max_new_tokens,
+longer than any row lives.  What a row may not see (padding, columns from before it joined, tokens beyond a sliding
+window) is masked by a bias (B, P + C), made once a step.  When a row leaves, the last row moves to its place: one row
+is copied, not the batch.  Rows that leave make room, and waiting prompts join in its place.
+
+A token is drawn by inverse CDF from one uniform, a hash of (seed, index of the rollout, step): a rollout depends on
+the weights, its prompt, the seed and its index, not on the batch, its order, the waves or the ranks.  That is exact
+as far as the matmuls are: kernels choose their order of summation by the batch size, logits then differ in the last
+bits, and a token changes when its uniform falls within that distance of the border between two.
+
+A model whose attention is more than softmax(q k) v over all or the last `sliding_window` positions (sinks, soft caps,
+ALiBi, chunks, linear attention) is found out by one comparison with its own forward pass, and takes PlainCache: the
+model's own cache, a copy of the prompt's for each row.
+"""
+import dataclasses
+import functools
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+# ================================================================ what comes out
+
+
+@dataclass
+class Rollouts:
+    """B rollouts; those of one prompt are adjacent.  A literal example, pad = 0, EOS = 9:
+
+    prompt_ids  [[0, 5, 6], [4, 5, 6]]         prompt_mask      [[0, 1, 1], [1, 1, 1]]    left-padded
+    completion_ids [[7, 9, 0], [7, 7, 7]]      completion_mask  [[1, 1, 0], [1, 1, 1]]    the mask covers the EOS
+    finished    [True, False]                  the second was cut at max_new_tokens
+    """
+    prompt_ids: Tensor            # (B, P) int64
+    prompt_mask: Tensor           # (B, P) bool
+    completion_ids: Tensor        # (B, C) int64
+    completion_mask: Tensor       # (B, C) bool
+    finished: Tensor              # (B,) bool
+    sampler_logprobs: Tensor | None = None   # (B, C) float32, nats, at the sampling temperature, 0 where masked
+    old_logprobs: Tensor | None = None       # (B, C) float32, nats, by the trainer before the first update
+    rewards: Tensor | None = None            # (B,) float32
+    advantages: Tensor | None = None         # (B,) float32
+    weights: Tensor | None = None            # (B,) float32, of each rollout in the bridge's loss
+
+    def __len__(self) -> int:
+        return len(self.finished)
+
+    def select(self, index) -> "Rollouts":
+        """The rollouts at `index` (a slice or an index tensor), without columns that are padding in all of them."""
+        part = Rollouts(**{field.name: None if (value := getattr(self, field.name)) is None else value[index]
+                           for field in dataclasses.fields(self)})
+        completion_length = int(part.completion_mask.sum(1).max()) if len(part) else 0
+        prompt_length = int(part.prompt_mask.sum(1).max()) if len(part) else 0
+        for name in ("prompt_ids", "prompt_mask"):
+            setattr(part, name, getattr(part, name)[:, part.prompt_mask.shape[1] - prompt_length:].contiguous())
+        for name in ("completion_ids", "completion_mask", "sampler_logprobs", "old_logprobs"):
+            if getattr(part, name) is not None:
+                setattr(part, name, getattr(part, name)[:, :completion_length].contiguous())
+        return part
+
+    def to(self, device) -> "Rollouts":
+        return Rollouts(**{field.name: None if (value := getattr(self, field.name)) is None else value.to(device)
+                           for field in dataclasses.fields(self)})
+
+    def split(self, size: int) -> list["Rollouts"]:
+        """Micro-batches of at most `size` rollouts."""
+        return [self.select(slice(start, start + size)) for start in range(0, len(self), size)]
+
+    def completions(self) -> list[list[int]]:
+        return [ids[mask].tolist() for ids, mask in zip(self.completion_ids.cpu(), self.completion_mask.cpu())]
+
+    def prompts(self) -> list[list[int]]:
+        return [ids[mask].tolist() for ids, mask in zip(self.prompt_ids.cpu(), self.prompt_mask.cpu())]
+
+
+def pad(rows: list[list[int]], pad_id: int, device, left: bool) -> tuple[Tensor, Tensor]:
+    """Rows of unequal length -> ids (B, T) int64 and mask (B, T) bool, padded on the left or on the right."""
+    length = max(map(len, rows), default=0)
+    fill = [[pad_id] * (length - len(row)) for row in rows]
+    ids = torch.tensor([f + row if left else row + f for f, row in zip(fill, rows)], dtype=torch.int64)
+    ids, lengths = ids.view(len(rows), length), torch.tensor([len(row) for row in rows])[:, None]
+    columns = torch.arange(length)
+    mask = columns >= length - lengths if left else columns < lengths
+    return ids.to(device), mask.to(device)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """RoPE positions that ignore padding.  (B, T) -> (B, T) int64.  Without them left padding shifts every position."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+# ================================================================ the loop
+
+@torch.no_grad()
+def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_tokens: int, temperature: float = 1.0,
+           top_p: float = 1.0, top_k: int = 0, eos_ids: list[int], pad_id: int,
+           generator: torch.Generator | None = None, indices: list[int] | None = None,
+           rollout_tokens: int | None = None) -> Rollouts:
+    """Sample completions; the checkpoint's generation_config has no say.
+
+    temperature 0 is greedy; top_p 1 and top_k 0 switch the truncation off (training never truncates).
+    indices: each prompt's own index among the prompts of all ranks (default: its place here).  With the same state of
+      `generator`, a prompt of the same index has the same rollouts whatever else is sampled with it.
+    rollout_tokens: bound on the tokens in the cache; what does not fit waits until rows have left.
+    -> Rollouts, B = len(prompts) * samples_per_prompt, with sampler_logprobs of the untruncated distribution.
+    """
+    device, num_rollouts = model.device, len(prompts) * samples_per_prompt
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else "cpu"))
+    prompt_ids, prompt_mask = (x.repeat_interleave(samples_per_prompt, 0) for x in pad(prompts, pad_id, device, True))
+    index = torch.tensor(list(range(len(prompts))) if indices is None else indices, dtype=torch.int64, device=device)
+    index = (index[:, None] * samples_per_prompt + torch.arange(samples_per_prompt, device=device)).flatten()
+    completion_ids = torch.full((num_rollouts, max_new_tokens), pad_id, device=device)
+    logprobs = torch.zeros(num_rollouts, max_new_tokens, device=device)
+    lengths = torch.zeros(num_rollouts, dtype=torch.int64, device=device)
+    finished = torch.zeros(num_rollouts, dtype=torch.bool, device=device)
+    stop = torch.tensor(eos_ids, dtype=torch.int64, device=device)
+
+    queue = group_by_prompt(prompts, samples_per_prompt)
+    cache = (SharedPrefixCache if queue and has_plain_attention(model) else PlainCache)(model, max_new_tokens)
+    room = Room(rollout_tokens, max(map(len, prompts), default=0), max_new_tokens, cache.shares_prefixes)
+    rows = torch.zeros(0, dtype=torch.int64, device=device)         # the rollouts that are being written
+    logits = None
+    while queue or len(rows):
+        if queue and (joining := room.take(queue, cache.num_prompts, len(rows))):
+            first_logits = cache.join([prompt for prompt, _ in joining], [len(own) for _, own in joining])
+            logits = first_logits if len(rows) == 0 else torch.cat([logits, first_logits])
+            rows = torch.cat([rows, torch.tensor([row for _, own in joining for row in own], device=device)])
+        steps = lengths[rows]
+        tokens, token_logprobs = draw(logits, uniforms(seed, index[rows], steps), temperature, top_p, top_k)
+        completion_ids[rows, steps] = tokens
+        logprobs[rows, steps] = token_logprobs
+        lengths[rows] = steps + 1
+        finished[rows] = ended = torch.isin(tokens, stop)
+        stay = ~ended & (steps + 1 < max_new_tokens)
+        if (num_staying := int(stay.sum())) < len(rows):            # the one wait for the device in each step
+            order = close_ranks(stay, num_staying)
+            rows, tokens = rows[order], tokens[order]
+            cache.leave(order)
+        if num_staying:
+            logits = cache.forward(tokens)
+
+    completion_mask = torch.arange(max_new_tokens, device=device) < lengths[:, None]
+    return Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask, finished, logprobs).select(slice(None))
+
+
+def group_by_prompt(prompts: list[list[int]], samples_per_prompt: int) -> list[tuple[list[int], list[int]]]:
+    """Each distinct prompt and the rollouts that begin with it."""
+    groups: dict[tuple, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        rows = range(place * samples_per_prompt, (place + 1) * samples_per_prompt)
+        groups.setdefault(tuple(prompt), []).extend(rows)
+    return [(list(prompt), rows) for prompt, rows in groups.items()]
+
+
+@dataclass
+class Room:
+    """Who may join: a prompt counts `prompt_length` tokens of cache, each of its rows max_new_tokens."""
+    rollout_tokens: int | None
+    prompt_length: int
+    max_new_tokens: int
+    shares_prefixes: bool
+
+    def take(self, queue: list, num_prompts: int, num_rows: int) -> list[tuple[list[int], list[int]]]:
+        """Take groups that fit beside what is there from the head of the queue; a group too large for all is cut."""
+        if self.rollout_tokens is None:
+            return [queue.pop(0) for _ in range(len(queue))] if num_rows == 0 else []
+        per_prompt = self.prompt_length if self.shares_prefixes else 0
+        per_row = self.max_new_tokens + self.prompt_length - per_prompt
+        free, taken = self.rollout_tokens - num_prompts * per_prompt - num_rows * per_row, []
+        # A prefill of few tokens is dear: nobody joins before a quarter is free.  The plain cache takes whole waves.
+        if num_rows and (not self.shares_prefixes or free < self.rollout_tokens // 4):
+            return []
+        while queue:
+            prompt, rows = queue[0]
+            fit = min(len(rows), (free - per_prompt) // per_row)
+            if fit < len(rows) and (taken or num_rows):
+                break
+            fit = max(fit, 1)
+            taken.append((prompt, rows[:fit]))
+            queue[:1] = [(prompt, rows[fit:])] if fit < len(rows) else []
+            free -= per_prompt + fit * per_row
+        if queue:
+            tell(f"sampler: {self.rollout_tokens} tokens of cache (rollout_tokens) hold a part of the batch at a time")
+        return taken
+
+
+@functools.cache
+def tell(message: str) -> None:
+    """Print a line, once in a process and on one rank."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(message, flush=True)
+
+
+def close_ranks(stay: Tensor, num_staying: int) -> Tensor:
+    """Which row comes to stand at each place when the last ones fill the gaps.  (B,) bool -> (num_staying,) int64.
+
+    [stay, leave, stay, leave, stay] -> [0, 4, 2]: one row moves.
+    """
+    order = torch.arange(num_staying, device=stay.device)
+    order[(~stay[:num_staying]).nonzero()[:, 0]] = stay[num_staying:].nonzero()[:, 0] + num_staying
+    return order
+
+
+# ================================================================ drawing a token
+
+def uniforms(seed: int, index: Tensor, step: Tensor) -> Tensor:
+    """A random number in [0, 1) for each (rollout, step): two rounds of splitmix64.  (B,), (B,) -> (B,) float32."""
+    bits = mix(mix(index * GOLDEN + seed) + step * GOLDEN)
+    return (bits >> 40 & 0xFFFFFF).float() / 2**24      # 24 bits: what a float32 below 1 can hold
+
+
+def mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser; int64 wraps around as uint64 does, but its shift drags the sign along: masked away."""
+    x = (x ^ (x >> 30 & (1 << 34) - 1)) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ (x >> 27 & (1 << 37) - 1)) * (0x94D049BB133111EB - 2**64)
+    return x ^ (x >> 31 & (1 << 33) - 1)
+
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+
+
+def draw(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
+    """One token a row by inverse CDF.  (B, V), (B,) -> ids (B,), their logprobs (B,) before truncation, nats."""
+    if temperature == 0:
+        tokens = logits.argmax(-1)
+        return tokens, torch.zeros_like(uniforms, dtype=torch.float32)      # greedy: probability 1
+    probs = (logits.float() if temperature == 1 else logits.float() / temperature).softmax(-1)
+    if top_k > 0 or top_p < 1:
+        tokens = draw_truncated(probs, uniforms, top_p, top_k)
+    else:
+        tokens = invert_cdf(probs, uniforms)
+    return tokens, probs.gather(-1, tokens[:, None])[:, 0].log()
+
+
+def invert_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """The first id at which the cumulative sum exceeds uniform * total.  (B, V), (B,) -> (B,); probs need no scale."""
+    cdf = probs.cumsum(-1)
+    total = cdf[:, -1:]
+    # Strictly below the total: the first entry above the threshold then has a probability greater than 0.
+    threshold = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cdf, threshold, right=True)[:, 0]
+
+
+def draw_truncated(probs: Tensor, uniforms: Tensor, top_p: float, top_k: int, guess: int = 256) -> Tensor:
+    """Draw among the top_k, and of these among the fewest that hold the share top_p.  (B, V), (B,) -> (B,).
+
+    Top-p alone sorts the `guess` likeliest, and all only in rows where these do not reach top_p.
+    """
+    count = min(top_k if top_k > 0 else guess, probs.shape[-1])
+    top, ids = probs.topk(count, dim=-1)                # the largest first
+    mass = top.sum(-1, keepdim=True)
+    enough = top_p * (mass if top_k > 0 else 1.0)
+    before = top.cumsum(-1) - top                       # the mass of what is likelier
+    tokens = ids.gather(-1, invert_cdf(top.masked_fill(before >= enough, 0.0), uniforms)[:, None])[:, 0]
+    if top_k <= 0 and count < probs.shape[-1] and (short := mass[:, 0] < top_p).any():
+        tokens[short] = draw_truncated(probs[short], uniforms[short], top_p, probs.shape[-1])
+    return tokens
+
+
+# ================================================================ the caches
+
+class PlainCache:
+    """The model's own cache, any architecture: rows hold copies of their prompt's, and join only all at once."""
+    shares_prefixes, num_prompts = False, 0
+
+    def __init__(self, model, max_new_tokens: int):
+        self.model = model
+
+    def join(self, prompts: list[list[int]], counts: list[int]) -> Tensor:
+        from transformers import DynamicCache
+
+        self.cache = DynamicCache(config=self.model.config)
+        logits, mask = prefill(self.model, prompts, self.cache)
+        source = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(mask.device)
+        self.cache.batch_select_indices(source)
+        self.mask = mask[source]
+        return logits[source]
+
+    def leave(self, order: Tensor) -> None:
+        self.cache.batch_select_indices(order)
+        self.mask = self.mask[order]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.mask = F.pad(self.mask, (0, 1), value=True)
+        return self.model(tokens[:, None], attention_mask=self.mask, position_ids=positions(self.mask)[:, -1:],
+                          past_key_values=self.cache, use_cache=True).logits[:, -1]
+
+
+def prefill(model, prompts: list[list[int]], cache) -> tuple[Tensor, Tensor]:
+    """Fill an empty cache.  -> logits of each prompt's last token (S, V), the left-padded prompts' mask (S, P)."""
+    ids, mask = pad(prompts, 0, model.device, left=True)
+    logits = model(ids, attention_mask=mask, position_ids=positions(mask), past_key_values=cache, use_cache=True,
+                   logits_to_keep=1).logits[:, -1]
+    return logits, mask
+
+
+class SharedPrefixCache:
+    """Keys and values of S prompts and of B rows' completions, and the attention over both (see the top)."""
+    shares_prefixes = True
+
+    def __init__(self, model, max_new_tokens: int):
+        self.model, self.max_columns = model, max_new_tokens
+        self.prefix: list[list[Tensor]] = []            # [layer] -> [keys (S, Hk, P, D), values], left-padded
+        self.suffix: list[list[Tensor]] = []            # [layer] -> [keys (R, Hk, C, D), values], R >= B
+        self.clock = 0                                  # steps so far
+        empty = torch.zeros(0, dtype=torch.int64, device=model.device)
+        self.lengths = empty                            # (S,) tokens of each prompt
+        self.slot, self.written = empty, empty          # (B,) which prompt is the row's, its tokens in the suffix
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.lengths)
+
+    def join(self, prompts: list[list[int]], counts: list[int]) -> Tensor:
+        """Prefill prompts and append their rows, counts[i] for prompts[i].  -> first logits of the new rows."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()                          # no config: it would drop what slid out of a window
+        logits, mask = prefill(self.model, prompts, cache)
+        if len(self.slot) == 0:
+            self.clock = 0
+        old = self.prefix or [[layer.keys[:0], layer.values[:0]] for layer in cache.layers]
+        self.suffix = self.suffix or [[tensor[:, :, :0] for tensor in pair] for pair in old]
+        self.prefix = [[join_left_padded(a, b) for a, b in zip(pair, (layer.keys, layer.values))]
+                       for pair, layer in zip(old, cache.layers, strict=True)]
+        source = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(mask.device)
+        self.slot = torch.cat([self.slot, source + len(self.lengths)])
+        self.written = torch.cat([self.written, torch.zeros_like(source)])
+        self.lengths = torch.cat([self.lengths, mask.sum(1)])
+        self.reserve(len(self.slot), 0)
+        self.arrange()
+        return logits[source]
+
+    def leave(self, order: Tensor) -> None:
+        """Row i becomes what row order[i] was; prompts without a row go when they are the half."""
+        moved = (order != torch.arange(len(order), device=order.device)).nonzero()[:, 0]
+        columns = min(self.clock, self.max_columns)
+        for tensor in (tensor for pair in self.suffix for tensor in pair):
+            tensor[moved, :, :columns] = tensor[order[moved], :, :columns]
+        self.slot, self.written = self.slot[order], self.written[order]
+        used, slot = self.slot.unique(return_inverse=True)
+        if 2 * len(used) <= self.num_prompts:
+            self.slot, self.lengths = slot, self.lengths[used]
+            self.prefix = [[tensor[used] for tensor in pair] for pair in self.prefix]
+        self.arrange()
+
+    def arrange(self) -> None:
+        """Seat the rows of each prompt side by side: self.grid (S, G), self.place (B,); an empty seat holds row 0."""
+        row, order = torch.arange(len(self.slot), device=self.slot.device), self.slot.argsort(stable=True)
+        counts = torch.bincount(self.slot, minlength=self.num_prompts)
+        starts = counts.cumsum(0) - counts
+        self.place = torch.empty_like(row).scatter(0, order, row - starts[self.slot[order]])
+        self.grid = row.new_zeros(self.num_prompts, int(counts.max()) if len(row) else 0)
+        self.grid[self.slot, self.place] = row
+
+    def reserve(self, rows: int, columns: int) -> None:
+        """Allocate the suffix, twice as wide each time that it is full."""
+        have_rows, _, have_columns, _ = self.suffix[0][0].shape
+        if rows > have_rows or columns > have_columns:
+            columns = have_columns if columns <= have_columns else min(self.max_columns, max(64, 2 * columns))
+            for tensors in self.suffix:
+                for place, old in enumerate(tensors):
+                    # Zeros: a masked column has weight 0, but 0 times what memory held may be NaN.
+                    tensors[place] = old.new_zeros(max(rows, have_rows), old.shape[1], columns, old.shape[3])
+                    tensors[place][:have_rows, :, :have_columns] = old
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """One step of all rows.  (B,) -> logits (B, V)."""
+        self.column, self.width = self.clock % self.max_columns, min(self.clock + 1, self.max_columns)
+        self.reserve(0, self.width)
+        self.biases: dict[int | None, Tensor] = {}
+        self.windows: set[int | None] = set()
+        position = self.lengths[self.slot] + self.written
+        with attention_function(self.model, self.attend):
+            logits = self.model(tokens[:, None], position_ids=position[:, None], use_cache=False).logits[:, -1]
+        self.clock += 1
+        self.written = self.written + 1
+        return logits
+
+    def bias(self, window: int | None) -> Tensor:
+        """0 where a row may look and -inf where not, (B, 1, 1, P + width) float32."""
+        if window not in self.biases:
+            device, prompt_length = self.slot.device, self.prefix[0][0].shape[2]
+            lengths = self.lengths[self.slot, None]
+            position = torch.arange(prompt_length, device=device) - (prompt_length - lengths)       # < 0: padding
+            age = (self.column - torch.arange(self.width, device=device)) % self.max_columns        # in steps
+            age = age.expand(len(lengths), -1)
+            visible = torch.cat([position >= 0, age <= self.written[:, None]], 1)
+            if window is not None:
+                visible &= torch.cat([lengths + self.written[:, None] - position, age], 1) < window
+            bias = torch.zeros(visible.shape, device=device).masked_fill(~visible, -torch.inf)
+            self.biases[window] = bias[:, None, None]
+        return self.biases[window]
+
+    def attend(self, module, query, key, value, attention_mask, scaling=None, sliding_window=None, dropout=0.0,
+               is_causal=True, **others):
+        """What transformers calls in place of its own attention.  query (B, Hq, 1, D) -> (B, 1, Hq, Dv), None.
+
+        key, value: (B, Hk, 1, D) of this step's token; the rest is here.
+        """
+        strange = {name for name, x in others.items() if x is not None and not isinstance(x, bool)} - {"position_ids"}
+        if strange:
+            raise NotPlain(f"its attention takes {', '.join(sorted(strange))}")
+        self.windows.add(sliding_window)
+        (prefix_keys, prefix_values), (keys, values) = self.prefix[module.layer_idx], self.suffix[module.layer_idx]
+        keys[:len(key), :, self.column], values[:len(key), :, self.column] = key[:, :, 0], value[:, :, 0]
+        keys, values = keys[:len(key), :, :self.width], values[:len(key), :, :self.width]
+        prompt_length, stacked = prefix_keys.shape[2], query.shape[1] // key.shape[1]
+        query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        query = query.view(len(key), key.shape[1], stacked, -1)                     # (B, Hk, Hq / Hk, D)
+
+        scores = torch.cat([self.by_row(self.by_prompt(query) @ prefix_keys.mT, stacked), query @ keys.mT], -1)
+        weights = (scores.float() + self.bias(sliding_window)).softmax(-1).to(query.dtype)
+        seen = self.by_row(self.by_prompt(weights[..., :prompt_length]) @ prefix_values, stacked)
+        seen += weights[..., prompt_length:] @ values
+        return seen.reshape(len(key), 1, key.shape[1] * stacked, -1), None
+
+    def by_prompt(self, x: Tensor) -> Tensor:
+        """The rows of a prompt one below the other.  (B, Hk, stacked, D) -> (S, Hk, G * stacked, D)"""
+        return x[self.grid].transpose(1, 2).flatten(2, 3)
+
+    def by_row(self, x: Tensor, stacked: int) -> Tensor:
+        """The way back.  (S, Hk, G * stacked, D) -> (B, Hk, stacked, D)"""
+        return x.unflatten(2, (-1, stacked))[self.slot, :, self.place]
+
+
+def join_left_padded(old: Tensor, new: Tensor) -> Tensor:
+    """Stack keys of prompts of unequal length.  (S, Hk, P, D), (S', Hk, P', D) -> (S + S', Hk, max(P, P'), D)"""
+    length = max(old.shape[2], new.shape[2])
+    return torch.cat([F.pad(x, (0, 0, length - x.shape[2], 0)) for x in (old, new)])
+
+
+# ================================================================ which models it serves
+
+class NotPlain(Exception):
+    """The model's attention is more than SharedPrefixCache.attend computes."""
+
+
+@contextmanager
+def attention_function(model, function):
+    """Exchange the model's attention, and put back what was there, whatever happens."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values()
+    before = [config._attn_implementation for config in configs]
+    ALL_ATTENTION_FUNCTIONS["shared_prefix"] = function
+    try:
+        for config in configs:
+            config._attn_implementation = "shared_prefix"
+        yield
+    finally:
+        for config, name in zip(configs, before):
+            config._attn_implementation = name
+        del ALL_ATTENTION_FUNCTIONS["shared_prefix"]
+
+
+VERDICTS: dict[str, bool] = {}                          # class and config of a model -> may it share prefixes?
+
+
+def has_plain_attention(model) -> bool:
+    """Two steps with shared prefixes beside the model's own forward pass, once for each class and config."""
+    name = f"{type(model).__name__} {model.config.to_json_string()} {model.dtype}"
+    if name not in VERDICTS:
+        try:
+            compare_with_own_forward(model)
+            VERDICTS[name] = True
+        except Exception as error:                      # whatever it is: the model's own cache will do
+            tell(f"sampler: {type(model).__name__} takes the plain way, several times slower: {error}")
+            VERDICTS[name] = False
+    return VERDICTS[name]
+
+
+def compare_with_own_forward(model) -> None:
+    config = model.config.get_text_config()
+    if others := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+        raise NotPlain(f"it has layers of {', '.join(sorted(others))}")
+    prompts, steps = [[1, 2, 3, 4], [5, 6]], [[7, 8, 9], [10, 11, 12]]         # (rows, then tokens of each step)
+    steps = [[token % config.vocab_size for token in tokens] for tokens in steps]
+    prompts = [[token % config.vocab_size for token in prompt] for prompt in prompts]
+    cache = SharedPrefixCache(model, 4)
+    cache.join(prompts, [2, 1])
+    for tokens in steps:
+        logits = cache.forward(torch.tensor(tokens, device=model.device))
+    if getattr(config, "sliding_window", None) and cache.windows == {None}:
+        raise NotPlain("its attention does not say which layers have a sliding window")
+    ids, mask = pad([prompts[row // 2] + [tokens[row] for tokens in steps] for row in range(3)], 0, model.device, True)
+    expected = model(ids, attention_mask=mask, position_ids=positions(mask), use_cache=False).logits[:, -1]
+    error, scale = (logits - expected).abs().max(), expected.abs().max()
+    if not error <= torch.finfo(logits.dtype).eps ** 0.5 * scale:
+        raise NotPlain(f"its logits differ by {error:.2g} of {scale:.2g}")
