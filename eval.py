@@ -272,11 +272,11 @@ def score_by_tag(rows: list[dict]) -> dict:
 
 
 def evaluate(model, tokenizer, problems, prompts, *, samples: int, max_new_tokens: int, temperature: float,
-             top_p: float, top_k: int, eos_ids: list[int], seed: int, batch_size: int, keep: Path | None = None,
-             progress: bool = False) -> list[dict]:
+             top_p: float, top_k: int, eos_ids: list[int], seed: int, batch_size: int, rollout_tokens: int = 0,
+             keep: Path | None = None, progress: bool = False) -> list[dict]:
     """Sample and grade each problem `samples` times; ranks share the problems.  -> completions.jsonl's rows.
 
-    batch_size: rollouts sampled at a time.  Problem i's completions depend on (seed, i's batch), not on timing.
+    batch_size: rollouts sampled at a time.  A problem's completions depend on the seed and its place, on nothing else.
     keep: a file to which each batch is appended, one line a batch; those that it holds already are not done again.
     """
     indices, rows, right, tokens, start = share(list(range(len(problems)))), [], 0, 0, time.perf_counter()
@@ -290,7 +290,8 @@ def evaluate(model, tokenizer, problems, prompts, *, samples: int, max_new_token
             rollouts = sample(model, [prompts[i] for i in batch], samples_per_prompt=samples,
                               max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
                               eos_ids=eos_ids, pad_id=tokenizer.pad_token_id,
-                              generator=random_generator(seed, "evaluate", batch[0]))
+                              generator=random_generator(seed, "evaluate"), indices=batch,
+                              rollout_tokens=rollout_tokens)
             batch_rows = judge(rollouts, [problems[i] for i in batch], tokenizer, samples)
             tokens += int(rollouts.completion_mask.sum())
             if keep is not None:
@@ -388,7 +389,8 @@ def failures_page(rows: list[dict], most: int = 200) -> str:
 def accuracy(model, tokenizer, problems, prompts, args, eos_ids: list[int]) -> float:
     """avg@k while training: --eval-samples completions a problem at the training temperature, no truncation."""
     rows = evaluate(model, tokenizer, problems, prompts, samples=args.eval_samples, max_new_tokens=args.max_new_tokens,
-                    temperature=args.temperature, top_p=1.0, top_k=0, eos_ids=eos_ids, seed=args.seed, batch_size=256)
+                    temperature=args.temperature, top_p=1.0, top_k=0, eos_ids=eos_ids, seed=args.seed, batch_size=256,
+                    rollout_tokens=args.rollout_tokens)
     return float(np.mean([row["verdicts"] for row in rows]))
 
 
@@ -404,6 +406,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--top-p", type=float, default=0.8, help="1 is off")
     group.add_argument("--top-k", type=int, default=20, help="0 is off")
     group.add_argument("--max-new-tokens", type=int, default=2048, help="longest completion, tokens")
+    group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: no bound")
     group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group.add_argument("--num-problems", type=int, default=0, help="evaluate on the first N problems only; 0 is all")
@@ -457,7 +460,7 @@ def sample_and_judge(args) -> list[dict] | None:
     return evaluate(model, tokenizer, problems, prompts, samples=args.samples, max_new_tokens=args.max_new_tokens,
                     temperature=args.temperature, top_p=args.top_p, top_k=args.top_k,
                     eos_ids=stop_ids(model_dir, tokenizer), seed=args.seed, batch_size=args.batch_size,
-                    keep=args.out / f"partial_rank{rank()}.jsonl", progress=True)
+                    rollout_tokens=args.rollout_tokens, keep=args.out / f"partial_rank{rank()}.jsonl", progress=True)
 
 
 if __name__ == "__main__":

@@ -176,14 +176,14 @@ def group_by_prompt(prompts: list[list[int]], samples_per_prompt: int) -> list[t
 @dataclass
 class Room:
     """Who may join: a prompt counts `prompt_length` tokens of cache, each of its rows max_new_tokens."""
-    rollout_tokens: int | None
+    rollout_tokens: int | None              # None or 0: no bound
     prompt_length: int
     max_new_tokens: int
     shares_prefixes: bool
 
     def take(self, queue: list, num_prompts: int, num_rows: int) -> list[tuple[list[int], list[int]]]:
         """Take groups that fit beside what is there from the head of the queue; a group too large for all is cut."""
-        if self.rollout_tokens is None:
+        if not self.rollout_tokens:
             return [queue.pop(0) for _ in range(len(queue))] if num_rows == 0 else []
         per_prompt = self.prompt_length if self.shares_prefixes else 0
         per_row = self.max_new_tokens + self.prompt_length - per_prompt

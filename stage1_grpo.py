@@ -85,11 +85,14 @@ def exact_regularisers(policy, reference, micro, temperature: float) -> tuple[Te
 def make_rollouts(policy, tokenizer, problems, prompts, args, stop: list[int], batch: int):
     """Sample and grade this rank's share of one rollout batch; advantages within each group.  -> Rollouts"""
     num_prompts = args.prompts_per_step * args.steps_per_rollout
-    chosen = share(batch_indices(len(problems), num_prompts, batch, args.seed))
+    places = share(list(range(num_prompts)))                    # in the batch of all ranks
+    batch_of_all = batch_indices(len(problems), num_prompts, batch, args.seed)
+    chosen = [batch_of_all[place] for place in places]
     rollouts = sample(working_copy(policy, args.dtype), [prompts[i] for i in chosen],
                       samples_per_prompt=args.samples_per_prompt, max_new_tokens=args.max_new_tokens,
                       temperature=args.temperature, eos_ids=stop, pad_id=tokenizer.pad_token_id,
-                      generator=random_generator(args.seed, "rollouts", batch, rank()))
+                      generator=random_generator(args.seed, "rollouts", batch), indices=places,
+                      rollout_tokens=args.rollout_tokens)
     texts = tokenizer.batch_decode(rollouts.completions(), skip_special_tokens=True)
     golds = [problems[i].answer for i in chosen for _ in range(args.samples_per_prompt)]
     rewards = [float(grade(text, gold)) for text, gold in zip(texts, golds)]         # equation 1
@@ -144,6 +147,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--samples-per-prompt", type=int, default=8, help="G, completions per prompt")
     group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
     group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logprob")
+    group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: no bound")
     group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group = parser.add_argument_group("optimisation")

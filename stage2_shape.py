@@ -116,7 +116,8 @@ def shape(sampler, teacher, reference, tokenizer, problems, prompts, args, stop:
     for batch in (indices[i:i + args.prompts_per_step] for i in range(0, len(indices), args.prompts_per_step)):
         rollouts = sample(sampler, [prompts[i] for i in batch], samples_per_prompt=args.samples_per_prompt,
                           max_new_tokens=args.max_new_tokens, temperature=args.temperature, eos_ids=stop,
-                          pad_id=tokenizer.pad_token_id, generator=random_generator(args.seed, name, batch[0]))
+                          pad_id=tokenizer.pad_token_id, generator=random_generator(args.seed, name), indices=batch,
+                          rollout_tokens=args.rollout_tokens)
         teacher_logprobs = score_rollouts(teacher, rollouts, args)
         reference_logprobs = score_rollouts(reference, rollouts, args)
         dense = (teacher_logprobs - reference_logprobs).tolist()
@@ -175,6 +176,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--samples-per-prompt", type=int, default=8, help="completions per prompt")
     group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
     group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logprob")
+    group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: no bound")
     group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group.add_argument("--num-problems", type=int, default=0, help="sample the first N of --problems only; 0: all")

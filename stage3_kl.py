@@ -62,7 +62,8 @@ def measure_c2(student, teacher, tokenizer, prompts, args, stop: list[int], step
         batch = indices[start:start + args.prompts_per_step]
         rollouts = sample(sampler, [prompts[i] for i in batch], samples_per_prompt=args.samples_per_prompt,
                           max_new_tokens=args.max_new_tokens, temperature=args.temperature, eos_ids=stop,
-                          pad_id=tokenizer.pad_token_id, generator=random_generator(args.seed, "c2", step, batch[0]))
+                          pad_id=tokenizer.pad_token_id, generator=random_generator(args.seed, "c2", step),
+                          indices=batch, rollout_tokens=args.rollout_tokens)
         if start == 0:
             log_samples(args.out, step, tokenizer, rollouts)
         kl_sums = []
@@ -147,6 +148,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--samples-per-prompt", type=int, default=1, help="completions per held-out prompt")
     group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
     group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logit")
+    group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: no bound")
     group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group = parser.add_argument_group("optimisation")

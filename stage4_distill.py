@@ -78,6 +78,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--samples-per-prompt", type=int, default=1, help="completions per prompt")
     group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
     group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logit")
+    group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: no bound")
     group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group = parser.add_argument_group("objective")
@@ -140,11 +141,13 @@ def main(args) -> None:
     for step in bar:
         # sample
         start = time.perf_counter()
-        chosen = share(batch_indices(len(prompts), args.prompts_per_step, step - 1, args.seed))
-        rollouts = sample(working_copy(student, args.dtype), [prompts[i] for i in chosen],
+        places = share(list(range(args.prompts_per_step)))      # in the batch of all ranks
+        chosen = batch_indices(len(prompts), args.prompts_per_step, step - 1, args.seed)
+        rollouts = sample(working_copy(student, args.dtype), [prompts[chosen[place]] for place in places],
                           samples_per_prompt=args.samples_per_prompt, max_new_tokens=args.max_new_tokens,
                           temperature=args.temperature, eos_ids=stop, pad_id=tokenizer.pad_token_id,
-                          generator=random_generator(args.seed, "rollouts", step, rank()))
+                          generator=random_generator(args.seed, "rollouts", step), indices=places,
+                          rollout_tokens=args.rollout_tokens)
         sample_seconds = time.perf_counter() - start
         if step % 10 == 1:
             log_samples(args.out, step, tokenizer, rollouts)

@@ -63,12 +63,12 @@ def test_stage4_brings_a_disturbed_student_back_to_its_teacher(toy, copy_of, tmp
     weights = load_file(disturbed / "model.safetensors")
     generator = torch.Generator().manual_seed(0)
     for name, value in weights.items():
-        weights[name] = value + 0.2 * value.std(correction=0) * torch.randn(value.shape, generator=generator)
+        weights[name] = value + 0.5 * value.std(correction=0) * torch.randn(value.shape, generator=generator)
     save_file(weights, disturbed / "model.safetensors", metadata={"format": "pt"})
     run(stage4_distill, "--student", disturbed, "--teacher", toy / "teacher", "--problems", toy / "train.jsonl", "--out", tmp_path / "run",
-        "--max-new-tokens", 16, "--micro-batch-size", 64, "--prompts-per-step", 64, "--max-steps", 15, "--lr", 3e-4, *divergence)
+        "--max-new-tokens", 16, "--micro-batch-size", 64, "--prompts-per-step", 64, "--max-steps", 15, "--lr", 1e-3, *divergence)
     rows = [row["reverse_kl_nats"] for row in metrics(tmp_path / "run")]
-    assert sum(rows[-3:]) / 3 < 0.5 * rows[0]
+    assert rows[0] > 0.25 and sum(rows[-3:]) / 3 < rows[0] * (0.8 if "sampled" in divergence else 0.3)
 
 
 @pytest.mark.parametrize("scale", ["toy", "smollm2", "paper"])
