@@ -69,6 +69,14 @@ def gather_list(items: list) -> list:
     return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
 
 
+def from_rank_0(function):
+    """What the function returns on rank 0, on every rank: work on files that one should do."""
+    answer = [function() if rank() == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(answer)
+    return answer[0]
+
+
 def sum_gradients(model) -> None:
     """Add up the gradients of all ranks.  Each loss was divided by the tokens of all ranks."""
     if dist.is_initialized():
@@ -200,7 +208,8 @@ def find_model(path: Path, allow_failed_certificate: bool = False) -> dict:
         fail(f"{path}: no model here (config.json is missing)")
     if not list(model_dir.glob("*.safetensors")):
         fail(f"{model_dir}: no weights here (*.safetensors; a pickle is never loaded)")
-    return {"path": str(model_dir), "sha256": sha256_of_model(model_dir)} | ({"run": str(run)} if is_run else {})
+    sha256 = from_rank_0(lambda: sha256_of_model(model_dir))
+    return {"path": str(model_dir), "sha256": sha256} | ({"run": str(run)} if is_run else {})
 
 
 def sha256_of_model(model_dir: Path) -> str:
@@ -391,11 +400,8 @@ def open_run(args, parents: dict | None = None) -> bool:
 
     parents: name -> what `find_model` returned.  Refuses a directory of another run, naming the flags that differ.
     """
-    problem = [prepare_directory(args, parents or {}) if rank() == 0 else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(problem)
-    if problem[0] is not None:
-        fail(problem[0])
+    if problem := from_rank_0(lambda: prepare_directory(args, parents or {})):
+        fail(problem)
     if (args.out / "DONE").is_file():
         say(f"{args.out} is done already (--overwrite starts anew)")
         return False

@@ -86,6 +86,29 @@ def test_gradient_is_the_same_on_two_ranks(gradient_here, flags_of, tmp_path, st
     assert_same(gradient(tmp_path, stage, flags, num_ranks=2), gradient_here(stage, flags))
 
 
+def test_any_number_of_ranks_draws_the_same_rollouts_and_takes_the_same_steps(toy, monkeypatch):
+    """Stage 1's rollout batch of 8 prompts in 2 steps, on one rank and shared by three."""
+    args = stage1_grpo.parse_args(["--model", "-", "--problems", "-", "--out", "-", "--prompts-per-step", "4", "--steps-per-rollout", "2",
+                                   "--samples-per-prompt", "3", "--max-new-tokens", "16"])
+    tokenizer = common.load_tokenizer(toy / "student")
+    policy = common.load_model(toy / "student", tokenizer, torch.float32, "cpu")
+    problems = common.load_problems(toy / "few_train.jsonl")
+    prompts = common.encode_prompts(tokenizer, problems, args)
+
+    def steps_of(rank, world_size):
+        for module in (common, stage1_grpo):
+            monkeypatch.setattr(module, "rank", lambda: rank)
+            monkeypatch.setattr(module, "world_size", lambda: world_size)
+        rollouts = stage1_grpo.make_rollouts(policy, tokenizer, problems, prompts, args, [1], batch=5)
+        return [sorted(zip(map(tuple, part.prompts()), map(tuple, part.completions()), part.advantages.tolist()))
+                for part in stage1_grpo.cut_into_steps(rollouts, args, batch=5)]
+
+    alone, shared = steps_of(0, 1), [steps_of(rank, 3) for rank in range(3)]
+    assert [len(step) for step in alone] == [12, 12]
+    for number in (0, 1):
+        assert alone[number] == sorted(row for part in shared for row in part[number])
+
+
 def test_masked_truncated_rows_are_as_if_they_were_not_there(gradient_here, flags_of, monkeypatch):
     """Numerator and denominator: the gradient is that of the batch without these rows, their rewards still counted."""
     flags = [*flags_of["stage1_grpo"], "--micro-batch-size", 100]
