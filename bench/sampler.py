@@ -34,6 +34,7 @@ def parse_args(argv=None):
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], help="one or more")
     parser.add_argument("--new-tokens", nargs="+", type=int, default=[64, 256], help="of the GSM8K case")
     parser.add_argument("--rounds", type=int, default=1, help="how often each pair of the GSM8K case is run")
+    parser.add_argument("--no-fixed", action="store_true", help="leave the fixed-length case out")
     parser.add_argument("--quick", action="store_true", help="2 problems, 4 samples, up to 16 tokens, batch 1 and 8")
     return parser.parse_args(argv)
 
@@ -166,7 +167,7 @@ def main(args) -> None:
         print(f"\n{dtype}; attention {'shared' if has_plain_attention(model) else 'plain'}")
         cache = faster_cache(model, tokenizer, prompts)
         print("fixed length, decoding alone")
-        for count, each in batches:
+        for count, each in [] if args.no_fixed else batches:
             fixed_length(model, tokenizer, prompts[:count], each, 8 if args.quick else 32, cache)
         for new_tokens in lengths:
             print(f"GSM8K, {len(prompts)} prompts x {samples}, up to {new_tokens} tokens; generate(): {cache} cache")
