@@ -122,10 +122,11 @@ def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_
     temperature 0 is greedy; top_p 1 and top_k 0 switch the truncation off (training never truncates).
     indices: each prompt's own index among the prompts of all ranks (default: its place here).  With the same state of
       `generator`, a prompt of the same index has the same rollouts whatever else is sampled with it.
-    rollout_tokens: bound on the tokens in the cache; what does not fit waits until rows have left.
+    rollout_tokens: bound on the tokens in the cache, 0 or None: none; what does not fit waits until rows have left.
     -> Rollouts, B = len(prompts) * samples_per_prompt, with sampler_logprobs of the untruncated distribution.
     """
     device, num_rollouts = model.device, len(prompts) * samples_per_prompt
+    top_p, top_k = top_p or 1.0, top_k or 0                         # None is off too
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else "cpu"))
     prompt_ids, prompt_mask = (x.repeat_interleave(samples_per_prompt, 0) for x in pad(prompts, pad_id, device, True))
     index = torch.tensor(list(range(len(prompts))) if indices is None else indices, dtype=torch.int64, device=device)
@@ -137,12 +138,13 @@ def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_
     stop = torch.tensor(eos_ids, dtype=torch.int64, device=device)
 
     queue = group_by_prompt(prompts, samples_per_prompt)
-    cache = (SharedPrefixCache if queue and has_plain_attention(model) else PlainCache)(model, max_new_tokens)
-    room = Room(rollout_tokens, max(map(len, prompts), default=0), max_new_tokens, cache.shares_prefixes)
+    kind = SharedPrefixCache if queue and has_plain_attention(model) else PlainCache
+    cache = kind(model, prompt_ids.shape[1], max_new_tokens)
+    rollout_tokens = rollout_tokens or 2**62
     rows = torch.zeros(0, dtype=torch.int64, device=device)         # the rollouts that are being written
     logits = None
     while queue or len(rows):
-        if queue and (joining := room.take(queue, cache.num_prompts, len(rows))):
+        if joining := take(queue, cache, len(rows), rollout_tokens):
             first_logits = cache.join([prompt for prompt, _ in joining], [len(own) for _, own in joining])
             logits = first_logits if len(rows) == 0 else torch.cat([logits, first_logits])
             rows = torch.cat([rows, torch.tensor([row for _, own in joining for row in own], device=device)])
@@ -173,36 +175,27 @@ def group_by_prompt(prompts: list[list[int]], samples_per_prompt: int) -> list[t
     return [(list(prompt), rows) for prompt, rows in groups.items()]
 
 
-@dataclass
-class Room:
-    """Who may join: a prompt counts `prompt_length` tokens of cache, each of its rows max_new_tokens."""
-    rollout_tokens: int | None              # None or 0: no bound
-    prompt_length: int
-    max_new_tokens: int
-    shares_prefixes: bool
+def take(queue: list, cache, num_rows: int, rollout_tokens: int) -> list[tuple[list[int], list[int]]]:
+    """Groups from the head of the queue that fit beside what is there; one that is too large even alone is cut.
 
-    def take(self, queue: list, num_prompts: int, num_rows: int) -> list[tuple[list[int], list[int]]]:
-        """Take groups that fit beside what is there from the head of the queue; a group too large for all is cut."""
-        if not self.rollout_tokens:
-            return [queue.pop(0) for _ in range(len(queue))] if num_rows == 0 else []
-        per_prompt = self.prompt_length if self.shares_prefixes else 0
-        per_row = self.max_new_tokens + self.prompt_length - per_prompt
-        free, taken = self.rollout_tokens - num_prompts * per_prompt - num_rows * per_row, []
-        # A prefill of few tokens is dear: nobody joins before a quarter is free.  The plain cache takes whole waves.
-        if num_rows and (not self.shares_prefixes or free < self.rollout_tokens // 4):
-            return []
-        while queue:
-            prompt, rows = queue[0]
-            fit = min(len(rows), (free - per_prompt) // per_row)
-            if fit < len(rows) and (taken or num_rows):
-                break
-            fit = max(fit, 1)
-            taken.append((prompt, rows[:fit]))
-            queue[:1] = [(prompt, rows[fit:])] if fit < len(rows) else []
-            free -= per_prompt + fit * per_row
-        if queue:
-            tell(f"sampler: {self.rollout_tokens} tokens of cache (rollout_tokens) hold a part of the batch at a time")
-        return taken
+    A prefill of few tokens is dear, so nobody joins before a quarter of the room is free.
+    """
+    free = rollout_tokens - cache.num_prompts * cache.tokens_per_prompt - num_rows * cache.tokens_per_row
+    if num_rows and (not cache.can_join or free < rollout_tokens // 4):
+        return []
+    taken = []
+    while queue:
+        prompt, rows = queue[0]
+        fit = min(len(rows), (free - cache.tokens_per_prompt) // cache.tokens_per_row)
+        if fit < len(rows) and (taken or num_rows):
+            break
+        fit = max(fit, 1)
+        taken.append((prompt, rows[:fit]))
+        queue[:1] = [(prompt, rows[fit:])] if fit < len(rows) else []
+        free -= cache.tokens_per_prompt + fit * cache.tokens_per_row
+    if queue:
+        tell(f"sampler: {rollout_tokens} tokens of cache (rollout_tokens) hold a part of the batch at a time")
+    return taken
 
 
 @functools.cache
@@ -282,10 +275,11 @@ def draw_truncated(probs: Tensor, uniforms: Tensor, top_p: float, top_k: int, gu
 
 class PlainCache:
     """The model's own cache, any architecture: rows hold copies of their prompt's, and join only all at once."""
-    shares_prefixes, num_prompts = False, 0
+    can_join, num_prompts = False, 0
 
-    def __init__(self, model, max_new_tokens: int):
+    def __init__(self, model, prompt_length: int, max_new_tokens: int):
         self.model = model
+        self.tokens_per_prompt, self.tokens_per_row = 0, prompt_length + max_new_tokens
 
     def join(self, prompts: list[list[int]], counts: list[int]) -> Tensor:
         from transformers import DynamicCache
@@ -317,10 +311,12 @@ def prefill(model, prompts: list[list[int]], cache) -> tuple[Tensor, Tensor]:
 
 class SharedPrefixCache:
     """Keys and values of S prompts and of B rows' completions, and the attention over both (see the top)."""
-    shares_prefixes = True
+    can_join = True
 
-    def __init__(self, model, max_new_tokens: int):
+    def __init__(self, model, prompt_length: int, max_new_tokens: int):
         self.model, self.max_columns = model, max_new_tokens
+        self.tokens_per_prompt, self.tokens_per_row = prompt_length, max_new_tokens
+        self.configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
         self.prefix: list[list[Tensor]] = []            # [layer] -> [keys (S, Hk, P, D), values], left-padded
         self.suffix: list[list[Tensor]] = []            # [layer] -> [keys (R, Hk, C, D), values], R >= B
         self.clock = 0                                  # steps so far
@@ -392,7 +388,7 @@ class SharedPrefixCache:
         self.biases: dict[int | None, Tensor] = {}
         self.windows: set[int | None] = set()
         position = self.lengths[self.slot] + self.written
-        with attention_function(self.model, self.attend):
+        with attention_function(self.configs.values(), self.attend):
             logits = self.model(tokens[:, None], position_ids=position[:, None], use_cache=False).logits[:, -1]
         self.clock += 1
         self.written = self.written + 1
@@ -430,8 +426,8 @@ class SharedPrefixCache:
         query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         query = query.view(len(key), key.shape[1], stacked, -1)                     # (B, Hk, Hq / Hk, D)
 
-        scores = torch.cat([self.by_row(self.by_prompt(query) @ prefix_keys.mT, stacked), query @ keys.mT], -1)
-        weights = (scores.float() + self.bias(sliding_window)).softmax(-1).to(query.dtype)
+        scores = torch.cat([self.by_row(self.by_prompt(query) @ prefix_keys.mT, stacked), query @ keys.mT], -1).float()
+        weights = scores.add_(self.bias(sliding_window)).softmax(-1).to(query.dtype)
         seen = self.by_row(self.by_prompt(weights[..., :prompt_length]) @ prefix_values, stacked)
         seen += weights[..., prompt_length:] @ values
         return seen.reshape(len(key), 1, key.shape[1] * stacked, -1), None
@@ -458,11 +454,10 @@ class NotPlain(Exception):
 
 
 @contextmanager
-def attention_function(model, function):
-    """Exchange the model's attention, and put back what was there, whatever happens."""
+def attention_function(configs, function):
+    """Exchange the attention of a model with these configs, and put back what was there, whatever happens."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values()
     before = [config._attn_implementation for config in configs]
     ALL_ATTENTION_FUNCTIONS["shared_prefix"] = function
     try:
@@ -498,7 +493,7 @@ def compare_with_own_forward(model) -> None:
     prompts, steps = [[1, 2, 3, 4], [5, 6]], [[7, 8, 9], [10, 11, 12]]         # (rows, then tokens of each step)
     steps = [[token % config.vocab_size for token in tokens] for tokens in steps]
     prompts = [[token % config.vocab_size for token in prompt] for prompt in prompts]
-    cache = SharedPrefixCache(model, 4)
+    cache = SharedPrefixCache(model, 4, 4)
     cache.join(prompts, [2, 1])
     for tokens in steps:
         logits = cache.forward(torch.tensor(tokens, device=model.device))
