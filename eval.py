@@ -14,7 +14,8 @@ Writes OUT/completions.jsonl (a line a problem: completions, verdicts, lengths),
 truncation, length, with 95% intervals; by level and subject where rows have them) and OUT/failures.html, for people
 who want to read what went wrong.  The same command again goes on where an evaluation was interrupted.
 
-When in doubt the judge says no: a false "right" corrupts a reward, a false "wrong" only thins it.
+Importing this file is light: torch, by way of common.py, comes only with the tool.  When in doubt the judge says no:
+a false "right" corrupts a reward, a false "wrong" only thins it.
 """
 import argparse
 import atexit
@@ -32,14 +33,7 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
-
-from common import (
-    INSTRUCTION, bootstrap_interval, check_context, encode_prompts, fail, find_model, finish_run, gather_list,
-    load_model, load_problems, load_tokenizer, open_run, random_generator, rank, sample, say, setup_distributed, share,
-    stop_ids, write_json, write_text,
-)
 
 # ================================================================ reading
 
@@ -237,6 +231,8 @@ def score(rows: list[dict]) -> dict:
     Intervals are 95%: over problems (bootstrap: had the problems been others), and for avg@k over samples too (had the
     completions for these problems been others).
     """
+    from common import bootstrap_interval
+
     right = [np.array(row["verdicts"], dtype=float) for row in rows]
     sizes = {len(verdicts) for verdicts in right}
     k = min(sizes)
@@ -279,6 +275,8 @@ def evaluate(model, tokenizer, problems, prompts, *, samples: int, max_new_token
     batch_size: rollouts sampled at a time.  A problem's completions depend on the seed and its place, on nothing else.
     keep: a file to which each batch is appended, one line a batch; those that it holds already are not done again.
     """
+    from common import gather_list, random_generator, rank, sample, share
+
     indices, rows, right, tokens, start = share(list(range(len(problems)))), [], 0, 0, time.perf_counter()
     per_batch = max(1, batch_size // samples)
     kept = read_whole_lines(keep)
@@ -330,6 +328,8 @@ def read_whole_lines(path: Path | None) -> list:
 
 def read_graded_rows(path: Path) -> list[dict]:
     """Rows of another engine: `completion` or `completions`, and `answer`; rows of one `id` or `problem` are joined."""
+    from common import fail
+
     if not path.is_file():
         fail(f"--grade {path}: no such file")
     rows: dict = {}
@@ -395,6 +395,8 @@ def accuracy(model, tokenizer, problems, prompts, args, eos_ids: list[int]) -> f
 
 
 def parse_args(argv=None) -> argparse.Namespace:
+    from common import INSTRUCTION
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="checkpoint directory, or a finished run")
     parser.add_argument("--problems", type=Path, help="problems, JSON lines")
@@ -419,6 +421,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def main(args) -> None:
+    from common import fail, finish_run, rank, say, write_json, write_text
+
     if (args.grade is None) == (args.model is None) or (args.model is None) != (args.problems is None):
         fail("give --model and --problems to sample and judge, or --grade to judge the completions of a file")
     if args.samples < 1 or args.max_new_tokens < 1 or args.temperature < 0:
@@ -442,11 +446,20 @@ def main(args) -> None:
 
 
 def grade_file(args) -> list[dict] | None:
+    from common import open_run
+
     rows = read_graded_rows(args.grade)
     return grade_rows(rows) if open_run(args) else None
 
 
 def sample_and_judge(args) -> list[dict] | None:
+    import torch
+
+    from common import (
+        check_context, encode_prompts, find_model, load_model, load_problems, load_tokenizer, open_run, rank,
+        setup_distributed, stop_ids,
+    )
+
     device = setup_distributed()
     problems = load_problems(args.problems)[:args.num_problems or None]
     parent = find_model(args.model, args.allow_failed_certificate)

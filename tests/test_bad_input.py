@@ -6,7 +6,6 @@ import pytest
 from conftest import run
 
 import common
-import eval as judge
 import prepare
 import stage1_grpo
 import stage2_shape
@@ -19,7 +18,7 @@ def no_weights_load(monkeypatch, request):
     def refuse(*args, **kwargs):
         raise AssertionError("weights were loaded before the input was checked")
     if "loads" not in request.keywords:
-        for module in (stage1_grpo, stage2_shape, stage3_kl, stage4_distill, judge):
+        for module in (stage1_grpo, stage2_shape, stage3_kl, stage4_distill, common):
             monkeypatch.setattr(module, "load_model", refuse)
 
 
@@ -182,6 +181,7 @@ def test_rollouts_of_another_teacher(toy, tmp_path, refused, copy_of):
     assert "holds no rollouts" in refused(stage3_kl, *flags)
 
 
+@pytest.mark.loads
 def test_shipped_pair_follows_the_rule():
     """q of the shipped student is in the band that prepare.py states, and the pair is small enough to ship."""
     figures = json.loads((prepare.SHIPPED_PAIR / "pretraining.json").read_text())

@@ -4,6 +4,7 @@ import json
 import pytest
 from conftest import run
 
+import common
 import eval as judge
 
 
@@ -66,7 +67,7 @@ def test_model_or_file_but_not_both(toy, tmp_path, capsys):
 def test_an_interrupted_evaluation_goes_on(toy, tmp_path, monkeypatch):
     flags = ("--model", toy / "student", "--problems", toy / "few_heldout.jsonl", "--samples", 4, "--batch-size", 16, "--max-new-tokens", 16)
     run(judge, *flags, "--out", tmp_path / "whole")
-    sample, calls = judge.sample, []
+    sample, calls = common.sample, []
 
     def crash_at_the_third_batch(*args, **kwargs):
         calls.append(1)
@@ -74,7 +75,7 @@ def test_an_interrupted_evaluation_goes_on(toy, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return sample(*args, **kwargs)
 
-    monkeypatch.setattr(judge, "sample", crash_at_the_third_batch)
+    monkeypatch.setattr(common, "sample", crash_at_the_third_batch)
     with pytest.raises(KeyboardInterrupt):
         run(judge, *flags, "--out", tmp_path / "broken")
     partial = tmp_path / "broken" / "partial_rank0.jsonl"
