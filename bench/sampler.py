@@ -176,7 +176,8 @@ def main(args) -> None:
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, dtype)).to(device).eval()
         print(f"\n{dtype}; attention {'shared' if has_plain_attention(model) else 'plain'}")
         cache = faster_cache(model, tokenizer, prompts)
-        print("fixed length, decoding alone")
+        if not args.no_fixed:
+            print("fixed length, decoding alone")
         for count, each in [] if args.no_fixed else batches:
             fixed_length(model, tokenizer, prompts[:count], each, 8 if args.quick else 16, cache)
         for new_tokens in lengths:

@@ -134,7 +134,7 @@ def test_edges(tiny):
 def test_the_last_uniform_draws_a_token_that_is_possible():
     logits = torch.tensor([[0.0, 1.0, -torch.inf]])
     for u in (0.0, 1 - 2**-24):
-        tokens, logprobs = draw(logits, torch.tensor([u]), 1.0, 1.0, 0)
+        tokens, logprobs = draw(logits, torch.tensor([[u, u]]), 1.0, 1.0, 0)
         assert tokens.item() in (0, 1) and torch.isfinite(logprobs).all()
 
 
@@ -321,12 +321,12 @@ def test_a_rollout_depends_on_nothing_else_in_the_batch(tiny, options):
 
 def test_samples_and_steps_have_streams_of_their_own():
     index, step = torch.arange(512)[:, None], torch.arange(512)[None]
-    numbers = sampler.uniforms(2**61 + 12345, index, step)
+    numbers, second = sampler.uniforms(2**61 + 12345, index, step).unbind(-1)
     assert numbers.min() >= 0 and numbers.max() < 1
     assert abs(numbers.mean() - 0.5) < 0.003 and abs(numbers.var() - 1 / 12) < 0.001
     counts = torch.histc(numbers, 256, 0, 1)
     assert chi_square(counts, torch.full((256,), 1 / 256)) < 360, "255 degrees: exceeded once in 50,000 runs"
-    for other in (numbers.roll(1, 0), numbers.roll(1, 1), sampler.uniforms(2**61 + 12346, index, step)):
+    for other in (numbers.roll(1, 0), numbers.roll(1, 1), second, sampler.uniforms(2**61 + 12346, index, step)[..., 0]):
         assert abs(torch.corrcoef(torch.stack([numbers.flatten(), other.flatten()]))[0, 1]) < 0.01
     # splitmix64's reference: the first output of seed 0
     assert sampler.mix(torch.tensor([sampler.GOLDEN])).item() % 2**64 == 0xE220A8397B1DCDAF
@@ -344,7 +344,7 @@ def test_draws_from_a_large_vocabulary(top_p, top_k):
     logits[1, :4] = logits[1].max() + 1                  # ties at the top
     probs = logits.softmax(-1)
     for u in torch.rand(50).tolist() + [0.0, 1 - 2**-24]:
-        tokens, logprobs = draw(logits, torch.full((6,), u), 1.0, top_p, top_k)
+        tokens, logprobs = draw(logits, torch.full((6, 2), u), 1.0, top_p, top_k)
         torch.testing.assert_close(logprobs, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0], atol=1e-5, rtol=1e-5)
         for row, token in enumerate(tokens.tolist()):
             likelier = probs[row][probs[row] > probs[row, token]]
@@ -353,8 +353,18 @@ def test_draws_from_a_large_vocabulary(top_p, top_k):
             assert top_p == 1 or likelier.sum() < top_p + 1e-5
 
 
+def test_frequencies_over_several_blocks():
+    torch.manual_seed(0)
+    logits = torch.randn(700).sort().values * 2          # three blocks of 256, the last one short
+    tokens, _ = draw(logits.expand(40000, -1), torch.rand(40000, 2), 1.0, 1.0, 0)
+    probs, counts = logits.softmax(-1), torch.bincount(tokens, minlength=700).float()
+    frequent = probs * 40000 > 5
+    assert counts[~frequent].sum() < 3 * probs[~frequent].sum() * 40000 + 10
+    assert chi_square(counts[frequent], probs[frequent] / probs[frequent].sum()) < 1.4 * frequent.sum()
+
+
 def test_ties_share_alike():
-    tokens = draw(torch.tensor([[0.0, 1, 1, 1]]).expand(6000, 4), torch.rand(6000, generator=torch.Generator().manual_seed(0)), 1.0, 0.5, 0)[0]
+    tokens = draw(torch.tensor([[0.0, 1, 1, 1]]).expand(6000, 4), torch.rand(6000, 2, generator=torch.Generator().manual_seed(0)), 1.0, 0.5, 0)[0]
     kept = tokens.unique()
     assert len(kept) == 2 and set(kept.tolist()) <= {1, 2, 3}        # the fewest tokens that hold half
     assert abs((tokens == kept[0]).float().mean() - 0.5) < 0.03
