@@ -23,9 +23,10 @@ from torch import Tensor
 
 from logprobs import linear_logprobs
 from sampler import Rollouts, pad, positions, sample  # noqa: F401  (the stages import them from here)
+from sharding import WeightFiles, allocate_parameters, is_sharded, parameters_on_meta, shard, whole_state
 
 # ================================================================ distributed
-# One process is the plain case; under torchrun each rank holds the model and works on its share of the prompts.
+# One process is the plain case; under torchrun each rank works on its share of the prompts (and see sharding.py).
 
 
 def setup_distributed() -> torch.device:
@@ -49,6 +50,22 @@ def world_size() -> int:
 def share(items: list) -> list:
     """This rank's part of a list that all ranks hold."""
     return items[rank()::world_size()]
+
+
+def even_batches(items: list, size: int) -> list[list]:
+    """This rank's share in batches; every rank has equally many, the last may be empty: they call models together."""
+    most, mine = -(-len(items) // world_size()), share(items)
+    return [mine[start:start + size] for start in range(0, most, size)]
+
+
+def balanced_share(sizes: list[int]) -> list[int]:
+    """This rank's part of items of these sizes: the largest first, each to the rank that has least.  -> their places"""
+    loads, places = [0] * world_size(), []
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        least = loads.index(min(loads))
+        loads[least] += sizes[place]
+        places += [place] if least == rank() else []
+    return sorted(places)
 
 
 def all_sum(*values) -> list[float]:
@@ -75,15 +92,6 @@ def from_rank_0(function):
     if dist.is_initialized():
         dist.broadcast_object_list(answer)
     return answer[0]
-
-
-def sum_gradients(model) -> None:
-    """Add up the gradients of all ranks.  Each loss was divided by the tokens of all ranks."""
-    if dist.is_initialized():
-        for parameter in model.parameters():
-            if parameter.grad is None:                  # a rank without a token took no part in the backward pass
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
 
 
 def say(message: str) -> None:
@@ -232,32 +240,49 @@ def load_tokenizer(model_dir: Path):
     return tokenizer
 
 
-def load_model(model_dir: Path, tokenizer, dtype: torch.dtype, device, trainable: bool = False):
-    """A causal LM from safetensors, without dropout, its vocabulary cut to the tokenizer's.
+def load_model(model_dir: Path, tokenizer, dtype: torch.dtype, device, trainable: bool = False,
+               activation_checkpointing: bool = False):
+    """A causal LM from safetensors, without dropout, its vocabulary cut to the tokenizer's, sharded over the ranks.
 
-    A model that is trained keeps float32 weights whatever it computes in: in bf16, 0.02 − 1e-6 is 0.02.
+    It computes in `dtype`.  A model that is trained keeps float32 weights whatever it computes in: in bf16,
+    0.02 − 1e-6 is 0.02.  activation_checkpointing: forget a block's activations and compute them again when needed.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()                              # the stages' own bars are the ones to look at
     config = AutoConfig.from_pretrained(model_dir)
     for name in [name for name in config.to_dict() if "dropout" in name or "pdrop" in name]:
         setattr(config, name, 0.0)                      # the policy that sampled is the policy that is scored
-    model = AutoModelForCausalLM.from_pretrained(
-        model_dir, config=config, dtype=torch.float32 if trainable else dtype, use_safetensors=True).to(device)
+    weights_dtype, files = torch.float32 if trainable else dtype, WeightFiles(model_dir)
+    with parameters_on_meta():
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=weights_dtype)
+        model = cut_vocabulary(model, model_dir, tokenizer)
+    if files.fit(model):
+        model = shard(model, dtype) if world_size() > 1 else model
+        allocate_parameters(model, device)
+        files.read_into(model)
+        if (model_dir / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(model_dir)
+    else:                                               # its tensors have other names than its modules: read it whole
+        model = AutoModelForCausalLM.from_pretrained(model_dir, config=config, dtype=weights_dtype,
+                                                     use_safetensors=True)
+        model = cut_vocabulary(model, model_dir, tokenizer).to(device)
+        model = shard(model, dtype) if world_size() > 1 else model
+    model.requires_grad_(trainable)
+    if activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train(activation_checkpointing)        # without dropout both modes compute the same
+
+
+def cut_vocabulary(model, model_dir: Path, tokenizer):
+    """Padded rows of embeddings and head are untrained: never sampled, in no softmax."""
     vocab_size, columns = vocabulary_size(tokenizer), model.get_output_embeddings().weight.shape[0]
     if columns < vocab_size:
         fail(f"{model_dir}: the tokenizer has {vocab_size} tokens and the model only {columns}")
-    if columns > vocab_size:                            # padded rows are untrained: never sampled, in no softmax
+    if columns > vocab_size:
         model.resize_token_embeddings(vocab_size)
-    model.requires_grad_(trainable)
-    return model.eval()
-
-
-def working_copy(model, dtype: str):
-    """The model to sample with: itself in float32, a copy in bf16 (its own weights stay float32)."""
-    return model if dtype == "float32" else copy.deepcopy(model).to(torch.bfloat16).requires_grad_(False)
+    return model
 
 
 def vocabulary_size(tokenizer) -> int:
@@ -289,12 +314,15 @@ def check_pair(student_dir: Path, student_tokenizer, teacher_dir: Path, teacher_
 
 
 def save_model(model, tokenizer, stop: list[int], directory: Path) -> None:
-    """An ordinary Hugging Face checkpoint directory, whole or not at all."""
+    """An ordinary Hugging Face checkpoint directory, whole or not at all.  All ranks call it, rank 0 writes."""
+    state = whole_state(model)
+    if rank() > 0:
+        return
     temporary = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.generation_config.eos_token_id = stop
     model.generation_config.do_sample = True            # else transformers refuses to save a temperature beside it
-    model.save_pretrained(temporary)
+    model.save_pretrained(temporary, state_dict=state)
     tokenizer.save_pretrained(temporary)
     sync_directory(temporary)
     shutil.rmtree(directory, ignore_errors=True)
@@ -326,7 +354,7 @@ def completion_logprobs(model, rollouts: Rollouts, temperature: float = 1.0) -> 
     a plain matrix; a head with a bias, a scale or a soft cap takes the plain way.
     """
     mask, token_ids = rollouts.completion_mask, rollouts.completion_ids
-    if not has_plain_head(model):
+    if is_sharded(model) or not has_plain_head(model):
         logprobs = completion_logits(model, rollouts, temperature).float().log_softmax(-1)
         return logprobs.gather(-1, token_ids[..., None])[..., 0] * mask
     length = token_ids.shape[1]

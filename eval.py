@@ -268,38 +268,41 @@ def score_by_tag(rows: list[dict]) -> dict:
 
 
 def evaluate(model, tokenizer, problems, prompts, *, samples: int, max_new_tokens: int, temperature: float,
-             top_p: float, top_k: int, eos_ids: list[int], seed: int, batch_size: int, rollout_tokens: int = 0,
-             keep: Path | None = None, progress: bool = False) -> list[dict]:
+             top_p: float, top_k: int, eos_ids: list[int], seed: int, batch_size: int, dtype: str,
+             rollout_tokens: int = 0, on_shards: bool = False, keep: Path | None = None,
+             progress: bool = False) -> list[dict]:
     """Sample and grade each problem `samples` times; ranks share the problems.  -> completions.jsonl's rows.
 
     batch_size: rollouts sampled at a time.  A problem's completions depend on the seed and its place, on nothing else.
     keep: a file to which each batch is appended, one line a batch; those that it holds already are not done again.
     """
     from common import gather_list, random_generator, rank, sample, share
+    from sharding import sampling_weights
 
     indices, rows, right, tokens, start = share(list(range(len(problems)))), [], 0, 0, time.perf_counter()
     per_batch = max(1, batch_size // samples)
     kept = read_whole_lines(keep)
     bar = tqdm(total=len(indices) * samples, unit="completion", desc="evaluate", disable=not progress or rank() > 0)
-    for number, batch in enumerate(indices[i:i + per_batch] for i in range(0, len(indices), per_batch)):
-        if number < len(kept):
-            batch_rows = kept[number]
-        else:
-            rollouts = sample(model, [prompts[i] for i in batch], samples_per_prompt=samples,
-                              max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-                              eos_ids=eos_ids, pad_id=tokenizer.pad_token_id,
-                              generator=random_generator(seed, "evaluate"), indices=batch,
-                              rollout_tokens=rollout_tokens)
-            batch_rows = judge(rollouts, [problems[i] for i in batch], tokenizer, samples)
-            tokens += int(rollouts.completion_mask.sum())
-            if keep is not None:
-                with open(keep, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(batch_rows) + "\n")
-        rows += batch_rows
-        right += sum(sum(row["verdicts"]) for row in batch_rows)
-        speed = tokens / (time.perf_counter() - start)
-        bar.set_postfix_str(f"avg {right / (len(rows) * samples):.3f}, {speed:.0f} tokens/s", refresh=False)
-        bar.update(len(batch) * samples)
+    with sampling_weights(model, dtype, on_shards) as sampler:
+        for number, batch in enumerate(indices[i:i + per_batch] for i in range(0, len(indices), per_batch)):
+            if number < len(kept):
+                batch_rows = kept[number]
+            else:
+                rollouts = sample(sampler, [prompts[i] for i in batch], samples_per_prompt=samples,
+                                  max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+                                  eos_ids=eos_ids, pad_id=tokenizer.pad_token_id,
+                                  generator=random_generator(seed, "evaluate"), indices=batch,
+                                  rollout_tokens=rollout_tokens)
+                batch_rows = judge(rollouts, [problems[i] for i in batch], tokenizer, samples)
+                tokens += int(rollouts.completion_mask.sum())
+                if keep is not None:
+                    with open(keep, "a", encoding="utf-8") as file:
+                        file.write(json.dumps(batch_rows) + "\n")
+            rows += batch_rows
+            right += sum(sum(row["verdicts"]) for row in batch_rows)
+            speed = tokens / (time.perf_counter() - start)
+            bar.set_postfix_str(f"avg {right / (len(rows) * samples):.3f}, {speed:.0f} tokens/s", refresh=False)
+            bar.update(len(batch) * samples)
     bar.close()
     return gather_list(rows)
 
@@ -390,7 +393,7 @@ def accuracy(model, tokenizer, problems, prompts, args, eos_ids: list[int]) -> f
     """avg@k while training: --eval-samples completions a problem at the training temperature, no truncation."""
     rows = evaluate(model, tokenizer, problems, prompts, samples=args.eval_samples, max_new_tokens=args.max_new_tokens,
                     temperature=args.temperature, top_p=1.0, top_k=0, eos_ids=eos_ids, seed=args.seed, batch_size=256,
-                    rollout_tokens=args.rollout_tokens)
+                    dtype=args.dtype, rollout_tokens=args.rollout_tokens, on_shards=args.sample_on_shards)
     return float(np.mean([row["verdicts"] for row in rows]))
 
 
@@ -409,6 +412,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--top-k", type=int, default=20, help="0 is off")
     group.add_argument("--max-new-tokens", type=int, default=2048, help="longest completion, tokens")
     group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: no bound")
+    group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold")
     group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group.add_argument("--num-problems", type=int, default=0, help="evaluate on the first N problems only; 0 is all")
@@ -473,7 +477,8 @@ def sample_and_judge(args) -> list[dict] | None:
     return evaluate(model, tokenizer, problems, prompts, samples=args.samples, max_new_tokens=args.max_new_tokens,
                     temperature=args.temperature, top_p=args.top_p, top_k=args.top_k,
                     eos_ids=stop_ids(model_dir, tokenizer), seed=args.seed, batch_size=args.batch_size,
-                    rollout_tokens=args.rollout_tokens, keep=args.out / f"partial_rank{rank()}.jsonl", progress=True)
+                    dtype=args.dtype, rollout_tokens=args.rollout_tokens, on_shards=args.sample_on_shards,
+                    keep=args.out / f"partial_rank{rank()}.jsonl", progress=True)
 
 
 if __name__ == "__main__":

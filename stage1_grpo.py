@@ -26,12 +26,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION, all_sum, batch_indices, check_context, completion_logits, completion_logprobs, encode_prompts, fail,
-    find_model, finish_run, load_model, load_problems, load_state, load_tokenizer, log_metrics, log_samples, open_run,
-    random_generator, rank, sample, sampler_gap, save_model, save_state, say, setup_distributed, share, stop_ids,
-    sum_gradients, working_copy, world_size, write_json,
+    INSTRUCTION, all_sum, balanced_share, batch_indices, check_context, completion_logits, completion_logprobs,
+    encode_prompts, fail, find_model, finish_run, load_model, load_problems, load_state, load_tokenizer, log_metrics,
+    log_samples, open_run, random_generator, rank, sample, sampler_gap, save_model, save_state, say, setup_distributed,
+    stop_ids, write_json,
 )
 from eval import accuracy, counts, grade
+from sharding import even_micro_batches, sampling_weights, whole
 from stage4_distill import reverse_kl
 
 # ---------------------------------------------------------------- equations
@@ -82,39 +83,40 @@ def exact_regularisers(policy, reference, micro, temperature: float) -> tuple[Te
 # ---------------------------------------------------------------- rollouts
 
 
-def make_rollouts(policy, tokenizer, problems, prompts, args, stop: list[int], batch: int):
-    """Sample and grade this rank's share of one rollout batch; advantages within each group.  -> Rollouts"""
+def make_rollouts(policy, tokenizer, problems, prompts, args, stop: list[int], batch: int) -> tuple:
+    """Sample and grade this rank's share of one rollout batch; advantages within each group.
+
+    -> Rollouts; the places of their prompts in the batch of all ranks.
+    """
     num_prompts = args.prompts_per_step * args.steps_per_rollout
-    places = share(list(range(num_prompts)))                    # in the batch of all ranks
     batch_of_all = batch_indices(len(problems), num_prompts, batch, args.seed)
+    places = balanced_share([len(prompts[i]) for i in batch_of_all])                 # of this rank's
     chosen = [batch_of_all[place] for place in places]
-    rollouts = sample(working_copy(policy, args.dtype), [prompts[i] for i in chosen],
-                      samples_per_prompt=args.samples_per_prompt, max_new_tokens=args.max_new_tokens,
-                      temperature=args.temperature, eos_ids=stop, pad_id=tokenizer.pad_token_id,
-                      generator=random_generator(args.seed, "rollouts", batch), indices=places,
-                      rollout_tokens=args.rollout_tokens)
+    with sampling_weights(policy, args.dtype, args.sample_on_shards) as sampler:
+        rollouts = sample(sampler, [prompts[i] for i in chosen], samples_per_prompt=args.samples_per_prompt,
+                          max_new_tokens=args.max_new_tokens, temperature=args.temperature, eos_ids=stop,
+                          pad_id=tokenizer.pad_token_id, generator=random_generator(args.seed, "rollouts", batch),
+                          indices=places, rollout_tokens=args.rollout_tokens)
     texts = tokenizer.batch_decode(rollouts.completions(), skip_special_tokens=True)
     golds = [problems[i].answer for i in chosen for _ in range(args.samples_per_prompt)]
     rewards = [float(grade(text, gold)) for text, gold in zip(texts, golds)]         # equation 1
     rollouts.rewards = torch.tensor(rewards, device=policy.device)
     rollouts.advantages = group_advantages(rollouts.rewards, args.samples_per_prompt)
-    return rollouts
+    return rollouts, places
 
 
-def cut_into_steps(rollouts, args, batch: int) -> list:
+def cut_into_steps(rollouts, places: list[int], args, batch: int) -> list:
     """Whole groups in random order, cut into one part for each optimiser step of this rollout batch.
 
     The order is of all ranks' groups: a step takes the same groups however many ranks share them.
     """
     order = torch.randperm(args.prompts_per_step * args.steps_per_rollout,
                            generator=random_generator(args.seed, "groups", batch))
-    index = torch.arange(len(rollouts)).view(-1, args.samples_per_prompt)
-    return [rollouts.select(index[share_of(part)].flatten()) for part in order.split(args.prompts_per_step)]
-
-
-def share_of(groups: Tensor) -> Tensor:
-    """Where this rank holds its own among these groups of all ranks (see `share`)."""
-    return groups[groups % world_size() == rank()] // world_size()
+    rows = torch.arange(len(rollouts)).view(-1, args.samples_per_prompt)
+    rows_at = dict(zip(places, rows))
+    steps = [[rows_at[place] for place in part.tolist() if place in rows_at]
+             for part in order.split(args.prompts_per_step)]
+    return [rollouts.select(torch.cat([rows[:0].flatten(), *step])) for step in steps]
 
 
 def rollout_figures(rollouts, args) -> dict:
@@ -148,6 +150,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
     group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logprob")
     group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: no bound")
+    group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
     group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group = parser.add_argument_group("optimisation")
@@ -156,6 +159,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--steps-per-rollout", type=int, default=4,
                        help="optimiser steps per rollout batch, which has as many times --prompts-per-step prompts")
     group.add_argument("--micro-batch-size", type=int, default=8, help="rollouts per forward pass; memory only")
+    group.add_argument("--activation-checkpointing", action="store_true", help="less memory, a third more compute")
     group.add_argument("--lr", type=float, default=1e-6, help="constant learning rate of AdamW")
     group.add_argument("--weight-decay", type=float, default=0.1)
     group.add_argument("--max-grad-norm", type=float, default=1.0, help="gradient clip")
@@ -212,7 +216,8 @@ def main(args) -> None:
     if not open_run(args, {"model": parent}):
         return
 
-    policy = load_model(model_dir, tokenizer, torch.float32, device, trainable=True)
+    policy = load_model(model_dir, tokenizer, getattr(torch, args.dtype), device, trainable=True,
+                        activation_checkpointing=args.activation_checkpointing)
     reference = load_model(model_dir, tokenizer, getattr(torch, args.dtype), device) if args.kl_coef else None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
@@ -231,7 +236,7 @@ def main(args) -> None:
         # sample, grade; the trainer's own logprobs before the first update, in the micro-batches of training
         if (step - 1) % args.steps_per_rollout == 0:
             batch_number = (step - 1) // args.steps_per_rollout
-            rollouts = make_rollouts(policy, tokenizer, problems, prompts, args, stop, batch_number)
+            rollouts, places = make_rollouts(policy, tokenizer, problems, prompts, args, stop, batch_number)
             sample_seconds = time.perf_counter() - start
             recent.append(rollout_figures(rollouts, args))
             if nothing_to_learn(recent, args.give_up_after):
@@ -242,8 +247,8 @@ def main(args) -> None:
             log_samples(args.out, step, tokenizer, rollouts)
             if args.mask_truncated:                             # out of the loss and out of the token count
                 rollouts.completion_mask &= rollouts.finished[:, None]
-            parts = cut_into_steps(rollouts, args, batch_number)
-            micro_batches_of = [part.split(args.micro_batch_size) for part in parts]
+            parts = cut_into_steps(rollouts, places, args, batch_number)
+            micro_batches_of = [even_micro_batches(part, args.micro_batch_size) for part in parts]
             every_micro = [micro for micro_batches in micro_batches_of for micro in micro_batches]
             with torch.no_grad(), autocast:
                 for micro in every_micro:
@@ -274,8 +279,7 @@ def main(args) -> None:
             sign = micro.advantages.sign()[:, None]
             clipped = (ratio < 1 - args.clip_low) & (sign < 0) | (ratio > 1 + args.clip_high) & (sign > 0)
             clipped_sum += (clipped & micro.completion_mask).sum().item()
-        sum_gradients(policy)
-        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm).item()
+        grad_norm = whole(torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)).item()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -294,8 +298,8 @@ def main(args) -> None:
         if save_every and step % save_every == 0 and step < args.max_steps:
             save_state(args.out, step, policy, optimizer, totals)
 
+    save_model(policy, tokenizer, stop, args.out / "model")
     if rank() == 0:
-        save_model(policy, tokenizer, stop, args.out / "model")
         seen = {problems[i].id for i in trained_indices(len(problems), args)}
         write_json(args.out / "trained_problems.json", sorted(seen))
     finish_run(args.out, **totals)

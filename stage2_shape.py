@@ -27,15 +27,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION, bootstrap_interval, check_context, check_pair, completion_logprobs, encode_prompts, fail, find_model,
-    finish_run, gather_list, load_model, load_problems, load_tokenizer, open_run, random_generator, rank, sample, say,
-    setup_distributed, share, stop_ids, write_json, write_text,
+    INSTRUCTION, bootstrap_interval, check_context, check_pair, completion_logprobs, encode_prompts, even_batches, fail,
+    find_model, finish_run, gather_list, load_model, load_problems, load_tokenizer, open_run, random_generator, rank,
+    sample, say, setup_distributed, share, stop_ids, write_json, write_text,
 )
 from eval import grade
+from sharding import even_micro_batches, sampling_weights
 
 # ---------------------------------------------------------------- equations
 
@@ -99,25 +101,25 @@ def rollout_weight(reward: float, mean_reward: float, args) -> float:
 @torch.no_grad()
 def score_rollouts(model, rollouts, args) -> Tensor:
     """Logprobs of the completions, micro-batch by micro-batch.  -> (B, C) float32 nats"""
-    logprobs = torch.zeros(rollouts.completion_ids.shape, device=rollouts.completion_ids.device)
-    for start, micro in zip(range(0, len(rollouts), args.micro_batch_size), rollouts.split(args.micro_batch_size)):
-        length = micro.completion_ids.shape[1]
-        logprobs[start:start + len(micro), :length] = completion_logprobs(model, micro, args.temperature)
-    return logprobs
+    rows = [row for micro in even_micro_batches(rollouts, args.micro_batch_size)
+            for row in completion_logprobs(model, micro, args.temperature)][:len(rollouts)]
+    length = rollouts.completion_ids.shape[1]
+    return torch.stack([F.pad(row, (0, length - len(row))) for row in rows]) if rows else torch.zeros(0, length)
 
 
-def shape(sampler, teacher, reference, tokenizer, problems, prompts, args, stop: list[int], name: str) -> list[dict]:
-    """Sample each problem, grade, and score every rollout with teacher and reference; ranks share the problems.
+def shape(writer, teacher, reference, tokenizer, problems, prompts, args, stop: list[int], name: str) -> list[dict]:
+    """Let `writer` sample each problem, grade, and score every rollout with teacher and reference.
 
-    -> a row a rollout, the rollouts of one problem adjacent, on every rank.
+    Ranks share the problems.  -> a row a rollout, the rollouts of one problem adjacent, on every rank.
     """
-    indices, rows, right = share(list(range(len(problems)))), [], 0
-    bar = tqdm(total=len(indices), unit="prompt", desc=name, disable=rank() > 0)
-    for batch in (indices[i:i + args.prompts_per_step] for i in range(0, len(indices), args.prompts_per_step)):
-        rollouts = sample(sampler, [prompts[i] for i in batch], samples_per_prompt=args.samples_per_prompt,
-                          max_new_tokens=args.max_new_tokens, temperature=args.temperature, eos_ids=stop,
-                          pad_id=tokenizer.pad_token_id, generator=random_generator(args.seed, name), indices=batch,
-                          rollout_tokens=args.rollout_tokens)
+    rows, right = [], 0
+    bar = tqdm(total=len(share(problems)), unit="prompt", desc=name, disable=rank() > 0)
+    for batch in even_batches(list(range(len(problems))), args.prompts_per_step):
+        with sampling_weights(writer, args.dtype, args.sample_on_shards) as sampler:
+            rollouts = sample(sampler, [prompts[i] for i in batch], samples_per_prompt=args.samples_per_prompt,
+                              max_new_tokens=args.max_new_tokens, temperature=args.temperature, eos_ids=stop,
+                              pad_id=tokenizer.pad_token_id, generator=random_generator(args.seed, name),
+                              indices=batch, rollout_tokens=args.rollout_tokens)
         teacher_logprobs = score_rollouts(teacher, rollouts, args)
         reference_logprobs = score_rollouts(reference, rollouts, args)
         dense = (teacher_logprobs - reference_logprobs).tolist()
@@ -134,7 +136,7 @@ def shape(sampler, teacher, reference, tokenizer, problems, prompts, args, stop:
                          "implicit_reward_nats": scores[i], "dense_rewards_nats": dense[i][:len(completion)]})
             right += rows[-1]["reward"]
         bar.update(len(batch))
-        bar.set_postfix_str(f"right {right / len(rows):.3f}")
+        bar.set_postfix_str(f"right {right / max(len(rows), 1):.3f}")
     bar.close()
     grouped = [rows[i:i + args.samples_per_prompt] for i in range(0, len(rows), args.samples_per_prompt)]
     return [row for group in gather_list(grouped) for row in group]
@@ -177,6 +179,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
     group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logprob")
     group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: no bound")
+    group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
     group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group.add_argument("--num-problems", type=int, default=0, help="sample the first N of --problems only; 0: all")
@@ -242,8 +245,8 @@ def main(args) -> None:
     separate = args.certify_problems is not None or args.certify_on == "reference"
     if separate:
         chosen, chosen_prompts = [certify_problems[i] for i in unseen], [certify_prompts[i] for i in unseen]
-        sampler = teacher if args.certify_on == "teacher" else reference
-        certify_rows = shape(sampler, teacher, reference, tokenizer, chosen, chosen_prompts, args, stop,
+        writer = teacher if args.certify_on == "teacher" else reference
+        certify_rows = shape(writer, teacher, reference, tokenizer, chosen, chosen_prompts, args, stop,
                              "certificate rollouts")
     else:
         chosen = {certify_problems[i].id for i in unseen}

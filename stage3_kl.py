@@ -29,13 +29,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION, Rollouts, all_sum, batch_indices, bootstrap_interval, check_context, check_pair, check_parent_run,
-    completion_logits, encode_prompts, fail, find_model, finish_run, gather_list, load_model, load_problems,
-    load_state, load_tokenizer, log_metrics, log_samples, open_run, pad, random_generator, rank, read_jsonl, sample,
-    save_model, save_state, say, setup_distributed, share, stop_ids, sum_gradients, vocabulary_size, working_copy,
+    INSTRUCTION, Rollouts, all_sum, balanced_share, batch_indices, bootstrap_interval, check_context, check_pair,
+    check_parent_run, completion_logits, encode_prompts, even_batches, fail, find_model, finish_run, gather_list,
+    load_model, load_problems, load_state, load_tokenizer, log_metrics, log_samples, open_run, pad, random_generator,
+    rank, read_jsonl, sample, save_model, save_state, say, setup_distributed, share, stop_ids, vocabulary_size,
     write_json,
 )
 from eval import accuracy
+from sharding import even_micro_batches, sampling_weights, whole
 
 # ---------------------------------------------------------------- equations
 
@@ -56,23 +57,24 @@ def measure_c2(student, teacher, tokenizer, prompts, args, stop: list[int], step
     from stage4_distill import reverse_kl  # here, since stage 4 imports this file's forward_kl
 
     sums: list[tuple[float, float]] = []
-    indices = share(list(range(len(prompts))))
-    sampler = working_copy(student, args.dtype)
-    for start in range(0, len(indices), args.prompts_per_step):
-        batch = indices[start:start + args.prompts_per_step]
-        rollouts = sample(sampler, [prompts[i] for i in batch], samples_per_prompt=args.samples_per_prompt,
-                          max_new_tokens=args.max_new_tokens, temperature=args.temperature, eos_ids=stop,
-                          pad_id=tokenizer.pad_token_id, generator=random_generator(args.seed, "c2", step),
-                          indices=batch, rollout_tokens=args.rollout_tokens)
-        if start == 0:
+    for batch in even_batches(list(range(len(prompts))), args.prompts_per_step):
+        if args.offload_teacher:
+            teacher.to("cpu")
+        with sampling_weights(student, args.dtype, args.sample_on_shards) as sampler:
+            rollouts = sample(sampler, [prompts[i] for i in batch], samples_per_prompt=args.samples_per_prompt,
+                              max_new_tokens=args.max_new_tokens, temperature=args.temperature, eos_ids=stop,
+                              pad_id=tokenizer.pad_token_id, generator=random_generator(args.seed, "c2", step),
+                              indices=batch, rollout_tokens=args.rollout_tokens)
+        teacher.to(student.device)
+        if batch[:1] == [0]:
             log_samples(args.out, step, tokenizer, rollouts)
         kl_sums = []
-        for micro in rollouts.split(args.micro_batch_size):
+        for micro in even_micro_batches(rollouts, args.micro_batch_size):
             with autocast:
                 kl = reverse_kl(completion_logits(student, micro, args.temperature),
                                 completion_logits(teacher, micro, args.temperature))
             kl_sums.append((kl * micro.completion_mask).sum(1))
-        kl_sums = torch.cat(kl_sums).view(-1, args.samples_per_prompt).sum(1).tolist()
+        kl_sums = torch.cat(kl_sums)[:len(rollouts)].view(-1, args.samples_per_prompt).sum(1).tolist()
         tokens = rollouts.completion_mask.sum(1).view(-1, args.samples_per_prompt).sum(1).tolist()
         sums += zip(kl_sums, tokens)
     kl_sums, tokens = np.array(gather_list(sums), dtype=float).T
@@ -84,7 +86,7 @@ def measure_c2(student, teacher, tokenizer, prompts, args, stop: list[int], step
 def measure_forward_kl(student, teacher, rollouts, args, autocast) -> float:
     """Mean token KL(teacher || student) on teacher rollouts, nats: reported beside C2."""
     kl_sum = 0.0
-    for micro in rollouts.split(args.micro_batch_size):
+    for micro in even_micro_batches(rollouts, args.micro_batch_size):
         with autocast:
             kl = forward_kl(completion_logits(student, micro, args.temperature),
                             completion_logits(teacher, micro, args.temperature))
@@ -149,12 +151,15 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
     group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logit")
     group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: no bound")
+    group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
     group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group = parser.add_argument_group("optimisation")
     group.add_argument("--max-steps", type=int, default=200, help="optimiser steps at most")
     group.add_argument("--prompts-per-step", type=int, default=64, help="teacher rollouts per optimiser step")
     group.add_argument("--micro-batch-size", type=int, default=8, help="rollouts per forward pass; memory only")
+    group.add_argument("--activation-checkpointing", action="store_true", help="less memory, a third more compute")
+    group.add_argument("--offload-teacher", action="store_true", help="keep it on the CPU while the student samples")
     group.add_argument("--lr", type=float, default=1e-6, help="constant learning rate of AdamW")
     group.add_argument("--weight-decay", type=float, default=0.1)
     group.add_argument("--max-grad-norm", type=float, default=1.0, help="gradient clip")
@@ -190,7 +195,8 @@ def main(args) -> None:
     if not open_run(args, {"student": student_parent, "teacher": teacher_parent}):
         return
 
-    student = load_model(student_dir, tokenizer, torch.float32, device, trainable=True)
+    student = load_model(student_dir, tokenizer, getattr(torch, args.dtype), device, trainable=True,
+                         activation_checkpointing=args.activation_checkpointing)
     teacher = load_model(teacher_dir, tokenizer, getattr(torch, args.dtype), device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
@@ -217,8 +223,10 @@ def main(args) -> None:
     bar = tqdm(initial=step, total=args.max_steps, unit="step", desc=args.out.name, disable=rank() > 0)
     while certificate["c2_reverse_kl_nats"] > args.max_kl and step < args.max_steps:
         step, start = step + 1, time.perf_counter()
-        chosen = share(batch_indices(len(rollouts), args.prompts_per_step, step - 1, args.seed))
-        micro_batches = rollouts.select(torch.tensor(chosen, dtype=torch.int64)).to(device).split(args.micro_batch_size)
+        batch = batch_indices(len(rollouts), args.prompts_per_step, step - 1, args.seed)
+        places = balanced_share([len(rows[i]["completion_ids"]) for i in batch])
+        mine = rollouts.select(torch.tensor([batch[place] for place in places], dtype=torch.int64)).to(device)
+        micro_batches = even_micro_batches(mine, args.micro_batch_size)
 
         # one denominator: every rank, every micro-batch
         num_tokens, total_weight = all_sum(
@@ -234,8 +242,7 @@ def main(args) -> None:
             loss = (kl * micro.completion_mask * micro.weights[:, None]).sum() / total_weight
             loss.backward()
             kl_sum += (kl.detach() * micro.completion_mask).sum().item()
-        sum_gradients(student)
-        grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), args.max_grad_norm).item()
+        grad_norm = whole(torch.nn.utils.clip_grad_norm_(student.parameters(), args.max_grad_norm)).item()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -262,7 +269,7 @@ def main(args) -> None:
     if rank() == 0:
         write_json(args.out / "certificate.json", {"condition": "C2", "passed": passed, "max_kl_nats": args.max_kl,
                                                    "optimiser_steps": step, **certificate})
-        save_model(student, tokenizer, stop, args.out / "model")
+    save_model(student, tokenizer, stop, args.out / "model")
     finish_run(args.out, **totals)
     kl = certificate["c2_reverse_kl_nats"]
     figures = f"KL(student || teacher) on fresh student rollouts is {kl:.4f} nats per token"

@@ -23,12 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION, all_sum, batch_indices, check_context, check_pair, completion_logits, completion_logprobs,
-    encode_prompts, fail, find_model, finish_run, load_model, load_problems, load_state, load_tokenizer, log_metrics,
-    log_samples, open_run, random_generator, rank, sample, sampler_gap, save_model, save_state, say, setup_distributed,
-    share, stop_ids, sum_gradients, working_copy,
+    INSTRUCTION, all_sum, balanced_share, batch_indices, check_context, check_pair, completion_logits,
+    completion_logprobs, encode_prompts, fail, find_model, finish_run, load_model, load_problems, load_state,
+    load_tokenizer, log_metrics, log_samples, open_run, random_generator, rank, sample, sampler_gap, save_model,
+    save_state, say, setup_distributed, stop_ids,
 )
 from eval import accuracy
+from sharding import even_micro_batches, sampling_weights, whole
 from stage3_kl import forward_kl
 
 # ---------------------------------------------------------------- equations
@@ -79,6 +80,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
     group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logit")
     group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: no bound")
+    group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
     group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group = parser.add_argument_group("objective")
@@ -89,6 +91,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--max-steps", type=int, default=500, help="optimiser steps")
     group.add_argument("--prompts-per-step", type=int, default=64, help="prompts per optimiser step, over all ranks")
     group.add_argument("--micro-batch-size", type=int, default=8, help="rollouts per forward pass; memory only")
+    group.add_argument("--activation-checkpointing", action="store_true", help="less memory, a third more compute")
+    group.add_argument("--offload-teacher", action="store_true", help="keep it on the CPU while the student samples")
     group.add_argument("--lr", type=float, default=1e-6, help="constant learning rate of AdamW")
     group.add_argument("--weight-decay", type=float, default=0.1)
     group.add_argument("--max-grad-norm", type=float, default=1.0, help="gradient clip")
@@ -128,7 +132,8 @@ def main(args) -> None:
     if not open_run(args, {"student": student_parent, "teacher": teacher_parent}):
         return
 
-    student = load_model(student_dir, tokenizer, torch.float32, device, trainable=True)
+    student = load_model(student_dir, tokenizer, getattr(torch, args.dtype), device, trainable=True,
+                         activation_checkpointing=args.activation_checkpointing)
     teacher = load_model(teacher_dir, tokenizer, getattr(torch, args.dtype), device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
@@ -141,13 +146,17 @@ def main(args) -> None:
     for step in bar:
         # sample
         start = time.perf_counter()
-        places = share(list(range(args.prompts_per_step)))      # in the batch of all ranks
         chosen = batch_indices(len(prompts), args.prompts_per_step, step - 1, args.seed)
-        rollouts = sample(working_copy(student, args.dtype), [prompts[chosen[place]] for place in places],
-                          samples_per_prompt=args.samples_per_prompt, max_new_tokens=args.max_new_tokens,
-                          temperature=args.temperature, eos_ids=stop, pad_id=tokenizer.pad_token_id,
-                          generator=random_generator(args.seed, "rollouts", step), indices=places,
-                          rollout_tokens=args.rollout_tokens)
+        places = balanced_share([len(prompts[i]) for i in chosen])              # of this rank's, in the batch of all
+        if args.offload_teacher:
+            teacher.to("cpu")
+        with sampling_weights(student, args.dtype, args.sample_on_shards) as sampler:
+            rollouts = sample(sampler, [prompts[chosen[place]] for place in places],
+                              samples_per_prompt=args.samples_per_prompt, max_new_tokens=args.max_new_tokens,
+                              temperature=args.temperature, eos_ids=stop, pad_id=tokenizer.pad_token_id,
+                              generator=random_generator(args.seed, "rollouts", step), indices=places,
+                              rollout_tokens=args.rollout_tokens)
+        teacher.to(device)
         sample_seconds = time.perf_counter() - start
         if step % 10 == 1:
             log_samples(args.out, step, tokenizer, rollouts)
@@ -156,7 +165,7 @@ def main(args) -> None:
         num_tokens, num_rollouts, num_cut = all_sum(
             rollouts.completion_mask.sum(), len(rollouts), (~rollouts.finished).sum())
         loss_sum = kl_sum = 0.0
-        micro_batches, recomputed = rollouts.split(args.micro_batch_size), []
+        micro_batches, recomputed = even_micro_batches(rollouts, args.micro_batch_size), []
         for micro in micro_batches:
             with autocast:
                 if args.estimator == "sampled":
@@ -179,8 +188,7 @@ def main(args) -> None:
             recomputed.append(logprobs)
             loss_sum += loss.item()
             kl_sum += (kl * micro.completion_mask).sum().item()
-        sum_gradients(student)
-        grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), args.max_grad_norm).item()
+        grad_norm = whole(torch.nn.utils.clip_grad_norm_(student.parameters(), args.max_grad_norm)).item()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -203,8 +211,7 @@ def main(args) -> None:
         if args.save_every and step % args.save_every == 0 and step < args.max_steps:
             save_state(args.out, step, student, optimizer, totals)
 
-    if rank() == 0:
-        save_model(student, tokenizer, stop, args.out / "model")
+    save_model(student, tokenizer, stop, args.out / "model")
     finish_run(args.out, **totals)
     say(f"{args.out}: {totals}")
 

@@ -1,15 +1,20 @@
-"""Run a stage's main with canned rollouts and save the gradient that reaches the optimiser.
+"""Run stages' mains with canned rollouts and save the gradients that reach the optimiser.
 
-    python gradients.py FILE stage1_grpo --model … --max-steps 1          (or under torchrun)
+    python gradients.py FILE stage1_grpo --model … --max-steps 1
+    torchrun --nproc_per_node=4 gradients.py JOBS          a JSON list of such argument lists, run one after the other
 
-Rollouts are a function of their prompt, so any number of ranks trains on the same ones.
+Rollouts are a function of their prompt, so any number of ranks trains on the same ones.  A job that begins with "real"
+samples in earnest instead and takes its steps; nothing but its run directory is of interest.
 """
 import importlib
+import json
 import sys
+from pathlib import Path
 
 import torch
 
 import common
+from sharding import whole
 
 
 def canned_sample(model, prompts, *, samples_per_prompt, max_new_tokens, eos_ids, pad_id, **_):
@@ -34,7 +39,7 @@ def main(file, stage, *flags):
     gradients = []
 
     def keep_gradients(optimizer, closure=None):
-        gradients.append([parameter.grad.clone() for group in optimizer.param_groups for parameter in group["params"]])
+        gradients.append([whole(parameter.grad).clone() for group in optimizer.param_groups for parameter in group["params"]])
 
     torch.optim.AdamW.step = keep_gradients
     module.main(module.parse_args(list(flags)))
@@ -42,5 +47,15 @@ def main(file, stage, *flags):
         torch.save(gradients, file)
 
 
+def real(stage, *flags):
+    module = importlib.import_module(stage)
+    module.main(module.parse_args(list(flags)))
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) == 2:
+        jobs = json.loads(Path(sys.argv[1]).read_text())
+        for job in sorted(jobs, key=lambda job: job[0] != "real"):          # the others replace functions for good
+            real(*job[1:]) if job[0] == "real" else main(*job)
+    else:
+        main(*sys.argv[1:])

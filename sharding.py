@@ -1,0 +1,213 @@
+"""One model over many processes: PyTorch's FSDP2 (`fully_shard`), and the little that a sampling trainer adds to it.
+
+Every rank holds 1/N of each parameter, of its gradient and of AdamW's state.  A block's weights are gathered just
+before the block runs and dropped after it; its gradient is summed over the ranks as soon as it is known.  Each loss is
+divided by the tokens of all ranks beforehand, so the sum is the gradient.
+
+    files ── each rank reads its rows ──► shards ──┬─ training: gathered block by block        (FSDP2's hooks)
+                                                   ├─ sampling: gathered once for many steps   sampling_weights
+                                                   └─ saving: gathered to rank 0               whole_state
+
+The collectives of FSDP2 happen inside forward and backward, so every rank must call the model equally often: see
+`even_micro_batches` and `lockstep`.  With one process nothing is sharded, and the same loops run on a plain model.
+"""
+import copy
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from sampler import Rollouts
+
+
+def is_sharded(model) -> bool:
+    return isinstance(model, FSDPModule)
+
+
+def shard(model, compute_dtype: torch.dtype):
+    """Spread parameters over all ranks, in place.  Weights are gathered in compute_dtype, gradients summed in float32.
+
+    The transformer blocks are units of their own; embeddings, final norm and head are the root's.
+    """
+    mesh = torch.distributed.device_mesh.init_device_mesh(
+        "cuda" if dist.get_backend() == "nccl" else "cpu", (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for module in [*blocks(model), model]:
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+        module.set_gradient_divide_factor(1.0)                  # a sum, not a mean
+        module.set_force_sum_reduction_for_comms(True)          # by a plain sum: gloo has no other
+    return model
+
+
+def blocks(model) -> list[nn.Module]:
+    """The modules that the architecture names as not to be split: its transformer blocks."""
+    names = set(model._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+# ================================================================ reading
+
+@contextmanager
+def parameters_on_meta():
+    """Modules that are built in here have parameters with a shape but no memory; their buffers are real."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module, name, parameter):
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+def allocate_parameters(model, device) -> None:
+    """Give the parameters memory, each rank its part; tied ones stay tied."""
+    allocated: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter not in allocated:
+                empty = torch.empty_like(parameter, device=device)
+                allocated[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+            if parameter is not None:
+                module._parameters[name] = allocated[parameter]
+
+
+class WeightFiles:
+    """The tensors of a checkpoint directory's safetensors, by name, read in parts."""
+
+    def __init__(self, directory: Path):
+        from safetensors import safe_open
+
+        index = directory / "model.safetensors.index.json"
+        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else ["model.safetensors"]
+        self.files = [safe_open(directory / name, "pt") for name in sorted(names) if (directory / name).is_file()]
+        self.file_of = {name: file for file in self.files for name in file.keys()}  # noqa: SIM118
+
+    def fit(self, model) -> bool:
+        """Whether each parameter has a tensor of its name, as long as it or longer (a padded vocabulary)."""
+        for name, parameter in model.named_parameters():
+            have = self.file_of[name].get_slice(name).get_shape() if name in self.file_of else []
+            if have[1:] != [*parameter.shape][1:] or have[:1] < [*parameter.shape][:1]:
+                return False
+        return True
+
+    @torch.no_grad()
+    def read_into(self, model) -> None:
+        """Fill the parameters; each rank reads the rows of its shard and no others."""
+        for name, parameter in model.named_parameters():
+            source = self.file_of[name]
+            if isinstance(parameter, DTensor):
+                local = parameter.to_local()
+                rows_per_rank = -(-parameter.shape[0] // dist.get_world_size())         # as torch.chunk cuts
+                start = min(rows_per_rank * dist.get_rank(), parameter.shape[0])
+                if len(local):
+                    local.copy_(source.get_slice(name)[start:start + len(local)])
+            else:
+                parameter.copy_(source.get_slice(name)[:len(parameter)] if parameter.dim() else source.get_tensor(name))
+
+
+# ================================================================ using
+
+@contextmanager
+def sampling_weights(model, dtype: str, on_shards: bool = False):
+    """The model to sample with, for the time of a `with`.
+
+    One process: the model itself in float32, a bf16 copy of it in bf16 (what is trained stays float32).
+    Many: the same model with all weights gathered on every rank, once, until the end; or with `on_shards`, for a model
+    that does not fit whole, gathered block by block at every step, the ranks in lockstep.
+    """
+    was_training = model.training
+    model.eval()                                                # else activation checkpointing switches caches off
+    if not is_sharded(model):
+        same = model.dtype == getattr(torch, dtype)
+        yield model if same else copy.deepcopy(model).to(getattr(torch, dtype)).requires_grad_(False)
+    elif on_shards:
+        with lockstep(model):
+            yield model
+    else:
+        with gathered(model):
+            yield model
+    model.train(was_training)
+
+
+@contextmanager
+def gathered(model):
+    """All weights whole on every rank; inside, forward passes need no communication and may differ in number."""
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(unit is not model, recurse=False)
+            unit.reshard()
+
+
+@contextmanager
+def lockstep(model):
+    """Ranks may call the model unequally often: those that are done keep it company with calls of one token."""
+    def announce(module, args) -> None:
+        calling(1)
+
+    handle = model.register_forward_pre_hook(announce, prepend=True)        # before FSDP's, which gathers
+    try:
+        yield
+    finally:
+        handle.remove()
+    while calling(0):
+        model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
+
+
+def calling(mine: int) -> int:
+    """How many ranks are about to call the model."""
+    count = torch.tensor(mine, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(count)
+    return int(count)
+
+
+def even_micro_batches(rollouts: Rollouts, size: int) -> list[Rollouts]:
+    """Cut into micro-batches; a rank with fewer than the others adds some without any token, and so takes part."""
+    micro_batches = rollouts.split(size)
+    if dist.is_initialized():
+        most = torch.tensor(len(micro_batches), device=rollouts.finished.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        micro_batches += [without_tokens(rollouts)] * (int(most) - len(micro_batches))
+    return micro_batches
+
+
+def without_tokens(like: Rollouts) -> Rollouts:
+    """One rollout whose mask is all False: a forward and backward pass over it adds zero to the gradient."""
+    device = like.finished.device
+    ids, one, none = torch.zeros(1, 1, dtype=torch.int64, device=device), torch.ones, torch.zeros
+    numbers = {name: none(1, 1, device=device) for name in ("sampler_logprobs", "old_logprobs")}
+    numbers |= {name: none(1, device=device) for name in ("rewards", "advantages", "weights")}
+    return Rollouts(prompt_ids=ids, prompt_mask=one(1, 1, dtype=torch.bool, device=device), completion_ids=ids,
+                    completion_mask=none(1, 1, dtype=torch.bool, device=device),
+                    finished=one(1, dtype=torch.bool, device=device), **numbers)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(model) -> dict[str, Tensor] | None:
+    """All weights on rank 0's CPU (an empty dict on the others); None where nothing is sharded."""
+    if not is_sharded(model):
+        return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(model.named_parameters()).keys()
+    return {name: tensor for name, tensor in state.items() if name not in tied}         # a tied weight is saved once

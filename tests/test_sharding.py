@@ -1,0 +1,169 @@
+"""Many ranks: the same rollouts, the same gradients, the same files; and each rank reads only its rows."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gradients as gradients_script
+import pytest
+import torch
+import transformers
+from conftest import metrics, run
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import common
+import sharding
+import stage2_shape
+
+HERE = Path(__file__).parent
+STAGES = ("stage1_grpo", "stage3_kl", "stage4_distill")
+MODELS = {
+    "Qwen3": {}, "Llama": {"tie_word_embeddings": False}, "Mistral": {}, "GPTNeoX": {},
+    "Gemma3": {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
+    "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2}}          # stored expert by expert: read whole
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loading_by_parts_is_from_pretrained(toy, tmp_path, family, dtype):
+    name = "Gemma3Text" if family == "Gemma3" else family
+    config = getattr(transformers, name + "Config")(
+        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None, eos_token_id=1, pad_token_id=0, **MODELS[family])
+    torch.manual_seed(0)
+    model = getattr(transformers, family + "ForCausalLM")(config)
+    model.save_pretrained(tmp_path / "model", max_shard_size="40KB")            # several files and an index
+    tokenizer = common.load_tokenizer(toy / "student")
+    vocab_size = common.vocabulary_size(tokenizer)
+    loaded = common.load_model(tmp_path / "model", tokenizer, dtype, "cpu")
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=dtype).eval()
+    ids = torch.arange(10)[None] % vocab_size
+    assert torch.equal(loaded(ids).logits, expected(ids).logits[..., :vocab_size])
+    assert vocab_size < 128 and loaded.config.vocab_size == vocab_size and loaded.dtype == dtype
+    assert [parameter.device.type for parameter in loaded.parameters()] == ["cpu"] * len(list(loaded.parameters()))
+
+
+def test_names_that_do_not_fit_are_left_to_transformers(toy, copy_of):
+    """A checkpoint of the bare model: its tensors lack the prefix `model.`"""
+    bare = copy_of(toy / "student")
+    tensors = load_file(bare / "model.safetensors")
+    save_file({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, bare / "model.safetensors", {"format": "pt"})
+    tokenizer = common.load_tokenizer(bare)
+    loaded, original = (common.load_model(folder, tokenizer, torch.float32, "cpu") for folder in (bare, toy / "student"))
+    assert all(torch.equal(one, other) for one, other in zip(loaded.parameters(), original.parameters(), strict=True))
+
+
+def test_activation_checkpointing_changes_no_gradient(toy):
+    tokenizer = common.load_tokenizer(toy / "student")
+    rollouts = gradients_script.canned_sample(None, [[5, 6, 7], [8, 9]], samples_per_prompt=2, max_new_tokens=9, eos_ids=[1], pad_id=0)
+    gradients, calls = [], []
+    for checkpointing in (False, True):
+        model = common.load_model(toy / "student", tokenizer, torch.float32, "cpu", True, checkpointing)
+        model.model.layers[0].self_attn.register_forward_hook(lambda *_, checkpointing=checkpointing: calls.append(checkpointing))
+        common.completion_logprobs(model, rollouts).sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert calls.count(True) == calls.count(False) + 1   # once more, for the backward pass
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    with sharding.sampling_weights(model, "float32") as sampler:
+        assert not sampler.training                      # a block that is checkpointed has no cache
+        common.sample(sampler, [[5, 6]], samples_per_prompt=2, max_new_tokens=4, eos_ids=[1], pad_id=0)
+    assert model.training
+
+
+# ---------------------------------------------------------------- several ranks
+
+
+@pytest.fixture(scope="module")
+def flags_of(toy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("shape") / "shape"
+    run(stage2_shape, "--teacher", toy / "teacher", "--reference", toy / "teacher", "--problems", toy / "few_train.jsonl",
+        "--out", out, "--max-new-tokens", 16, "--samples-per-prompt", 2, "--allow-failed-certificate")
+    shared = ["--max-new-tokens", "12", "--max-grad-norm", "1e9", "--lr", "1e-3"]
+    pair = ["--student", toy / "student", "--teacher", toy / "teacher"]
+    flags = {
+        "stage1_grpo": [*shared, "--model", toy / "student", "--problems", toy / "few_train.jsonl", "--samples-per-prompt", "3",
+                        "--steps-per-rollout", "1", "--give-up-after", "0"],
+        "stage2_shape": ["--teacher", toy / "teacher", "--reference", toy / "student", "--problems", toy / "few_heldout.jsonl",
+                         "--samples-per-prompt", "2", "--max-new-tokens", "12", "--prompts-per-step", "3", "--num-problems", "13",
+                         "--allow-failed-certificate"],
+        "stage3_kl": [*shared, *pair, "--rollouts", out / "rollouts.jsonl", "--problems", toy / "few_heldout.jsonl", "--max-kl", "-1",
+                      "--allow-failed-certificate"],
+        "stage4_distill": [*shared, *pair, "--problems", toy / "few_train.jsonl"]}
+    return {stage: list(map(str, flags[stage])) for stage in flags}
+
+
+UNEVEN = {"five": ["--prompts-per-step", "5", "--micro-batch-size", "2"],       # 4 ranks: one has two prompts
+          "three": ["--prompts-per-step", "3", "--micro-batch-size", "100"]}     # 4 ranks: one has none
+
+
+@pytest.fixture(scope="module")
+def many(flags_of, tmp_path_factory):
+    """Every job on 1, 2 and 4 ranks.  -> the folder of each"""
+    folders = {}
+    for ranks in (1, 2, 4):
+        folder = folders[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
+        jobs = [[str(folder / f"{stage}_{name}.pt"), stage, *flags_of[stage], *uneven, "--max-steps", "1", "--out",
+                 str(folder / f"{stage}_{name}")] for stage in STAGES for name, uneven in UNEVEN.items()]
+        for stage in STAGES:
+            steps = ["--max-steps", "3", "--save-every", "2", "--prompts-per-step", "5", "--micro-batch-size", "4"]
+            jobs.append(["real", stage, *flags_of[stage], *steps, "--out", str(folder / f"{stage}_real")])
+        extra = ["--sample-on-shards", "--activation-checkpointing", "--offload-teacher"]
+        jobs.append(["real", "stage4_distill", *flags_of["stage4_distill"], *steps, *extra, "--out", str(folder / "stage4_distill_shards")])
+        jobs.append(["real", "stage2_shape", *flags_of["stage2_shape"], "--out", str(folder / "stage2_shape")])
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"][:None if ranks > 1 else 1]
+        answer = subprocess.run([*launch, str(HERE / "gradients.py"), str(folder / "jobs.json")], capture_output=True, text=True,
+                                env={**os.environ, "PYTHONPATH": str(HERE.parent)})
+        assert answer.returncode == 0, answer.stderr[-3000:]
+    return folders
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("name", UNEVEN)
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradient_is_the_same_on_any_number_of_ranks(many, stage, name, ranks):
+    alone, shared = (torch.load(many[number] / f"{stage}_{name}.pt")[0] for number in (1, ranks))
+    scale = max(gradient.abs().max() for gradient in alone)
+    assert scale > 0
+    for one, other in zip(alone, shared, strict=True):
+        assert (one - other).abs().max() <= 1e-6 * max(scale, 1)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("job", ["stage1_grpo_real", "stage3_kl_real", "stage4_distill_real", "stage4_distill_shards"])
+def test_real_steps_are_the_same_on_any_number_of_ranks(many, job, ranks):
+    """Sampled in earnest, three steps; gathered for sampling or on shards."""
+    alone, shared = metrics(many[1] / job), metrics(many[ranks] / job)
+    assert len(alone) == len(shared) >= 3
+    for one, other in zip(alone, shared):
+        for name in ("loss", "reverse_kl_nats", "forward_kl_nats", "grad_norm", "num_tokens", "reward_mean", "c2_reverse_kl_nats"):
+            if name in one or name in other:
+                assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), (name, one, other)
+    weights = [load_file(many[number] / job / "model" / "model.safetensors") for number in (1, ranks)]
+    assert weights[0].keys() == weights[1].keys() and "lm_head.weight" not in weights[0]        # tied stays tied
+    for name, tensor in weights[0].items():
+        assert (tensor - weights[1][name]).abs().max() < 1e-3
+    assert json.loads((many[ranks] / job / "model" / "config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_certificate_is_the_same_on_any_number_of_ranks(many, ranks):
+    rows = [[json.loads(line) for line in open(many[number] / "stage2_shape" / "rollouts.jsonl")] for number in (1, ranks)]
+    assert len(rows[0]) == 26
+    for one, other in zip(*rows, strict=True):
+        assert one["completion_ids"] == other["completion_ids"] and one["id"] == other["id"]
+        assert one["teacher_logprob_nats"] == pytest.approx(other["teacher_logprob_nats"], abs=1e-4)
+
+
+@pytest.mark.parametrize("sizes, world_size", [([5, 1, 1, 1, 2], 2), ([3, 3, 3], 4), ([], 2), ([7], 1)])
+def test_shares_are_balanced_and_complete(monkeypatch, sizes, world_size):
+    monkeypatch.setattr(common, "world_size", lambda: world_size)
+    shares = []
+    for rank in range(world_size):
+        monkeypatch.setattr(common, "rank", lambda rank=rank: rank)
+        shares.append(common.balanced_share(sizes))
+    assert sorted(sum(shares, [])) == list(range(len(sizes)))
+    loads = [sum(sizes[place] for place in share) for share in shares]
+    assert max(loads) - min(loads) <= max(sizes, default=0)
