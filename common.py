@@ -1,17 +1,13 @@
 """What at least two scripts use and no equation of the method needs, in five sections:
-distributed, data, model, scoring, run directory.  Anything else stays in the stage that brings it in.
+distributed, files, data, model, scoring.  Anything else stays in the stage that brings it in.
 """
 import copy
 import hashlib
-import importlib.util
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
-import time
-import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +30,9 @@ def setup_distributed() -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        fail("torchrun --max-restarts needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment: otherwise "
+             "the new ranks find the addresses of the dead ones and hang (pytorch issue 135712)")
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -94,6 +93,11 @@ def from_rank_0(function):
     return answer[0]
 
 
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def say(message: str) -> None:
     """Print, once and not once for each rank."""
     if rank() == 0:
@@ -114,6 +118,88 @@ def random_generator(*key, device="cpu") -> torch.Generator:
     """
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+# ================================================================ files
+# What is written goes to a temporary name, is synced and renamed: whole or not at all, whenever the power goes.
+
+
+def write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with saving(path):
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync(path.parent)
+
+
+def write_json(path: Path, content) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The objects of a file of JSON lines, if there is one; without a last line that its writer did not live to end."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    rows = [json.loads(line) for line in lines[:-1]]
+    try:
+        return [*rows, json.loads(lines[-1])] if lines else []
+    except json.JSONDecodeError:                        # torn, or nothing after the last newline
+        return rows
+
+
+def empty_directory(path: Path) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def sync(path: Path) -> None:
+    """Make sure that a file, or the names in a directory, outlive the power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_digest(path: Path) -> dict | None:
+    """What a manifest says of a file: its size and SHA-256; None where there is no file."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as stream:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def put_in_place(temporary: Path, directory: Path) -> None:
+    """Sync a directory that was written under a temporary name, and give it its own."""
+    for file in temporary.iterdir():
+        sync(file)
+    sync(temporary)
+    shutil.rmtree(directory, ignore_errors=True)
+    temporary.rename(directory)
+    sync(directory.parent)
+
+
+@contextmanager
+def saving(path: Path):
+    """A write that fails ends the run with one sentence and exit code 1."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        stop_on_write_error(path, getattr(error, "strerror", None) or str(error))
+
+
+def stop_on_write_error(path: Path, reason: str) -> None:
+    folder = next(folder for folder in path.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(folder).free
+    reason = "the disk is full" if free < 2**20 else f"{reason}; {free / 1e9:.1f} GB are free there"
+    print(f"error: {path} could not be written ({reason}); what was saved before is as it was: make room, then run the "
+          "same command again, it goes on from there", file=sys.stderr, flush=True)
+    raise SystemExit(1)
 
 
 # ================================================================ data
@@ -200,41 +286,13 @@ def bootstrap_interval(statistic, count: int, num_resamples: int = 1000) -> list
 
 # ================================================================ model
 
-def find_model(path: Path, allow_failed_certificate: bool = False) -> dict:
-    """The checkpoint directory that a --model, --teacher, … flag means, checked without loading any weights.
-
-    `path` is a checkpoint directory, or a finished run (then its model/).
-    -> {"path", "sha256" of config and weights, and for a run "run": its directory}.
-    """
-    path = Path(path)
-    run = path if (path / "args.json").is_file() and not (path / "config.json").is_file() else path.parent
-    is_run = (run / "args.json").is_file() and (run / "model" == path or run == path)
-    if is_run:
-        check_parent_run(run, allow_failed_certificate)
-    model_dir = run / "model" if is_run else path
-    if not (model_dir / "config.json").is_file():
-        fail(f"{path}: no model here (config.json is missing)")
-    if not list(model_dir.glob("*.safetensors")):
-        fail(f"{model_dir}: no weights here (*.safetensors; a pickle is never loaded)")
-    sha256 = from_rank_0(lambda: sha256_of_model(model_dir))
-    return {"path": str(model_dir), "sha256": sha256} | ({"run": str(run)} if is_run else {})
-
-
-def sha256_of_model(model_dir: Path) -> str:
-    digest = hashlib.sha256((model_dir / "config.json").read_bytes())
-    for file in sorted(model_dir.glob("*.safetensors")):
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
 def load_tokenizer(model_dir: Path):
     """The tokenizer of a checkpoint directory; its padding token is its EOS where it has none of its own."""
     from transformers import AutoTokenizer
 
     if not any((Path(model_dir) / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         fail(f"{model_dir}: the model directory has no tokenizer (tokenizer.json); copy its tokenizer's files there")
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -251,12 +309,12 @@ def load_model(model_dir: Path, tokenizer, dtype: torch.dtype, device, trainable
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()                              # the stages' own bars are the ones to look at
-    config = AutoConfig.from_pretrained(model_dir)
+    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
     for name in [name for name in config.to_dict() if "dropout" in name or "pdrop" in name]:
         setattr(config, name, 0.0)                      # the policy that sampled is the policy that is scored
     weights_dtype, files = torch.float32 if trainable else dtype, WeightFiles(model_dir)
     with parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=weights_dtype)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=weights_dtype, trust_remote_code=False)
         model = cut_vocabulary(model, model_dir, tokenizer)
     if files.fit(model):
         model = shard(model, dtype) if world_size() > 1 else model
@@ -266,7 +324,7 @@ def load_model(model_dir: Path, tokenizer, dtype: torch.dtype, device, trainable
             model.generation_config = GenerationConfig.from_pretrained(model_dir)
     else:                                               # its tensors have other names than its modules: read it whole
         model = AutoModelForCausalLM.from_pretrained(model_dir, config=config, dtype=weights_dtype,
-                                                     use_safetensors=True)
+                                                     use_safetensors=True, trust_remote_code=False)
         model = cut_vocabulary(model, model_dir, tokenizer).to(device)
         model = shard(model, dtype) if world_size() > 1 else model
     model.requires_grad_(trainable)
@@ -314,19 +372,21 @@ def check_pair(student_dir: Path, student_tokenizer, teacher_dir: Path, teacher_
 
 
 def save_model(model, tokenizer, stop: list[int], directory: Path) -> None:
-    """An ordinary Hugging Face checkpoint directory, whole or not at all.  All ranks call it, rank 0 writes."""
+    """An ordinary Hugging Face checkpoint directory with a manifest.json, whole or not at all.
+
+    All ranks call it, rank 0 writes.
+    """
     state = whole_state(model)
     if rank() > 0:
         return
-    temporary = directory.with_name(directory.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.generation_config.eos_token_id = stop
-    model.generation_config.do_sample = True            # else transformers refuses to save a temperature beside it
-    model.save_pretrained(temporary, state_dict=state)
-    tokenizer.save_pretrained(temporary)
-    sync_directory(temporary)
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary.rename(directory)
+    with saving(directory):
+        temporary = empty_directory(directory.with_name(directory.name + ".tmp"))
+        model.generation_config.eos_token_id = stop
+        model.generation_config.do_sample = True        # else transformers refuses to save a temperature beside it
+        model.save_pretrained(temporary, state_dict=state)
+        tokenizer.save_pretrained(temporary)
+        write_json(temporary / "manifest.json", {file.name: file_digest(file) for file in sorted(temporary.iterdir())})
+        put_in_place(temporary, directory)
 
 
 # ================================================================ scoring
@@ -386,178 +446,3 @@ def has_plain_head(model) -> bool:
             plain = F.linear(hidden.to(logits.dtype), model.get_output_embeddings().weight.to(logits.dtype))
             model._has_plain_head = plain.shape == logits.shape and torch.allclose(plain, logits, rtol=1e-2, atol=1e-3)
     return model._has_plain_head
-
-
-# ================================================================ run directory
-# Files are written to a temporary name, synced and renamed: whole or not at all.
-
-VOLATILE_FLAGS = {"overwrite"}                           # may differ when a run is taken up again
-
-
-def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, content) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def sync_directory(directory: Path) -> None:
-    for file in directory.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as stream:
-                os.fsync(stream.fileno())
-
-
-def check_parent_run(run: Path, allow_failed_certificate: bool) -> None:
-    """A run is handed on only when it is finished and, where it certifies something, when that holds."""
-    if not (run / "DONE").is_file():
-        fail(f"{run}: this run has no DONE, so it did not finish; run its command again, it goes on where it stopped")
-    certificate = run / "certificate.json"
-    if certificate.is_file() and not json.loads(certificate.read_text())["passed"] and not allow_failed_certificate:
-        fail(f"{run}: the certificate of this run did not pass (see {certificate}); --allow-failed-certificate goes on")
-
-
-def open_run(args, parents: dict | None = None) -> bool:
-    """Begin the run directory args.out, or take it up again.  -> False if it is done already.
-
-    parents: name -> what `find_model` returned.  Refuses a directory of another run, naming the flags that differ.
-    """
-    if problem := from_rank_0(lambda: prepare_directory(args, parents or {})):
-        fail(problem)
-    if (args.out / "DONE").is_file():
-        say(f"{args.out} is done already (--overwrite starts anew)")
-        return False
-    return True
-
-
-def prepare_directory(args, parents: dict) -> str | None:
-    """Rank 0's part of open_run.  -> what is wrong, or None."""
-    out, flags = args.out, {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    record = {"args": flags, "parents": parents, "world_size": world_size(), "command": " ".join(sys.argv),
-              "git_commit": git_commit(), "versions": versions(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    if out.is_dir() and any(out.iterdir()) and not args.overwrite:
-        if not (out / "args.json").is_file():
-            return f"--out {out} holds files that are not of a run; choose another directory"
-        if differing := differences(json.loads((out / "args.json").read_text()), record):
-            return f"--out {out} is of a run with other flags ({differing}); choose another directory or --overwrite"
-        return None
-    if out.is_dir() and args.overwrite:
-        if any(out.iterdir()) and not (out / "args.json").is_file():
-            return f"--out {out} holds files that are not of a run; --overwrite does not delete it"
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "args.json", record)
-    return None
-
-
-def differences(old: dict, new: dict) -> str:
-    """The flags, parents and world size in which two args.json differ, for a message."""
-    pairs = [("--" + key.replace("_", "-"), old["args"].get(key), new["args"].get(key))
-             for key in new["args"] if key not in VOLATILE_FLAGS]
-    pairs += [(f"weights of the {name}", old["parents"].get(name, {}).get("sha256"), parent["sha256"])
-              for name, parent in new["parents"].items()]
-    pairs += [("number of processes", old["world_size"], new["world_size"])]
-    return "; ".join(f"{name}: {was} there, {now} now" for name, was, now in pairs if was != now)
-
-
-def git_commit() -> str | None:
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return answer.stdout.strip() or None
-
-
-def versions() -> dict:
-    import transformers
-
-    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"}
-
-
-def log_metrics(out: Path, step: int, **figures) -> None:
-    """Append one object to metrics.jsonl; the unit stands in each key."""
-    if rank() == 0:
-        with open(out / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **figures}) + "\n")
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
-def log_samples(out: Path, step: int, tokenizer, rollouts: Rollouts, count: int = 2) -> None:
-    """Append a few decoded rollouts to samples.jsonl."""
-    if rank() == 0:
-        few = rollouts.select(slice(0, count))
-        rows = zip(few.prompts(), few.completions(), few.finished.tolist(),
-                   [None] * len(few) if few.rewards is None else few.rewards.tolist())
-        with open(out / "samples.jsonl", "a", encoding="utf-8") as file:
-            for prompt, completion, finished, reward in rows:
-                file.write(json.dumps({"step": step, "prompt": tokenizer.decode(prompt),
-                                       "completion": tokenizer.decode(completion),
-                                       "finished": finished, "reward": reward}) + "\n")
-
-
-def save_state(out: Path, step: int, model, optimizer, totals: dict) -> None:
-    """What a run needs to go on after `step` optimiser steps; everything random is a function of (seed, step)."""
-    import torch.distributed.checkpoint as checkpoint
-    from torch.distributed.checkpoint.state_dict import get_state_dict
-
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")      # one process is no mistake
-    temporary, final = out / "state.tmp", out / "state"
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    if rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-    barrier()
-    checkpoint.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=temporary)
-    if rank() == 0:
-        write_json(temporary / "progress.json", {"step": step, "totals": totals})
-        sync_directory(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-    barrier()
-
-
-def load_state(out: Path, model, optimizer) -> tuple[int, dict]:
-    """Take up what save_state left, if anything, and cut the log back to there.  -> optimiser steps done, totals."""
-    import torch.distributed.checkpoint as checkpoint
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    step, totals = 0, {}
-    if (out / "state" / "progress.json").is_file():
-        progress = json.loads((out / "state" / "progress.json").read_text())
-        step, totals = progress["step"], progress["totals"]
-        model_state, optimizer_state = get_state_dict(model, optimizer)
-        state = {"model": model_state, "optimizer": optimizer_state}
-        checkpoint.load(state, checkpoint_id=out / "state")
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-        say(f"{out}: going on after step {step}")
-    if rank() == 0:
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            rows = [row for row in read_jsonl(out / name) if row["step"] <= step and step > 0]
-            write_text(out / name, "".join(json.dumps(row) + "\n" for row in rows))
-    return step, totals
-
-
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def finish_run(out: Path, **totals) -> None:
-    """Write DONE, last: only now is the directory a parent.  Before it the run's page, if matplotlib is there."""
-    if rank() == 0:
-        figures = [out / name for name in ("metrics.jsonl", "certificate.json") if (out / name).is_file()]
-        if figures and importlib.util.find_spec("matplotlib"):
-            try:
-                import report
-                report.write_run_page(out)
-            except Exception as error:                   # a page that cannot be drawn must not cost the run
-                say(f"{out}: no report.html ({type(error).__name__}: {error}); `python report.py {out}` tries again")
-        write_json(out / "DONE", totals)
-    barrier()

@@ -274,37 +274,45 @@ def evaluate(model, tokenizer, problems, prompts, *, samples: int, max_new_token
     """Sample and grade each problem `samples` times; ranks share the problems.  -> completions.jsonl's rows.
 
     batch_size: rollouts sampled at a time.  A problem's completions depend on the seed and its place, on nothing else.
-    keep: a file to which each batch is appended, one line a batch; those that it holds already are not done again.
+    keep: a run directory where each batch is written down; what it holds already is not done again.
     """
     from common import gather_list, random_generator, rank, sample, share
+    from runs import keep_rows, kept_rows, leave_if_asked
     from sharding import sampling_weights
 
-    indices, rows, right, tokens, start = share(list(range(len(problems)))), [], 0, 0, time.perf_counter()
+    indices, tokens, start = share(list(range(len(problems)))), 0, time.perf_counter()
     per_batch = max(1, batch_size // samples)
-    kept = read_whole_lines(keep)
+    rows, own_lines = kept_rows(keep, "evaluation") if keep else ({}, [])
+    for line in own_lines:
+        add_counts(line["counts"])
     bar = tqdm(total=len(indices) * samples, unit="completion", desc="evaluate", disable=not progress or rank() > 0)
     with sampling_weights(model, dtype, on_shards) as sampler:
-        for number, batch in enumerate(indices[i:i + per_batch] for i in range(0, len(indices), per_batch)):
-            if number < len(kept):
-                batch_rows = kept[number]
-            else:
-                rollouts = sample(sampler, [prompts[i] for i in batch], samples_per_prompt=samples,
+        for batch in (indices[i:i + per_batch] for i in range(0, len(indices), per_batch)):
+            if todo := [i for i in batch if i not in rows]:
+                before = dict(counts)
+                rollouts = sample(sampler, [prompts[i] for i in todo], samples_per_prompt=samples,
                                   max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
                                   eos_ids=eos_ids, pad_id=tokenizer.pad_token_id,
-                                  generator=random_generator(seed, "evaluate"), indices=batch,
+                                  generator=random_generator(seed, "evaluate"), indices=todo,
                                   rollout_tokens=rollout_tokens)
-                batch_rows = judge(rollouts, [problems[i] for i in batch], tokenizer, samples)
+                judged = judge(rollouts, [problems[i] for i in todo], tokenizer, samples)
+                rows |= zip(todo, judged)
                 tokens += int(rollouts.completion_mask.sum())
-                if keep is not None:
-                    with open(keep, "a", encoding="utf-8") as file:
-                        file.write(json.dumps(batch_rows) + "\n")
-            rows += batch_rows
-            right += sum(sum(row["verdicts"]) for row in batch_rows)
+                if keep:
+                    more = {name: counts[name] - before[name] for name in counts}
+                    keep_rows(keep, "evaluation", todo, judged, counts=more)
+                    leave_if_asked(keep, together=False)
+            average = np.mean([rows[i]["verdicts"] for i in indices if i in rows])
             speed = tokens / (time.perf_counter() - start)
-            bar.set_postfix_str(f"avg {right / (len(rows) * samples):.3f}, {speed:.0f} tokens/s", refresh=False)
+            bar.set_postfix_str(f"avg {average:.3f}, {speed:.0f} tokens/s", refresh=False)
             bar.update(len(batch) * samples)
     bar.close()
-    return gather_list(rows)
+    return gather_list([rows[i] for i in indices])
+
+
+def add_counts(more: dict) -> None:
+    for name, count in more.items():
+        counts[name] += count
 
 
 def judge(rollouts, problems, tokenizer, samples: int) -> list[dict]:
@@ -318,15 +326,6 @@ def judge(rollouts, problems, tokenizer, samples: int) -> list[dict]:
                      "completions": texts[part], "verdicts": [grade(text, problem.answer) for text in texts[part]],
                      "lengths": lengths[part], "finished": finished[part]})
     return rows
-
-
-def read_whole_lines(path: Path | None) -> list:
-    """The objects of a file of JSON lines; a last line that was torn off when its writer died is cut away."""
-    if path is None or not path.is_file():
-        return []
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    path.write_bytes(whole + b"\n" if whole else b"")
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 def read_graded_rows(path: Path) -> list[dict]:
@@ -425,7 +424,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def main(args) -> None:
-    from common import fail, finish_run, rank, say, write_json, write_text
+    from common import fail, rank, say, write_json, write_text
+    from runs import finish_run
 
     if (args.grade is None) == (args.model is None) or (args.model is None) != (args.problems is None):
         fail("give --model and --problems to sample and judge, or --grade to judge the completions of a file")
@@ -439,8 +439,6 @@ def main(args) -> None:
         write_text(args.out / "completions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         write_json(args.out / "scores.json", scores)
         write_text(args.out / "failures.html", failures_page(rows))
-        for file in args.out.glob("partial_rank*.jsonl"):
-            file.unlink()
     for name, figures in scores.items():
         if isinstance(figures, dict) and "value" in figures:
             low, high = figures["interval_over_problems"]
@@ -450,7 +448,7 @@ def main(args) -> None:
 
 
 def grade_file(args) -> list[dict] | None:
-    from common import open_run
+    from runs import open_run
 
     rows = read_graded_rows(args.grade)
     return grade_rows(rows) if open_run(args) else None
@@ -460,9 +458,9 @@ def sample_and_judge(args) -> list[dict] | None:
     import torch
 
     from common import (
-        check_context, encode_prompts, find_model, load_model, load_problems, load_tokenizer, open_run, rank,
-        setup_distributed, stop_ids,
+        check_context, encode_prompts, load_model, load_problems, load_tokenizer, setup_distributed, stop_ids,
     )
+    from runs import find_model, open_run
 
     device = setup_distributed()
     problems = load_problems(args.problems)[:args.num_problems or None]
@@ -478,7 +476,7 @@ def sample_and_judge(args) -> list[dict] | None:
                     temperature=args.temperature, top_p=args.top_p, top_k=args.top_k,
                     eos_ids=stop_ids(model_dir, tokenizer), seed=args.seed, batch_size=args.batch_size,
                     dtype=args.dtype, rollout_tokens=args.rollout_tokens, on_shards=args.sample_on_shards,
-                    keep=args.out / f"partial_rank{rank()}.jsonl", progress=True)
+                    keep=args.out, progress=True)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import fail, finish_run, open_run, write_text
+from common import fail, write_text
+from runs import finish_run, open_run
 
 SHIPPED_PAIR = Path(__file__).parent / "toy_base"
 NUM_DIGITS, NUM_COLUMNS = 10, 2                        # five numbers of two digits

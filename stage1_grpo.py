@@ -27,12 +27,15 @@ from tqdm import tqdm
 
 from common import (
     INSTRUCTION, all_sum, balanced_share, batch_indices, check_context, completion_logits, completion_logprobs,
-    encode_prompts, fail, find_model, finish_run, load_model, load_problems, load_state, load_tokenizer, log_metrics,
-    log_samples, open_run, random_generator, rank, sample, sampler_gap, save_model, save_state, say, setup_distributed,
-    stop_ids, write_json,
+    encode_prompts, fail, load_model, load_problems, load_tokenizer, random_generator, rank, sample, sampler_gap,
+    save_model, say, setup_distributed, stop_ids, write_json,
 )
 from eval import accuracy, counts, grade
-from sharding import even_micro_batches, sampling_weights, whole
+from runs import (
+    find_model, finish_run, load_rollouts, load_state, log_metrics, log_nonfinite, log_samples, open_run, save_or_leave,
+    take_step,
+)
+from sharding import even_micro_batches, sampling_weights
 from stage4_distill import reverse_kl
 
 # ---------------------------------------------------------------- equations
@@ -179,6 +182,7 @@ def parse_args(argv=None) -> argparse.Namespace:
                        help="stop after N rollout batches in a row that are cut off and teach nothing; 0: never")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--save-every", type=int, default=20, help="optimiser steps between saved states; 0: never")
+    group.add_argument("--keep-states", type=int, default=2, help="saved states to keep, the newest")
     group.add_argument("--eval-problems", type=Path, help="problems to evaluate on while training")
     group.add_argument("--eval-every", type=int, default=0, help="optimiser steps between evaluations; 0: never")
     group.add_argument("--eval-samples", type=int, default=4, help="completions per evaluation problem")
@@ -221,11 +225,13 @@ def main(args) -> None:
     reference = load_model(model_dir, tokenizer, getattr(torch, args.dtype), device) if args.kl_coef else None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
-    done, totals = load_state(args.out, policy, optimizer)
-    totals = totals or {"optimiser_steps": 0, "labels_seen": 0, "tokens_sampled": 0, "seconds": 0.0}
-    save_every = -(-args.save_every // args.steps_per_rollout) * args.steps_per_rollout  # between rollout batches only
+    done, memory = load_state(args.out, policy, optimizer)
+    totals = memory.get("totals") or {"optimiser_steps": 0, "nonfinite_steps": 0, "labels_seen": 0, "tokens_sampled": 0,
+                                     "seconds": 0.0, "grader_gave_up": 0}
+    recent = memory.get("recent", [])                           # figures of the last rollout batches
+    micro_batches_of = load_rollouts(args.out, done, device)    # step -> what the last of them still has for it
+    gave_up_before = totals["grader_gave_up"]
     say(f"first prompt: {tokenizer.decode(prompts[0])!r}")
-    recent: list[dict] = []
 
     bar = tqdm(range(done + 1, args.max_steps + 1), initial=done, total=args.max_steps, unit="step",
                desc=args.out.name, disable=rank() > 0)
@@ -248,8 +254,9 @@ def main(args) -> None:
             if args.mask_truncated:                             # out of the loss and out of the token count
                 rollouts.completion_mask &= rollouts.finished[:, None]
             parts = cut_into_steps(rollouts, places, args, batch_number)
-            micro_batches_of = [even_micro_batches(part, args.micro_batch_size) for part in parts]
-            every_micro = [micro for micro_batches in micro_batches_of for micro in micro_batches]
+            micro_batches_of = {step + i: even_micro_batches(part, args.micro_batch_size)
+                                for i, part in enumerate(parts)}
+            every_micro = [micro for micro_batches in micro_batches_of.values() for micro in micro_batches]
             with torch.no_grad(), autocast:
                 for micro in every_micro:
                     micro.old_logprobs = completion_logprobs(policy, micro, args.temperature)
@@ -258,10 +265,10 @@ def main(args) -> None:
             totals["tokens_sampled"] += recent[-1]["sampled_tokens"]
 
         # one denominator: every rank, every micro-batch
-        micro_batches = micro_batches_of[(step - 1) % args.steps_per_rollout]
+        micro_batches = micro_batches_of.pop(step)
         num_tokens, num_sequences = all_sum(sum(micro.completion_mask.sum() for micro in micro_batches),
                                             sum(micro.completion_mask.any(1).sum() for micro in micro_batches))
-        loss_sum = clipped_sum = 0.0
+        losses, clipped_sum = [], 0.0
         for micro in micro_batches:
             with autocast:
                 logprobs = completion_logprobs(policy, micro, args.temperature)          # (B, C) nats, 0 where masked
@@ -274,29 +281,32 @@ def main(args) -> None:
             loss = -(objective * weights).sum()
             loss.backward()
 
-            loss_sum += loss.item()
+            losses.append(loss.item())
             ratio = (logprobs - micro.old_logprobs).detach().exp()
             sign = micro.advantages.sign()[:, None]
             clipped = (ratio < 1 - args.clip_low) & (sign < 0) | (ratio > 1 + args.clip_high) & (sign > 0)
             clipped_sum += (clipped & micro.completion_mask).sum().item()
-        grad_norm = whole(torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)).item()
-        optimizer.step()
-        optimizer.zero_grad()
+        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+        grad_norm, taken = take_step(optimizer, grad_norm, losses)
+        if not taken:
+            totals["nonfinite_steps"] += 1
+            log_nonfinite(args.out, step, tokenizer, micro_batches, losses)
 
         seconds = time.perf_counter() - start
         totals["optimiser_steps"], totals["seconds"] = step, totals["seconds"] + seconds
-        loss, clipped = all_sum(loss_sum, clipped_sum)
+        totals["grader_gave_up"] = gave_up_before + counts["timeout"] + counts["failed"]
+        loss, clipped = all_sum(sum(losses), clipped_sum)
         figures = {**recent[-1], "loss": loss, "grad_norm": grad_norm, "num_tokens": int(num_tokens),
                    "clipped_fraction": clipped / max(num_tokens, 1),
-                   "grader_gave_up": counts["timeout"] + counts["failed"], "sample_seconds": sample_seconds,
-                   "train_seconds": seconds - sample_seconds, "tokens_per_second": num_tokens / seconds, **totals}
+                   "sample_seconds": sample_seconds, "train_seconds": seconds - sample_seconds,
+                   "tokens_per_second": num_tokens / seconds, **totals}
         if args.eval_every and (step % args.eval_every == 0 or step == args.max_steps):
             figures["eval_accuracy"] = accuracy(policy, tokenizer, eval_problems, eval_prompts, args, stop)
         log_metrics(args.out, step, **figures)
         bar.set_postfix_str(f"reward {figures['reward_mean']:.3f}, mixed {figures['mixed_groups_fraction']:.2f}, "
                             f"{figures['tokens_per_second']:.0f} tokens/s")
-        if save_every and step % save_every == 0 and step < args.max_steps:
-            save_state(args.out, step, policy, optimizer, totals)
+        memory = {"totals": totals, "recent": recent[-max(args.give_up_after, 1):]}
+        save_or_leave(args, step, policy, optimizer, memory, micro_batches_of)
 
     save_model(policy, tokenizer, stop, args.out / "model")
     if rank() == 0:

@@ -32,11 +32,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION, bootstrap_interval, check_context, check_pair, completion_logprobs, encode_prompts, even_batches, fail,
-    find_model, finish_run, gather_list, load_model, load_problems, load_tokenizer, open_run, random_generator, rank,
-    sample, say, setup_distributed, share, stop_ids, write_json, write_text,
+    INSTRUCTION, all_sum, bootstrap_interval, check_context, check_pair, completion_logprobs, encode_prompts,
+    even_batches, fail, gather_list, load_model, load_problems, load_tokenizer, random_generator, rank, sample, say,
+    setup_distributed, share, stop_ids, write_json, write_text,
 )
 from eval import grade
+from runs import find_model, finish_run, keep_rows, kept_rows, leave_if_asked, open_run
 from sharding import even_micro_batches, sampling_weights
 
 # ---------------------------------------------------------------- equations
@@ -107,14 +108,21 @@ def score_rollouts(model, rollouts, args) -> Tensor:
     return torch.stack([F.pad(row, (0, length - len(row))) for row in rows]) if rows else torch.zeros(0, length)
 
 
-def shape(writer, teacher, reference, tokenizer, problems, prompts, args, stop: list[int], name: str) -> list[dict]:
+def shape(writer, teacher, reference, tokenizer, problems, prompts, args, stop: list[int],
+          name: str) -> tuple[list[dict], float]:
     """Let `writer` sample each problem, grade, and score every rollout with teacher and reference.
 
-    Ranks share the problems.  -> a row a rollout, the rollouts of one problem adjacent, on every rank.
+    Ranks share the problems.  -> a row a rollout, the rollouts of one problem adjacent, on every rank; this rank's
+    seconds, those before an interruption included.
     """
-    rows, right = [], 0
+    groups, own_lines = kept_rows(args.out, name)               # of problems that an interrupted run has done
+    seconds = sum(line["seconds"] for line in own_lines)
     bar = tqdm(total=len(share(problems)), unit="prompt", desc=name, disable=rank() > 0)
     for batch in even_batches(list(range(len(problems))), args.prompts_per_step):
+        bar.update(len(batch))
+        start, rows, batch = time.perf_counter(), [], [i for i in batch if i not in groups]
+        if not all_sum(len(batch))[0]:                          # no rank has work: they call the models together
+            continue
         with sampling_weights(writer, args.dtype, args.sample_on_shards) as sampler:
             rollouts = sample(sampler, [prompts[i] for i in batch], samples_per_prompt=args.samples_per_prompt,
                               max_new_tokens=args.max_new_tokens, temperature=args.temperature, eos_ids=stop,
@@ -134,12 +142,16 @@ def shape(writer, teacher, reference, tokenizer, problems, prompts, args, stop: 
                          "teacher_logprob_nats": float(teacher_logprobs[i].sum()),
                          "reference_logprob_nats": float(reference_logprobs[i].sum()),
                          "implicit_reward_nats": scores[i], "dense_rewards_nats": dense[i][:len(completion)]})
-            right += rows[-1]["reward"]
-        bar.update(len(batch))
-        bar.set_postfix_str(f"right {right / max(len(rows), 1):.3f}")
+        batch_groups = [rows[i:i + args.samples_per_prompt] for i in range(0, len(rows), args.samples_per_prompt)]
+        batch_seconds = time.perf_counter() - start
+        keep_rows(args.out, name, batch, batch_groups, seconds=batch_seconds)
+        leave_if_asked(args.out, together=True)
+        groups |= zip(batch, batch_groups)
+        seconds += batch_seconds
+        bar.set_postfix_str(f"right {sum(row['reward'] for row in rows) / max(len(rows), 1):.3f}")
     bar.close()
-    grouped = [rows[i:i + args.samples_per_prompt] for i in range(0, len(rows), args.samples_per_prompt)]
-    return [row for group in gather_list(grouped) for row in group]
+    mine = [groups[i] for i in share(list(range(len(problems))))]
+    return [row for group in gather_list(mine) for row in group], seconds
 
 
 def certificate_of(rows: list[dict], args) -> dict:
@@ -240,14 +252,14 @@ def main(args) -> None:
     teacher = load_model(teacher_dir, tokenizer, getattr(torch, args.dtype), device)
     reference = load_model(reference_dir, tokenizer, getattr(torch, args.dtype), device)
     say(f"first prompt: {tokenizer.decode(prompts[0])!r}")
-    start = time.perf_counter()
-    rows = shape(teacher, teacher, reference, tokenizer, problems, prompts, args, stop, "teacher rollouts")
+    rows, seconds = shape(teacher, teacher, reference, tokenizer, problems, prompts, args, stop, "teacher rollouts")
     separate = args.certify_problems is not None or args.certify_on == "reference"
     if separate:
         chosen, chosen_prompts = [certify_problems[i] for i in unseen], [certify_prompts[i] for i in unseen]
         writer = teacher if args.certify_on == "teacher" else reference
-        certify_rows = shape(writer, teacher, reference, tokenizer, chosen, chosen_prompts, args, stop,
-                             "certificate rollouts")
+        certify_rows, more_seconds = shape(writer, teacher, reference, tokenizer, chosen, chosen_prompts, args, stop,
+                                           "certificate rollouts")
+        seconds += more_seconds
     else:
         chosen = {certify_problems[i].id for i in unseen}
         certify_rows = [row for row in rows if row["id"] in chosen]
@@ -264,7 +276,7 @@ def main(args) -> None:
     selects = certificate["rollouts_selected_by"] == "reward"
     finish_run(args.out, optimiser_steps=0, labels_seen=len(unseen) + (len(problems) if selects and separate else 0),
                tokens_sampled=sum(len(row["completion_ids"]) for row in rows + (certify_rows if separate else [])),
-               seconds=time.perf_counter() - start)
+               seconds=seconds)
     conclude(certificate, args)
 
 

@@ -30,13 +30,16 @@ from tqdm import tqdm
 
 from common import (
     INSTRUCTION, Rollouts, all_sum, balanced_share, batch_indices, bootstrap_interval, check_context, check_pair,
-    check_parent_run, completion_logits, encode_prompts, even_batches, fail, find_model, finish_run, gather_list,
-    load_model, load_problems, load_state, load_tokenizer, log_metrics, log_samples, open_run, pad, random_generator,
-    rank, read_jsonl, sample, save_model, save_state, say, setup_distributed, share, stop_ids, vocabulary_size,
+    completion_logits, encode_prompts, even_batches, fail, gather_list, load_model, load_problems, load_tokenizer, pad,
+    random_generator, rank, read_jsonl, sample, save_model, say, setup_distributed, share, stop_ids, vocabulary_size,
     write_json,
 )
 from eval import accuracy
-from sharding import even_micro_batches, sampling_weights, whole
+from runs import (
+    check_parent_run, find_model, finish_run, load_state, log_metrics, log_nonfinite, log_samples, open_run,
+    save_or_leave, take_step,
+)
+from sharding import even_micro_batches, sampling_weights
 
 # ---------------------------------------------------------------- equations
 
@@ -168,6 +171,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--save-every", type=int, default=20, help="optimiser steps between saved states; 0: never")
+    group.add_argument("--keep-states", type=int, default=2, help="saved states to keep, the newest")
     group.add_argument("--eval-problems", type=Path, help="problems to evaluate on while training")
     group.add_argument("--eval-every", type=int, default=5,
                        help="optimiser steps between measurements of C2 (and evaluations); 0: at the end only")
@@ -200,8 +204,9 @@ def main(args) -> None:
     teacher = load_model(teacher_dir, tokenizer, getattr(torch, args.dtype), device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
-    step, totals = load_state(args.out, student, optimizer)
-    totals = totals or {"optimiser_steps": 0, "labels_seen": 0, "tokens_sampled": 0, "seconds": 0.0}
+    step, memory = load_state(args.out, student, optimizer)
+    totals = memory.get("totals") or {"optimiser_steps": 0, "nonfinite_steps": 0, "labels_seen": 0, "tokens_sampled": 0,
+                                     "seconds": 0.0}
     rollouts = as_rollouts(rows, tokenizer.pad_token_id, "cpu")
     probe = as_rollouts(share(rows[:args.certify_problems]), tokenizer.pad_token_id, device)
 
@@ -219,7 +224,7 @@ def main(args) -> None:
         certificate = certify(0)
         log_metrics(args.out, 0, **certificate, **totals)
     else:
-        certificate = {"c2_reverse_kl_nats": float("inf")}      # C2 did not hold yet, else the run had ended
+        certificate = memory["certificate"]                     # as last measured; it may hold already
     bar = tqdm(initial=step, total=args.max_steps, unit="step", desc=args.out.name, disable=rank() > 0)
     while certificate["c2_reverse_kl_nats"] > args.max_kl and step < args.max_steps:
         step, start = step + 1, time.perf_counter()
@@ -232,7 +237,7 @@ def main(args) -> None:
         num_tokens, total_weight = all_sum(
             sum(micro.completion_mask.sum() for micro in micro_batches),
             sum((micro.completion_mask * micro.weights[:, None]).sum() for micro in micro_batches))
-        kl_sum = 0.0
+        losses, kl_sum = [], 0.0
         for micro in micro_batches:
             with autocast:
                 with torch.no_grad():
@@ -241,10 +246,13 @@ def main(args) -> None:
             kl = forward_kl(student_logits, teacher_logits)                              # (B, C) nats
             loss = (kl * micro.completion_mask * micro.weights[:, None]).sum() / total_weight
             loss.backward()
+            losses.append(loss.item())
             kl_sum += (kl.detach() * micro.completion_mask).sum().item()
-        grad_norm = whole(torch.nn.utils.clip_grad_norm_(student.parameters(), args.max_grad_norm)).item()
-        optimizer.step()
-        optimizer.zero_grad()
+        grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), args.max_grad_norm)
+        grad_norm, taken = take_step(optimizer, grad_norm, losses)
+        if not taken:
+            totals["nonfinite_steps"] += 1
+            log_nonfinite(args.out, step, tokenizer, micro_batches, losses)
 
         seconds = time.perf_counter() - start
         totals["optimiser_steps"], totals["seconds"] = step, totals["seconds"] + seconds
@@ -261,8 +269,7 @@ def main(args) -> None:
         bar.set_postfix_str(f"forward KL {figures['forward_kl_nats']:.4f} nats, "
                             f"C2 {certificate['c2_reverse_kl_nats']:.4f} nats, "
                             f"{figures['tokens_per_second']:.0f} tokens/s")
-        if args.save_every and step % args.save_every == 0 and step < args.max_steps:
-            save_state(args.out, step, student, optimizer, totals)
+        save_or_leave(args, step, student, optimizer, {"totals": totals, "certificate": certificate})
     bar.close()
 
     passed = certificate["c2_reverse_kl_nats"] <= args.max_kl

@@ -24,12 +24,14 @@ from tqdm import tqdm
 
 from common import (
     INSTRUCTION, all_sum, balanced_share, batch_indices, check_context, check_pair, completion_logits,
-    completion_logprobs, encode_prompts, fail, find_model, finish_run, load_model, load_problems, load_state,
-    load_tokenizer, log_metrics, log_samples, open_run, random_generator, rank, sample, sampler_gap, save_model,
-    save_state, say, setup_distributed, stop_ids,
+    completion_logprobs, encode_prompts, fail, load_model, load_problems, load_tokenizer, random_generator, rank,
+    sample, sampler_gap, save_model, say, setup_distributed, stop_ids,
 )
 from eval import accuracy
-from sharding import even_micro_batches, sampling_weights, whole
+from runs import (
+    find_model, finish_run, load_state, log_metrics, log_nonfinite, log_samples, open_run, save_or_leave, take_step,
+)
+from sharding import even_micro_batches, sampling_weights
 from stage3_kl import forward_kl
 
 # ---------------------------------------------------------------- equations
@@ -101,6 +103,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--save-every", type=int, default=20, help="optimiser steps between saved states; 0: never")
+    group.add_argument("--keep-states", type=int, default=2, help="saved states to keep, the newest")
     group.add_argument("--eval-problems", type=Path, help="problems to evaluate on while training")
     group.add_argument("--eval-every", type=int, default=0, help="optimiser steps between evaluations; 0: never")
     group.add_argument("--eval-samples", type=int, default=4, help="completions per evaluation problem")
@@ -137,8 +140,9 @@ def main(args) -> None:
     teacher = load_model(teacher_dir, tokenizer, getattr(torch, args.dtype), device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
-    done, totals = load_state(args.out, student, optimizer)
-    totals = totals or {"optimiser_steps": 0, "labels_seen": 0, "tokens_sampled": 0, "seconds": 0.0}
+    done, memory = load_state(args.out, student, optimizer)
+    totals = memory.get("totals") or {"optimiser_steps": 0, "nonfinite_steps": 0, "labels_seen": 0, "tokens_sampled": 0,
+                                     "seconds": 0.0}
     say(f"first prompt: {tokenizer.decode(prompts[0])!r}")
 
     bar = tqdm(range(done + 1, args.max_steps + 1), initial=done, total=args.max_steps, unit="step", desc=args.out.name,
@@ -164,7 +168,7 @@ def main(args) -> None:
         # one denominator: every rank, every micro-batch
         num_tokens, num_rollouts, num_cut = all_sum(
             rollouts.completion_mask.sum(), len(rollouts), (~rollouts.finished).sum())
-        loss_sum = kl_sum = 0.0
+        losses, kl_sum = [], 0.0
         micro_batches, recomputed = even_micro_batches(rollouts, args.micro_batch_size), []
         for micro in micro_batches:
             with autocast:
@@ -186,14 +190,16 @@ def main(args) -> None:
             loss = (divergence * micro.completion_mask).sum() / num_tokens
             loss.backward()
             recomputed.append(logprobs)
-            loss_sum += loss.item()
+            losses.append(loss.item())
             kl_sum += (kl * micro.completion_mask).sum().item()
-        grad_norm = whole(torch.nn.utils.clip_grad_norm_(student.parameters(), args.max_grad_norm)).item()
-        optimizer.step()
-        optimizer.zero_grad()
+        grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), args.max_grad_norm)
+        grad_norm, taken = take_step(optimizer, grad_norm, losses)
+        if not taken:
+            totals["nonfinite_steps"] += 1
+            log_nonfinite(args.out, step, tokenizer, micro_batches, losses)
 
         seconds = time.perf_counter() - start
-        loss, kl = all_sum(loss_sum, kl_sum)
+        loss, kl = all_sum(sum(losses), kl_sum)
         if step == 1:                                           # C2 as this stage finds it, before any update
             log_metrics(args.out, 0, reverse_kl_nats=kl / num_tokens)
         totals["optimiser_steps"], totals["tokens_sampled"] = step, totals["tokens_sampled"] + int(num_tokens)
@@ -208,8 +214,7 @@ def main(args) -> None:
         log_metrics(args.out, step, **figures)
         bar.set_postfix_str(f"reverse KL {figures['reverse_kl_nats']:.4f} nats, "
                             f"{figures['tokens_per_second']:.0f} tokens/s")
-        if args.save_every and step % args.save_every == 0 and step < args.max_steps:
-            save_state(args.out, step, student, optimizer, totals)
+        save_or_leave(args, step, student, optimizer, {"totals": totals})
 
     save_model(student, tokenizer, stop, args.out / "model")
     finish_run(args.out, **totals)

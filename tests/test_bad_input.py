@@ -7,6 +7,7 @@ from conftest import run
 
 import common
 import prepare
+import runs
 import stage1_grpo
 import stage2_shape
 import stage3_kl
@@ -165,7 +166,7 @@ def test_rollouts_of_another_teacher(toy, tmp_path, refused, copy_of):
     shape = tmp_path / "shape"
     shape.mkdir()
     other = copy_of(toy / "teacher", "other", config={"rope_theta": 12345.0})
-    parents = {"teacher": common.find_model(toy / "teacher")}
+    parents = {"teacher": runs.find_model(toy / "teacher")}
     (shape / "args.json").write_text(json.dumps({"parents": parents}))
     (shape / "DONE").write_text("{}")
     row = {"prompt_ids": [5, 2], "completion_ids": [6, 1], "finished": True, "reward": 1.0, "weight": 1.0}

@@ -78,7 +78,7 @@ def test_an_interrupted_evaluation_goes_on(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(common, "sample", crash_at_the_third_batch)
     with pytest.raises(KeyboardInterrupt):
         run(judge, *flags, "--out", tmp_path / "broken")
-    partial = tmp_path / "broken" / "partial_rank0.jsonl"
+    partial = tmp_path / "broken" / "partial_evaluation_rank0.jsonl"
     partial.write_bytes(partial.read_bytes() + b'[{"id": "torn')
     run(judge, *flags, "--out", tmp_path / "broken")
     assert len(calls) == 3 + 2, "of four batches two were done, and are not done again"

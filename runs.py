@@ -1,0 +1,511 @@
+"""A run directory: what a script writes, what the next one reads, and what can happen to it on the way.
+
+    args.json         the run's flags, versions and parents; written first
+    metrics.jsonl     a line of figures a step; samples.jsonl: a few rollouts as text
+    nonfinite.jsonl   steps that were not taken, with their rollouts
+    state/step_000020/    what going on needs: torch.distributed.checkpoint's files, progress.json, manifest.json
+    partial_*.jsonl   while rollouts are written or a model is evaluated: what each rank has done
+    model/            what the next stage reads
+    DONE              what the run cost; written last, only with it is the directory a parent
+
+What can happen, and what then (bench/faults.py kills runs at any moment and compares):
+
+    killed, power off   the same command goes on from the last state, to the same bits; logs are cut back to that state
+    a torn state        its manifest does not match; it is named and set aside, and the one before is taken
+    the disk is full    one sentence, exit code 1; the last good state is as it was
+    SIGTERM, SIGINT     the step is finished, a state saved, exit code 143 or 130
+    a rank dies         the others' next collective fails; torchrun stops them, --max-restarts starts all again
+    loss or gradient    NaN or infinite on any rank: no rank takes the step; three in a row end the run
+    a second run        is refused while the first one lives: rank 0 holds a lock on .lock, which dies with it
+"""
+import fcntl
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common import (
+    all_sum, barrier, empty_directory, fail, file_digest, from_rank_0, gather_list, put_in_place, rank, read_jsonl,
+    saving, say, share, stop_on_write_error, sync, world_size, write_json, write_text,
+)
+from sampler import Rollouts
+from sharding import whole, without_tokens
+
+# ================================================================ parents
+
+
+def find_model(path: Path, allow_failed_certificate: bool = False) -> dict:
+    """The checkpoint directory that a --model, --teacher, … flag means, checked without loading any weights.
+
+    `path` is a checkpoint directory, or a finished run (then its model/).
+    -> {"path", "sha256" of config and weights, and for a run "run": its directory}.
+    """
+    path = Path(path)
+    run = path if (path / "args.json").is_file() and not (path / "config.json").is_file() else path.parent
+    is_run = (run / "args.json").is_file() and (run / "model" == path or run == path)
+    if is_run:
+        check_parent_run(run, allow_failed_certificate)
+    model_dir = run / "model" if is_run else path
+    if not (model_dir / "config.json").is_file():
+        fail(f"{path}: no model here (config.json is missing)")
+    if not list(model_dir.glob("*.safetensors")):
+        fail(f"{model_dir}: no weights here (*.safetensors; a pickle is never loaded)")
+    if needs_own_code(model_dir):
+        fail(f"{model_dir}: this model needs code of its own (auto_map in config.json), which is never run")
+    sha256, damaged = from_rank_0(lambda: hash_model(model_dir))
+    if damaged:
+        fail(f"{model_dir / damaged} is not as the run wrote it (see manifest.json there): delete {model_dir} and DONE "
+             "beside it and run that run's command again")
+    return {"path": str(model_dir), "sha256": sha256} | ({"run": str(run)} if is_run else {})
+
+
+def needs_own_code(model_dir: Path) -> bool:
+    """Whether transformers knows the model only by code in the model's directory."""
+    from transformers import CONFIG_MAPPING
+
+    config = json.loads((model_dir / "config.json").read_text())
+    return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
+
+
+def hash_model(model_dir: Path) -> tuple[str, str | None]:
+    """-> the hash of config and weights, and the first file of weights that its manifest, if any, has otherwise."""
+    weights = {file.name: file_digest(file) for file in sorted(model_dir.glob("*.safetensors"))}
+    digest = hashlib.sha256((model_dir / "config.json").read_bytes())
+    for facts in weights.values():
+        digest.update(bytes.fromhex(facts["sha256"]))
+    manifest = model_dir / "manifest.json"
+    written = json.loads(manifest.read_text()) if manifest.is_file() else weights
+    names = sorted(name for name in {**written, **weights} if name.endswith(".safetensors"))
+    return digest.hexdigest(), next((name for name in names if written.get(name) != weights.get(name)), None)
+
+
+def check_parent_run(run: Path, allow_failed_certificate: bool) -> None:
+    """A run is handed on only when it is finished and, where it certifies something, when that holds."""
+    if not (run / "DONE").is_file():
+        fail(f"{run}: this run has no DONE, so it did not finish; run its command again, it goes on where it stopped")
+    certificate = run / "certificate.json"
+    if certificate.is_file() and not json.loads(certificate.read_text())["passed"] and not allow_failed_certificate:
+        fail(f"{run}: the certificate of this run did not pass (see {certificate}); --allow-failed-certificate goes on")
+
+
+# ================================================================ begin and finish
+
+VOLATILE_FLAGS = {"out", "overwrite", "save_every", "keep_states"}    # may differ when a run is taken up again
+OWN_FILES = {".lock", "args.json.tmp"}                          # all that a run leaves that was killed as it began
+_lock = None                                                    # the open .lock of this process's run
+
+
+def open_run(args, parents: dict | None = None) -> bool:
+    """Begin the run directory args.out, or take it up again.  -> False if it is done already.
+
+    parents: name -> what `find_model` returned.  Refuses a directory of another run, naming the flags that differ,
+    and one that a living run is writing.  From here on signals wait for the end of a step.
+    """
+    if problem := from_rank_0(lambda: lock(args.out) or prepare_directory(args, parents or {})):
+        fail(problem)
+    if (args.out / "DONE").is_file():
+        drop_kept(args.out)
+        say(f"{args.out} is done already (--overwrite starts anew)")
+        return False
+    catch_signals()
+    return True
+
+
+def lock(out: Path) -> str | None:
+    """Be the only run in `out` for as long as this process lives.  -> what is wrong, or None."""
+    global _lock
+    files = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if files - OWN_FILES and "args.json" not in files:
+        return f"--out {out} holds files that are not of a run; choose another (--overwrite does not delete them)"
+    if _lock is not None:
+        _lock.close()                                           # of an earlier run in this process
+    with saving(out):
+        out.mkdir(parents=True, exist_ok=True)
+        _lock = open(out / ".lock", "w")
+    try:
+        fcntl.flock(_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)       # the kernel lets go of it, however the process ends
+    except BlockingIOError:
+        return f"--out {out}: another run is writing there; wait for it, or choose another directory"
+    except OSError as error:
+        say(f"{out}: this file system has no locks ({error.strerror}): see to it that no second run writes there")
+    return None
+
+
+def prepare_directory(args, parents: dict) -> str | None:
+    """Rank 0's part of open_run.  -> what is wrong, or None."""
+    out, flags = args.out, {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    record = {"args": flags, "parents": parents, "world_size": world_size(), "command": " ".join(sys.argv),
+              "git_commit": git_commit(), "versions": versions(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    is_run, restarted = (out / "args.json").is_file(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    if is_run and (restarted or not args.overwrite):            # torchrun's restart takes up what it began itself
+        old = json.loads((out / "args.json").read_text())
+        if differing := differences(old, record):
+            return f"--out {out} is of a run with other flags ({differing}); choose another directory or --overwrite"
+        for name in ("world_size", "versions"):
+            if name in old and old[name] != record[name]:
+                say(f"{out}: begun with {name} {old[name]}, goes on with {record[name]}")
+        return None
+    for path in sorted(out.iterdir(), key=lambda path: path.name != "DONE"):       # no longer a parent, first of all
+        if path.name not in (".lock", "args.json"):             # as long as args.json stands, this is a run's directory
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_json(out / "args.json", record)
+    return None
+
+
+def differences(old: dict, new: dict) -> str:
+    """The flags and parents in which two args.json differ, for a message."""
+    pairs = [("--" + key.replace("_", "-"), old["args"].get(key), new["args"].get(key))
+             for key in new["args"] if key not in VOLATILE_FLAGS]
+    pairs += [(f"weights of the {name}", old["parents"].get(name, {}).get("sha256"), parent["sha256"])
+              for name, parent in new["parents"].items()]
+    return "; ".join(f"{name}: {was} there, {now} now" for name, was, now in pairs if was != now)
+
+
+def git_commit() -> str | None:
+    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return answer.stdout.strip() or None
+
+
+def versions() -> dict:
+    import transformers
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"}
+
+
+def finish_run(out: Path, **totals) -> None:
+    """Write DONE, last: only now is the directory a parent.  Before it the run's page, if matplotlib is there."""
+    if rank() == 0:
+        figures = [out / name for name in ("metrics.jsonl", "certificate.json") if (out / name).is_file()]
+        if figures and importlib.util.find_spec("matplotlib"):
+            try:
+                import report
+                report.write_run_page(out)
+            except Exception as error:                   # a page that cannot be drawn must not cost the run
+                say(f"{out}: no report.html ({type(error).__name__}: {error}); `python report.py {out}` tries again")
+        write_json(out / "DONE", totals)
+    barrier()
+    drop_kept(out)
+    release_signals()
+
+
+# ================================================================ logs
+
+LOGS = ("metrics.jsonl", "samples.jsonl", "nonfinite.jsonl")     # rows of increasing `step`
+
+
+def append_rows(path: Path, rows: list[dict]) -> None:
+    with saving(path), open(path, "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def log_metrics(out: Path, step: int, **figures) -> None:
+    """Append one object to metrics.jsonl; the unit stands in each key.  What is not finite is null, as JSON has it."""
+    if rank() == 0:
+        figures = {name: None if isinstance(value, float) and not math.isfinite(value) else value
+                   for name, value in figures.items()}
+        append_rows(out / "metrics.jsonl", [{"step": step, **figures}])
+
+
+def log_samples(out: Path, step: int, tokenizer, rollouts: Rollouts, count: int = 2) -> None:
+    """Append a few decoded rollouts to samples.jsonl."""
+    if rank() == 0:
+        append_rows(out / "samples.jsonl", as_text(step, tokenizer, rollouts.select(slice(0, count))))
+
+
+def as_text(step: int, tokenizer, rollouts: Rollouts) -> list[dict]:
+    rewards = [None] * len(rollouts) if rollouts.rewards is None else rollouts.rewards.tolist()
+    return [{"step": step, "prompt": tokenizer.decode(prompt), "completion": tokenizer.decode(completion),
+             "finished": finished, "reward": reward}
+            for prompt, completion, finished, reward
+            in zip(rollouts.prompts(), rollouts.completions(), rollouts.finished.tolist(), rewards)]
+
+
+def cut_logs(out: Path, step: int) -> None:
+    """Forget what was logged after the state that the run goes on from; a run without one begins its logs anew."""
+    for path in (out / name for name in LOGS):
+        if path.is_file():
+            rows = [row for row in read_jsonl(path) if row["step"] <= step and step > 0]
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+# ================================================================ steps that cannot be taken
+
+
+def take_step(optimizer, grad_norm: Tensor, losses: list[float]) -> tuple[float, bool]:
+    """Update the weights, unless the gradient or a micro-batch's loss is not finite on some rank.
+
+    Then no rank's weights or optimiser state change.  -> the gradient's norm, and whether the step was taken.
+    """
+    norm = float(whole(grad_norm))
+    finite = all_sum(not all(map(math.isfinite, [norm, *losses])))[0] == 0
+    if finite:
+        optimizer.step()
+    optimizer.zero_grad()
+    return norm, finite
+
+
+def log_nonfinite(out: Path, step: int, tokenizer, micro_batches: list[Rollouts], losses: list[float]) -> None:
+    """Write the rollouts behind a step that was not taken to nonfinite.jsonl; end the run at the third in a row.
+
+    They are those of the micro-batches whose loss is not finite; of all, where only the gradient is not.
+    """
+    blamed = [not math.isfinite(loss) for loss in losses]
+    everything = all_sum(sum(blamed))[0] == 0
+    rows = [row | {"loss": repr(loss)} for micro, loss, bad in zip(micro_batches, losses, blamed) if bad or everything
+            for row in as_text(step, tokenizer, micro) if micro.completion_mask.any()]
+    rows = sum(gather_list([rows]), [])
+    if rank() == 0:
+        append_rows(out / "nonfinite.jsonl", rows or [{"step": step}])
+    say(f"{out}: step {step} is not taken, loss or gradient is not finite; its rollouts are in nonfinite.jsonl")
+    steps = from_rank_0(lambda: {row["step"] for row in read_jsonl(out / "nonfinite.jsonl")})
+    if {step - 1, step - 2} <= steps:
+        sentence = (f"{out}: stopped at step {step}: loss or gradient was not finite three steps in a row; "
+                    "nonfinite.jsonl has their rollouts; a lower --lr or --dtype float32 may help")
+        raise SystemExit(sentence if rank() == 0 else 1)
+
+
+# ================================================================ states
+# A state is the run's own: .metadata, of torch.distributed.checkpoint, is a pickle, and is read only after its hash was
+# found in the manifest that this run wrote.  Nothing of another's making is ever unpickled.
+
+
+def save_or_leave(args, step: int, model, optimizer, memory: dict, micro_batches_of: dict | None = None) -> None:
+    """The end of a step: save a state every --save-every steps, and where a signal asked any rank to end; then leave.
+
+    memory, micro_batches_of: as `save_state` has them.
+    """
+    asked = asked_of_any_rank()
+    if step < args.max_steps and (asked or args.save_every and step % args.save_every == 0):
+        save_state(args.out, step, model, optimizer, memory, micro_batches_of, args.keep_states)
+        if asked:
+            leave(asked, f"{args.out}: saved after step {step}")
+
+
+def save_state(out: Path, step: int, model, optimizer, memory: dict, micro_batches_of: dict | None = None,
+               keep: int = 2) -> None:
+    """Write state/step_… : what a run needs to go on after `step`; everything random is a function of (seed, step).
+
+    memory: what else the stage must know, as JSON.  micro_batches_of: step -> rollouts that are sampled but not yet
+    trained on; each rank writes its own.  The last `keep` states are kept.
+    """
+    import torch.distributed.checkpoint as checkpoint
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")      # one process is no mistake
+    final = state_directory(out, step)
+    temporary = final.with_suffix(".tmp")
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    with saving(temporary):
+        from_rank_0(lambda: str(empty_directory(temporary)))
+    try:
+        checkpoint.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=temporary)
+        with saving(final):
+            if micro_batches_of:
+                save_rollouts(temporary / f"rollouts_rank{rank():05d}.safetensors", micro_batches_of)
+            if rank() == 0:
+                write_json(temporary / "progress.json", {"step": step, "memory": memory})
+            barrier()
+            files = sorted(path.name for path in temporary.iterdir())
+            manifest = dict(zip(files, gather_list([file_digest(temporary / name) for name in share(files)])))
+            if rank() == 0:
+                for path in (out / name for name in LOGS if (out / name).is_file()):
+                    sync(path)                                  # a state must not outlive its log
+                write_json(temporary / "manifest.json", manifest)
+                put_in_place(temporary, final)
+                for old in [*states(out)[keep:], *final.parent.glob("*.tmp")]:
+                    shutil.rmtree(old)
+    except BaseException as error:
+        try:
+            if isinstance(error, CheckpointException):          # on every rank; what failed, by rank, is in it
+                causes = [str(cause).splitlines()[0] for cause, _ in error.failures.values()]
+                stop_on_write_error(final, causes[0]) if rank() == 0 else sys.exit(1)
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)        # make room
+    barrier()
+
+
+def state_directory(out: Path, step: int) -> Path:
+    return out / "state" / f"step_{step:06d}"
+
+
+def states(out: Path) -> list[Path]:
+    """The saved states, the newest first."""
+    return sorted((path for path in (out / "state").glob("step_*") if path.suffix == ""), reverse=True)
+
+
+def load_state(out: Path, model, optimizer) -> tuple[int, dict]:
+    """Take up the newest sound state, if there is one, and cut the logs back to it.  -> optimiser steps done, memory.
+
+    A state of any number of ranks serves any other number.
+    """
+    import torch.distributed.checkpoint as checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    step, memory = 0, {}
+    for state in from_rank_0(lambda: [str(path) for path in states(out)]):
+        state = Path(state)
+        if damage := what_is_wrong(state):
+            say(f"{state} is damaged ({damage}): set aside, the state before it is taken")
+            if rank() == 0:
+                shutil.rmtree(state.with_suffix(".damaged"), ignore_errors=True)
+                state.rename(state.with_suffix(".damaged"))
+            continue
+        progress = json.loads((state / "progress.json").read_text())
+        step, memory = progress["step"], progress["memory"]
+        model_state, optimizer_state = get_state_dict(model, optimizer)
+        content = {"model": model_state, "optimizer": optimizer_state}
+        checkpoint.load(content, checkpoint_id=state)
+        set_state_dict(model, optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"])
+        say(f"{out}: going on after step {step}")
+        break
+    if rank() == 0:
+        cut_logs(out, step)
+    barrier()
+    return step, memory
+
+
+def what_is_wrong(state: Path) -> str | None:
+    """Compare a state's files with its manifest, each rank some of them."""
+    manifest = from_rank_0(lambda: read_manifest(state))
+    names = sorted(manifest)
+    if "progress.json" not in names:
+        return "manifest.json cannot be read"
+    found = gather_list([file_digest(state / name) for name in share(names)])
+    for name, facts in zip(names, found):
+        if facts != manifest[name]:
+            return f"{name} is missing" if facts is None else f"{name} is not as it was written"
+    return None
+
+
+def read_manifest(state: Path) -> dict:
+    try:
+        return dict(json.loads((state / "manifest.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def save_rollouts(path: Path, micro_batches_of: dict[int, list[Rollouts]]) -> None:
+    """One rank's micro-batches of the steps to come, as tensors named step.place.field."""
+    from safetensors.torch import save_file
+
+    save_file({f"{step}.{place:06d}.{field}": value.clone()
+               for step, micro_batches in micro_batches_of.items() for place, micro in enumerate(micro_batches)
+               for field, value in vars(micro).items() if value is not None}, path)
+    sync(path)
+
+
+def load_rollouts(out: Path, step: int, device) -> dict[int, list[Rollouts]]:
+    """The micro-batches that the state of `step` holds, by step.
+
+    The loss does not ask which rank a micro-batch is on: those of a rank that is no more go to another.
+    """
+    from safetensors.torch import load_file
+
+    fields: dict = {}
+    for path in share(sorted(state_directory(out, step).glob("rollouts_rank*.safetensors"))):
+        for name, value in load_file(path, device=str(device)).items():
+            of_step, place, field = name.split(".")
+            fields.setdefault((int(of_step), path.name, place), {})[field] = value
+    micro_batches_of: dict = {}
+    for (of_step, _, _), parts in sorted(fields.items()):
+        micro_batches_of.setdefault(of_step, []).append(Rollouts(**parts))
+    counts = gather_list([{of_step: len(micro_batches) for of_step, micro_batches in micro_batches_of.items()}])
+    empty = without_tokens(Rollouts(*[torch.zeros(0, device=device)] * 5))
+    for of_step in sorted(set().union(*counts)):                # as many on every rank: they call the model together
+        mine = micro_batches_of.setdefault(of_step, [])
+        mine += [empty] * (max(count.get(of_step, 0) for count in counts) - len(mine))
+    return micro_batches_of
+
+
+# ================================================================ signals
+
+_asked = 0                                               # the signal that asked this process to end, 0 for none
+_handlers: dict = {}                                     # signal -> what handled it before the run
+
+
+def catch_signals() -> None:
+    """Let SIGTERM and SIGINT wait for the end of the step."""
+    global _asked
+    _asked = 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not note_signal:
+            _handlers[number] = signal.signal(number, note_signal)
+
+
+def note_signal(number, frame) -> None:
+    global _asked
+    _asked = number
+    if world_size() == 1:                                # a second one ends the run at once; torchrun may pass on what
+        signal.signal(number, _handlers[number])         # the rank has had from the terminal already
+
+
+def release_signals() -> None:
+    while _handlers:
+        signal.signal(*_handlers.popitem())
+
+
+def asked_of_any_rank() -> int:
+    """The signal that asked any rank to end; all ranks get the same answer."""
+    terminate, interrupt = all_sum(_asked == signal.SIGTERM, _asked == signal.SIGINT)
+    return signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0
+
+
+def leave_if_asked(out: Path, together: bool) -> None:
+    """After a batch that was written down: leave if a signal asked; together: if it asked any rank."""
+    if asked := asked_of_any_rank() if together else _asked:
+        leave(asked, f"{out}: a batch was finished")
+
+
+def leave(number: int, message: str) -> None:
+    say(f"{message}, then stopped by {signal.Signals(number).name}; the same command goes on from there")
+    raise SystemExit(128 + number)
+
+
+# ================================================================ rollouts and verdicts as they come
+
+
+def keep_rows(out: Path, name: str, places: list[int], rows: list, **more) -> None:
+    """Write down what a batch of problems came to, `rows[i]` of the problem at `places[i]`."""
+    append_rows(kept_file(out, name), [{"places": places, "rows": rows, **more}])
+
+
+def kept_rows(out: Path, name: str) -> tuple[dict, list[dict]]:
+    """What an interrupted run has done already.  -> place -> rows, of all ranks' files; this rank's lines.
+
+    The files may be those of more or fewer ranks than there are now.
+    """
+    own = kept_file(out, name)
+    if own.is_file():
+        os.truncate(own, own.read_bytes().rfind(b"\n") + 1)      # a line that was torn as its writer died
+    done = {}
+    for path in sorted(out.glob(kept_file(out, name, "*").name)):
+        for line in read_jsonl(path):
+            done |= zip(line["places"], line["rows"])
+    return done, read_jsonl(own)
+
+
+def kept_file(out: Path, name: str, of_rank: int | str | None = None) -> Path:
+    return out / f"partial_{name.replace(' ', '_')}_rank{rank() if of_rank is None else of_rank}.jsonl"
+
+
+def drop_kept(out: Path) -> None:
+    """After DONE nothing partial is of use."""
+    if rank() == 0:
+        for path in out.glob("partial_*.jsonl"):
+            path.unlink()
