@@ -4,6 +4,7 @@
     python reproduce.py main --scale toy --seeds 3 --out runs/main       # other seeds of the post-training, mean ± sd
     python reproduce.py main --scale smollm2 --data DATA --out runs/smollm2    # a few steps on a real 135M model
     python reproduce.py main --scale paper --data DATA --out runs/paper --dry-run      # print the paper's own commands
+    python reproduce.py plan --scale paper --gpus 8 --gpu H100           # their memory and time, by formulas (plan.py)
 
 A table is a list of the exact commands, one a line, below; each is printed before it runs, and a command whose output
 is there already is passed over, so an interrupted table goes on.  Every row says what it cost, the teacher's RL
@@ -63,6 +64,8 @@ MAIN_ROWS = {
 }
 
 TABLES = {"main": (MAIN, MAIN_ROWS)}
+
+EVALUATE = "eval.py --model {model} --problems {test} --out {run}/eval_{slug} {eval} --seed {seed} --allow-failed-certificate"
 
 # ---------------------------------------------------------------- scales
 
@@ -161,8 +164,7 @@ def run_seed(table: str, values: dict, rows: dict, dry_run: bool) -> None:
         run_command(line, values | figures_of(Path(values["run"])), dry_run)
     print("\n# Evaluation: a line a row of the table.")
     for name, (model, _) in rows.items():
-        line = f"eval.py --model {model} --problems {{test}} --out {{run}}/eval_{slug(name)} {{eval}} --seed {{seed}} --allow-failed-certificate"
-        run_command(line, values, dry_run)
+        run_command(EVALUATE, values | {"model": model, "slug": slug(name)}, dry_run)
 
 
 def slug(name: str) -> str:
@@ -263,4 +265,8 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    if sys.argv[1:2] == ["plan"]:
+        import plan
+        plan.main(plan.parse_args(sys.argv[2:]))
+    else:
+        main(parse_args())

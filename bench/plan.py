@@ -1,0 +1,226 @@
+"""The memory that plan.py predicts beside the memory that runs take: random Qwen3 and Llama models on the CPU, float32.
+
+    python bench/plan.py [--only train score rollouts] [--case N]
+    python bench/plan.py --random 10 --seed 0         # shapes drawn at random, in place of the chosen ones
+
+Each case is a fresh process.  It runs a tiny model once, so that libraries have their buffers, notes what is resident,
+makes the models, sets the high-water mark (VmHWM) back, runs, and reads the mark: two optimiser steps of two
+micro-batches each (`train`; with a teacher that scores first), one micro-batch scored (`score`), or sampling to full
+length (`rollouts`), with the stages' own functions.  glibc is told to give every larger block back when it is freed, as
+a GPU's allocator can reuse it.  ratio = measured / predicted; the last line has the extremes.
+"""
+import argparse
+import gc
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from plan import GIB, Model, Stage, Wave, moments, peak, total  # noqa: E402
+
+SMALL = Model(8192, 256, 768, 6, 8, 4, 32, tied=True, qk_norm=True)
+WIDE = Model(4096, 768, 2048, 4, 12, 4, 64, qk_norm=True)
+DEEP = Model(2048, 192, 576, 16, 6, 2, 32, qk_norm=True)
+MANY_WORDS = Model(120_000, 128, 384, 3, 4, 2, 32, tied=True, qk_norm=True)
+MANY_WORDS_UNTIED = replace(MANY_WORDS, tied=False)
+LLAMA = Model(8192, 320, 864, 6, 5, 5, 64)
+MANY_HEADS = Model(8192, 128, 256, 6, 16, 2, 64, qk_norm=True)
+TINY = Model(64, 32, 64, 2, 2, 1, 16, tied=True, qk_norm=True)
+
+
+def stage(name: str, model: Model, batch: int, prompt: int, new: int, **others) -> Stage:
+    return Stage(name, model, width=4, micro_batch_size=batch, max_prompt=prompt, max_new=new, **others)
+
+
+def train(model: Model, batch: int, prompt: int, new: int, **others) -> Stage:
+    return stage("train", model, batch, prompt, new, trained=model, **others)
+
+
+def rollouts(model: Model, prompts: int, samples: int, prompt: int, new: int, **others) -> Stage:
+    return stage("rollouts", model, 1, prompt, new, waves=(Wave(prompts, samples),), **others)
+
+
+CASES = [
+    train(SMALL, 8, 64, 192), train(SMALL, 2, 256, 768), train(SMALL, 1, 256, 1792),
+    train(SMALL, 8, 64, 192, activation_checkpointing=True), train(SMALL, 2, 128, 2176, activation_checkpointing=True),
+    train(WIDE, 4, 32, 96), train(WIDE, 2, 256, 512), train(WIDE, 8, 64, 192, activation_checkpointing=True),
+    train(DEEP, 16, 16, 48), train(DEEP, 4, 128, 384), train(DEEP, 4, 256, 768, activation_checkpointing=True),
+    train(MANY_WORDS, 4, 32, 96), train(MANY_WORDS, 8, 64, 448), train(MANY_WORDS_UNTIED, 8, 64, 192),
+    train(LLAMA, 4, 128, 384), train(LLAMA, 1, 256, 768), train(LLAMA, 8, 64, 448, activation_checkpointing=True),
+    train(MANY_HEADS, 4, 64, 448), train(MANY_HEADS, 2, 512, 1024, activation_checkpointing=True),
+    train(SMALL, 4, 128, 384, readers=(WIDE,)),
+    train(DEEP, 8, 64, 192, readers=(LLAMA,), activation_checkpointing=True),
+    stage("score", SMALL, 8, 128, 896, readers=(WIDE,)), stage("score", LLAMA, 16, 64, 448, readers=(LLAMA,)),
+    rollouts(SMALL, 16, 8, 64, 256), rollouts(WIDE, 8, 8, 128, 256), rollouts(DEEP, 8, 4, 256, 256),
+    rollouts(MANY_WORDS, 16, 8, 32, 64), rollouts(LLAMA, 64, 1, 256, 64), rollouts(MANY_HEADS, 8, 8, 256, 256),
+    rollouts(SMALL, 32, 8, 64, 128, rollout_tokens=18_000),
+]
+
+
+
+def random_case(seed: int) -> Stage:
+    """Any shape and batch of a size that a laptop takes."""
+    rng = random.Random(seed)
+    kv_heads, hidden = rng.choice((1, 2, 4)), 32 * rng.randint(3, 16)
+    model = Model(rng.randint(500, 60_000), hidden, 32 * round(hidden * rng.uniform(1, 4) / 32), rng.randint(2, 10),
+                  kv_heads * rng.choice((1, 2, 4)), kv_heads, rng.choice((16, 32, 64)), tied=rng.random() < 0.5,
+                  qk_norm=rng.random() < 0.5)
+    prompt, new = rng.randint(8, 256), rng.randint(64, 512)
+    if rng.random() < 0.3:
+        return rollouts(model, rng.randint(2, 16), rng.choice((1, 4, 8)), prompt, new // 4)
+    return train(model, rng.randint(1, max(1, 3000 // (prompt + new))), prompt, new,
+                 activation_checkpointing=rng.random() < 0.4)
+
+
+# ================================================================ a case, in a process of its own
+
+
+def build(model: Model, seed: int):
+    """A random model of transformers' own class, in float32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config_class, model_class = (Qwen3Config, Qwen3ForCausalLM) if model.qk_norm else (LlamaConfig, LlamaForCausalLM)
+    return model_class(config_class(
+        vocab_size=model.vocab, hidden_size=model.hidden, intermediate_size=model.intermediate,
+        num_hidden_layers=model.layers, num_attention_heads=model.heads, num_key_value_heads=model.kv_heads,
+        head_dim=model.head_dim, tie_word_embeddings=model.tied, max_position_embeddings=16384)).eval()
+
+
+def random_rollouts(stage: Stage):
+    """A micro-batch of full length; where it holds two rollouts or more, the first is a little shorter."""
+    import torch
+
+    from common import Rollouts
+
+    vocab = min(model.vocab for model in (stage.sampler, *stage.readers))
+
+    def part(length: int, short: slice):
+        ids = torch.randint(0, vocab, (stage.micro_batch_size, length))
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        if stage.micro_batch_size > 1:
+            mask[0, short] = False
+        return ids, mask
+
+    return Rollouts(*part(stage.max_prompt, slice(0, 3)), *part(stage.max_new, slice(-3, None)),
+                    torch.ones(stage.micro_batch_size, dtype=torch.bool))
+
+
+def run(stage: Stage) -> None:
+    import torch
+
+    from common import completion_logprobs, sample
+
+    model, readers = build(stage.sampler, 0), [build(reader, 1) for reader in stage.readers]
+    for each in [model, *readers]:
+        each.requires_grad_(bool(stage.trained) and each is model)
+    Path("/proc/self/clear_refs").write_text("5")       # the mark falls to what is resident: building took more
+    if stage.waves:
+        wave, = stage.waves
+        prompts = torch.randint(0, stage.sampler.vocab, (wave.prompts, stage.max_prompt)).tolist()
+        sample(model, prompts, samples_per_prompt=wave.samples, max_new_tokens=stage.max_new, eos_ids=[], pad_id=0,
+               rollout_tokens=stage.rollout_tokens)
+    if not stage.trained:
+        return [score(reader, random_rollouts(stage)) for reader in readers]
+    if stage.activation_checkpointing:
+        model.activation_checkpointing_enable()
+        model.train()                                   # transformers checkpoints in training mode only; no dropout
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    for _ in range(2):
+        for _ in range(2):
+            micro = random_rollouts(stage)
+            for reader in readers:
+                score(reader, micro)
+            (-completion_logprobs(model, micro).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def score(model, rollouts):
+    import torch
+
+    from common import completion_logprobs
+
+    with torch.no_grad():
+        return completion_logprobs(model, rollouts)
+
+
+def resident(key: str) -> int:
+    """VmRSS or VmHWM of this process, bytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def measure(stage: Stage) -> int:
+    """The bytes that a case adds to its process at the most."""
+    import torch
+
+    torch.set_num_threads(1)
+    run(replace(stage, sampler=TINY, trained=stage.trained and TINY, readers=(TINY,) * len(stage.readers),
+                max_prompt=16, max_new=16, micro_batch_size=2, rollout_tokens=0,
+                waves=(Wave(2, 2),) if stage.waves else ()))
+    gc.collect()
+    before = resident("VmRSS")
+    run(stage)
+    return resident("VmHWM") - before
+
+
+# ================================================================ all cases
+
+
+def describe(stage: Stage) -> str:
+    model = stage.sampler
+    shape = (f"{'Qwen3' if model.qk_norm else 'Llama'} {model.layers}x{model.hidden}, MLP {model.intermediate}, "
+             f"heads {model.heads}/{model.kv_heads}, V {model.vocab}{' tied' if model.tied else ''}")
+    batch = f"{stage.micro_batch_size} x ({stage.max_prompt} + {stage.max_new})"
+    if stage.waves:
+        batch = f"{stage.waves[0].prompts} x ({stage.max_prompt} + {stage.waves[0].samples} x {stage.max_new})"
+    extras = ["checkpointing"] * stage.activation_checkpointing + ["teacher"] * bool(stage.readers)
+    extras += [f"rollout tokens {stage.rollout_tokens}"] * bool(stage.rollout_tokens)
+    return f"{stage.name:8} {shape}; {', '.join([batch, *extras])}"
+
+
+def main(args) -> None:
+    cases = dict(enumerate(CASES))
+    if args.random:
+        cases = {number: random_case(number) for number in range(args.seed, args.seed + args.random)}
+    if args.measure:
+        return print(measure(cases[args.case]))
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "HF_HUB_OFFLINE": "1"}
+    chosen = {number: case for number, case in cases.items()
+              if args.case in (None, number) and (args.only is None or case.name in args.only)}
+    ratios = []
+    for number, case in chosen.items():
+        command = [sys.executable, __file__, "--measure", "--case", str(number)]
+        command += ["--random", "1", "--seed", str(number)] * bool(args.random)
+        measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        ratios.append(measured / peak(case))
+        moment, parts = max(moments(case).items(), key=lambda item: total(item[1]))
+        largest = max(parts, key=parts.get)
+        print(f"{number:2} {describe(case):98} predicted {peak(case) / GIB:6.3f} GiB ({moment}, most of it {largest}), "
+              f"measured {measured / GIB:6.3f}, ratio {ratios[-1]:.3f}", flush=True)
+        if args.case is not None:
+            print(json.dumps({name: {part: round(size / GIB, 3) for part, size in parts.items() if size}
+                              for name, parts in moments(case).items()}, indent=2))
+    print(f"{len(ratios)} cases, ratios {min(ratios):.3f} to {max(ratios):.3f}")
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=["train", "score", "rollouts"], help="these kinds of cases")
+    parser.add_argument("--case", type=int, help="this case only, with the parts of every moment")
+    parser.add_argument("--random", type=int, default=0, help="as many cases of random shapes")
+    parser.add_argument("--seed", type=int, default=0, help="number of the first random case")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,180 @@
+"""plan.py's formulas beside transformers: parameters exactly, kept activations to the byte; what fits and what does not."""
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config, Qwen3Config, Qwen3ForCausalLM,
+)
+
+import plan
+from plan import GPUS, MODELS, Model, Stage, Wave, moments, num_params, peak, remedy, total, usable
+
+CLASSES = {"Qwen3": Qwen3Config, "Llama": LlamaConfig}
+
+
+def config_of(model: Model, config_class, **others):
+    return config_class(vocab_size=model.vocab, hidden_size=model.hidden, intermediate_size=model.intermediate,
+                        num_hidden_layers=model.layers, num_attention_heads=model.heads, num_key_value_heads=model.kv_heads,
+                        head_dim=model.head_dim, tie_word_embeddings=model.tied, **others)
+
+
+def count_on_meta(config) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+
+
+# The numbers that the models' own cards and index files give.
+PUBLISHED = {"Qwen3-0.6B": 596_049_920, "Qwen3-1.7B": 1_720_574_976, "Qwen3-4B": 4_022_468_096, "Qwen3-8B": 8_190_735_360,
+             "Qwen3-14B": 14_768_307_200, "Qwen3-32B": 32_762_123_264, "Llama-3.1-8B-Instruct": 8_030_261_248,
+             "Llama-3.3-70B-Instruct": 70_553_706_496}
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_the_papers_models_have_as_many_parameters_as_transformers_makes(name):
+    model = MODELS[name]
+    assert num_params(model) == count_on_meta(config_of(model, CLASSES[name.split("-")[0]])) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("config", [
+    Qwen2Config(vocab_size=99, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2),
+    MistralConfig(vocab_size=99, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=1),
+    LlamaConfig(vocab_size=99, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, attention_bias=True),
+    Qwen3Config(vocab_size=99, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                head_dim=8, tie_word_embeddings=True)], ids=lambda config: config.model_type)
+def test_a_users_config_is_counted_exactly(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    assert num_params(plan.find(str(tmp_path))) == num_params(plan.find(str(tmp_path / "config.json"))) == count_on_meta(config)
+
+
+@pytest.mark.parametrize("model_class, config_class", [(Qwen3ForCausalLM, Qwen3Config), (LlamaForCausalLM, LlamaConfig)])
+@pytest.mark.parametrize("dtype, autocast", [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)])
+@pytest.mark.parametrize("padded", [True, False])
+def test_activations_are_what_autograd_keeps(model_class, config_class, dtype, autocast, padded):
+    """To the byte: every storage that a saved tensor lies in, less the parameters' and the copies that autocast makes of them."""
+    shape = Model(96, 48, 112, 3, 4, 2, 16, tied=True, qk_norm=model_class is Qwen3ForCausalLM)
+    model = model_class(config_of(shape, config_class)).to(dtype)
+    rows, length = 2, 33                                    # 66 tokens: no matrix of activations has a weight's shape
+    mask = torch.ones(rows, length, dtype=torch.bool)
+    mask[0, :3] = not padded
+    own, kept = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}, {}
+    weights = {parameter.mT.shape for parameter in model.parameters() if parameter.dim() == 2}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and tensor.shape not in weights:
+            kept[storage.data_ptr()] = storage              # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, autocast):
+        model.base_model(input_ids=torch.zeros(rows, length, dtype=torch.int64), attention_mask=mask, use_cache=False,
+                         position_ids=(mask.long().cumsum(1) - 1).clamp(min=0))
+    width, mask = 2 if autocast else dtype.itemsize, length * padded
+    expected = shape.layers * plan.saved_per_token(shape, width, dtype.itemsize, mask) + plan.saved_around_blocks(shape, dtype.itemsize)
+    assert sum(storage.nbytes() for storage in kept.values()) == rows * length * expected
+
+
+def test_the_cache_is_what_the_sampler_allocates():
+    from sampler import SharedPrefixCache
+    shape = Model(96, 48, 112, 3, 4, 2, 16, tied=True, qk_norm=True)
+    model = Qwen3ForCausalLM(config_of(shape, Qwen3Config)).eval()
+    stage = Stage("", shape, width=4, max_prompt=5, max_new=64)
+    cache = SharedPrefixCache(model, stage.max_prompt, stage.max_new)
+    with torch.no_grad():
+        cache.join([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]], [3, 3])
+        cache.forward(torch.arange(6))
+    nbytes = sum(tensor.nbytes for pair in cache.prefix + cache.suffix for tensor in pair)
+    assert nbytes == plan.kv_per_token(shape, 4) * plan.cached_tokens(stage, Wave(2, 3))
+
+
+def teacher_stage(**changes) -> Stage:
+    model = MODELS["Qwen3-8B"]
+    return replace(Stage("teacher", model, model, steps=10, rollouts=1024, scored_by_sampler=1024, waves=(Wave(64, 8, 0.25),), gpus=8,
+                         micro_batch_size=2), **changes)
+
+
+def test_states_are_sharded_and_add_up():
+    one, eight = (plan.update_moment(teacher_stage(gpus=gpus)) for gpus in (1, 8))
+    size = num_params(MODELS["Qwen3-8B"])
+    assert one["weights"] == one["gradients"] == 4 * size and one["optimiser"] > 8 * size
+    assert total(one) == pytest.approx(8 * total(eight))
+    assert "gradients" in moments(teacher_stage())["block"] and not moments(teacher_stage())["rollouts"]["gradients"]
+
+
+def test_each_flag_saves_the_part_that_it_is_for():
+    stage = teacher_stage(readers=(MODELS["Qwen3-14B"],))
+    before = moments(stage)
+    for change, moment, part in (({"micro_batch_size": 1}, "block", "activations"),
+                                 ({"activation_checkpointing": True}, "block", "activations"),
+                                 ({"rollout_tokens": 100_000}, "rollouts", "cache"),
+                                 ({"sample_on_shards": True}, "rollouts", "gathered"),
+                                 ({"gpus": 16}, "head", "optimiser")):
+        assert moments(replace(stage, **change))[moment][part] < 0.75 * before[moment][part], change
+    offloaded = moments(replace(stage, offload_teacher=True))
+    assert "teacher" not in offloaded["rollouts"] and offloaded["head"]["teacher"] == before["rollouts"]["teacher"] > 0
+
+
+def test_what_is_proposed_fits_and_what_fits_is_left_alone():
+    stage, gpu = teacher_stage(), GPUS["H100"]
+    proposed = remedy(stage, gpu)
+    assert peak(stage) > usable(gpu) >= peak(proposed)
+    assert remedy(proposed, gpu) is proposed
+    assert any(change.startswith("--rollout-tokens") for change in plan.changes(stage, proposed))
+    larger = replace(proposed, rollout_tokens=proposed.rollout_tokens + 2000)       # the largest cache that fits
+    assert peak(larger) > usable(gpu)
+    assert remedy(teacher_stage(gpus=1), GPUS["L40S"]) is None                      # 131 GB of states on 44
+
+
+def test_a_table_is_planned_from_its_own_commands(capsys):
+    args = plan.parse_args(["--scale", "paper", "--gpus", "8", "--gpu", "H100"])
+    planned = {each.asked.name: each for each in plan.plan_table(args, GPUS["H100"])}
+    teacher, student = MODELS["Qwen3-8B"], MODELS["Qwen3-1.7B"]
+    assert planned["teacher"].asked.trained == teacher and planned["teacher"].asked.rollouts == 1024
+    assert planned["teacher"].asked.waves[0] == Wave(64, 8, 0.25)                   # 512 prompts over 8 GPUs, every 4 steps
+    assert planned["student"].asked.trained == student and planned["student"].asked.readers == (teacher,)
+    assert planned["direct"].asked.steps == 1600 + 200 + 800                        # the workflow's
+    workflow = sum(planned[name].seconds for name in ("teacher", "shape", "bridge", "student"))
+    assert planned["direct_equal_time"].seconds == pytest.approx(workflow, rel=0.01)
+    plan.main(args)
+    out = capsys.readouterr().out
+    assert "NO" in out and "fits with" in out and "--rollout-tokens" in out
+
+
+def test_on_one_small_gpu_the_plan_asks_for_more(capsys):
+    plan.main(plan.parse_args(["--gpus", "1", "--gpu", "L40S"]))
+    assert "fits with --gpus 8 --rollout-tokens" in capsys.readouterr().out
+
+
+def test_times_follow_the_work():
+    stage, gpu = teacher_stage(waves=()), GPUS["H100"]
+    train = plan.step_seconds(stage, gpu)["train"]
+    assert plan.step_seconds(replace(stage, rollouts=2048), gpu)["train"] == pytest.approx(2 * train, rel=0.01)
+    checkpointed = plan.step_seconds(replace(stage, activation_checkpointing=True), gpu)["train"]
+    assert 1.2 * train < checkpointed < 1.34 * train
+    flops = 6 * num_params(MODELS["Qwen3-8B"]) * (1024 / 8) * (stage.mean_prompt + stage.mean_new)
+    assert 0.9 < train / plan.compute_seconds(flops, gpu) < 1.3                     # 6ND, and attention
+    wave = Wave(1, 1)
+    steps = plan.wave_seconds(replace(stage, gpus=1), wave, replace(gpu, bandwidth=1e9, flops=1e20))
+    assert steps == pytest.approx(stage.max_new * 2 * num_params(stage.sampler) / (plan.BANDWIDTH_SHARE * 1e9), rel=0.1)
+
+
+def test_a_model_without_formulas_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    for name, words in ((str(tmp_path), "gpt2"), ("Qwen9", "--teacher")):
+        with pytest.raises(SystemExit) as stop:
+            plan.main(plan.parse_args(["--model", name]))
+        assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_the_bench_measures_one_small_case_within_its_tolerance(monkeypatch):
+    """One case of bench/plan.py, in a process of its own: memory, no time."""
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+    root = Path(__file__).parent.parent
+    answer = subprocess.run([sys.executable, str(root / "bench" / "plan.py"), "--case", "8"], capture_output=True, text=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    assert math.isclose(float(answer.stdout.split("ratio ")[1].split()[0]), 1, abs_tol=0.15)
