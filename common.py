@@ -317,7 +317,7 @@ def load_model(model_dir: Path, tokenizer, dtype: torch.dtype, device, trainable
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=weights_dtype, trust_remote_code=False)
         model = cut_vocabulary(model, model_dir, tokenizer)
     if files.fit(model):
-        model = shard(model, dtype) if world_size() > 1 else model
+        model = shard(model, dtype, trainable) if world_size() > 1 else model
         allocate_parameters(model, device)
         files.read_into(model)
         if (model_dir / "generation_config.json").is_file():
@@ -326,7 +326,7 @@ def load_model(model_dir: Path, tokenizer, dtype: torch.dtype, device, trainable
         model = AutoModelForCausalLM.from_pretrained(model_dir, config=config, dtype=weights_dtype,
                                                      use_safetensors=True, trust_remote_code=False)
         model = cut_vocabulary(model, model_dir, tokenizer).to(device)
-        model = shard(model, dtype) if world_size() > 1 else model
+        model = shard(model, dtype, trainable) if world_size() > 1 else model
     model.requires_grad_(trainable)
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

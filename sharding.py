@@ -29,16 +29,17 @@ def is_sharded(model) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def shard(model, compute_dtype: torch.dtype):
+def shard(model, compute_dtype: torch.dtype, trainable: bool):
     """Spread parameters over all ranks, in place.  Weights are gathered in compute_dtype, gradients summed in float32.
 
-    The transformer blocks are units of their own; embeddings, final norm and head are the root's.
+    The transformer blocks are units of their own; embeddings, final norm and head are the root's, which is kept whole
+    from the forward pass to the backward pass, where there is one.
     """
     mesh = torch.distributed.device_mesh.init_device_mesh(
         "cuda" if dist.get_backend() == "nccl" else "cpu", (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module in [*blocks(model), model]:
-        fully_shard(module, mesh=mesh, mp_policy=policy)
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=module is not model or not trainable)
         module.set_gradient_divide_factor(1.0)                  # a sum, not a mean
         module.set_force_sum_reduction_for_comms(True)          # by a plain sum: gloo has no other
     return model
@@ -143,6 +144,7 @@ def sampling_weights(model, dtype: str, on_shards: bool = False):
 def gathered(model):
     """All weights whole on every rank; inside, forward passes need no communication and may differ in number."""
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    trainable = any(parameter.requires_grad for parameter in model.parameters())
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
@@ -150,7 +152,7 @@ def gathered(model):
         yield
     finally:
         for unit in units:
-            unit.set_reshard_after_forward(unit is not model, recurse=False)
+            unit.set_reshard_after_forward(unit is not model or not trainable, recurse=False)
             unit.reshard()
 
 

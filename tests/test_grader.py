@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eval as grader
-from eval import extract_answer, grade, is_equal
+from eval import counts, extract_answer, grade, is_equal
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("S2D_DATA", ROOT.parent / "shared" / "data"))
@@ -1010,12 +1010,13 @@ print(parent)
     assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids)
 
 
-def test_plain_comparisons_are_fast():
-    pairs = [(f"{i},{i % 1000:03d}", rf"\frac{{{i}}}{{7}}") for i in range(1, 1000)] * 5
-    began = time.monotonic()
-    for a, b in pairs:
-        is_equal(a, b)
-    assert len(pairs) / (time.monotonic() - began) > 20_000
+def test_plain_comparisons_never_reach_the_worker():
+    """Numbers, fractions, thousands separators and equal text are settled here: bench/grader.py measures how fast."""
+    before = dict(counts)
+    for i in range(1, 1000):
+        assert not is_equal(f"{i},{i % 1000:03d}", rf"\frac{{{i}}}{{7}}")
+        assert is_equal(f"{i}.50", rf"\frac{{{2 * i + 1}}}{{2}}") and is_equal(rf"\sqrt{{{i}}} + x", rf"\sqrt{{{i}}} + x")
+    assert counts == before
 
 
 # --------------------------------------------------- properties ---------------------------------------------------
