@@ -326,7 +326,7 @@ def save_state(out: Path, step: int, model, optimizer, memory: dict, micro_batch
                     sync(path)                                  # a state must not outlive its log
                 write_json(temporary / "manifest.json", manifest)
                 put_in_place(temporary, final)
-                for old in [*states(out)[keep:], *final.parent.glob("*.tmp")]:
+                for old in [*states(out)[max(keep, 1):], *final.parent.glob("*.tmp")]:
                     shutil.rmtree(old)
     except BaseException as error:
         try:
