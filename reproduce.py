@@ -72,7 +72,7 @@ EVALUATE = "eval.py --model {model} --problems {test} --out {run}/eval_{slug} {e
 TOY_FLAGS = "--max-new-tokens 16 --micro-batch-size 128 --seed {seed}"
 TOY_CURVE = "--weight-decay 0 --eval-problems {heldout} --eval-every 10 --eval-samples 2"
 SMOL_FLAGS = "--temperature 0.5 --max-new-tokens 128 --micro-batch-size 4 --dtype {dtype} --seed {seed}"
-PAPER_FLAGS = "--max-new-tokens 8192 --micro-batch-size 2 --dtype bfloat16 --seed {seed}"
+PAPER_FLAGS = "--max-new-tokens 8192 --micro-batch-size 2 --rollout-tokens 300000 --dtype bfloat16 --seed {seed}"
 PAPER_CURVE = "--eval-problems {test} --eval-every 5 --eval-samples 4 --save-every 20"
 
 SCALES = {
@@ -99,16 +99,17 @@ SCALES = {
         "opd": f"--prompts-per-step 8 --lr 1e-4 {SMOL_FLAGS}",
         "eval": "--samples 2 --num-problems 4 --temperature 0.5 --max-new-tokens 128 --dtype {dtype}",
         "grpo_steps": 2, "opd_steps": 2, "launch": "{python}", "if_failed": "--allow-failed-certificate"},
-    # The paper's settings: 15 epochs of 80% of DAPO-Math-17k; needs a GPU node.
+    # The paper's settings: 15 epochs of 80% of DAPO-Math-17k; needs a GPU node.  Checkpointing and the bound on the
+    # cache change no figure; without them no stage fits 80 GB (`reproduce.py plan`).
     "paper": {
         "prepare": ["prepare.py dapo --parquet {data}/dapo-math-17k.parquet --out {out}/base"],
         "teacher": "{models}/Qwen3-8B", "student": "{models}/Qwen3-1.7B",
         "train": "{out}/base/train.jsonl", "heldout": "{out}/base/heldout.jsonl", "test": "{data}/math500.jsonl",
-        "grpo": f"--prompts-per-step 128 --samples-per-prompt 8 --steps-per-rollout 4 --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
+        "grpo": f"--prompts-per-step 128 --samples-per-prompt 8 --steps-per-rollout 4 --activation-checkpointing --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
         "shape": f"--samples-per-prompt 2 --num-certify-problems 512 --prompts-per-step 64 {PAPER_FLAGS}",
-        "bridge": f"--max-kl 0.1 --max-steps 200 --prompts-per-step 64 --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
-        "opd": f"--prompts-per-step 64 --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
-        "eval": "--samples 16 --temperature 0.7 --top-p 0.8 --top-k 20 --max-new-tokens 8192 --dtype bfloat16",
+        "bridge": f"--max-kl 0.1 --max-steps 200 --prompts-per-step 64 --activation-checkpointing --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
+        "opd": f"--prompts-per-step 64 --activation-checkpointing --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
+        "eval": "--samples 16 --temperature 0.7 --top-p 0.8 --top-k 20 --max-new-tokens 8192 --rollout-tokens 300000 --dtype bfloat16",
         "grpo_steps": 1600, "opd_steps": 800, "launch": "{torchrun} --nproc_per_node={gpus}", "if_failed": ""},
 }
 

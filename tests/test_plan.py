@@ -139,6 +139,12 @@ def test_a_table_is_planned_from_its_own_commands(capsys):
     assert planned["direct_equal_time"].seconds == pytest.approx(workflow, rel=0.01)
     plan.main(args)
     out = capsys.readouterr().out
+    assert "yes" in out and "NO" not in out                                         # the paper's scale is made for this
+
+
+def test_what_does_not_fit_is_said_with_its_remedy(capsys):
+    plan.main(plan.parse_args(["--scale", "paper", "--gpus", "8", "--gpu", "A100-40GB"]))
+    out = capsys.readouterr().out
     assert "NO" in out and "fits with" in out and "--rollout-tokens" in out
 
 
