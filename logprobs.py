@@ -77,8 +77,8 @@ def linear_logprobs(hidden: Tensor, weight: Tensor | Head, token_ids: Tensor, te
 
     hidden (..., D) of a floating dtype, weight (V, D) or a Head, token_ids (...) int64, negative where masked.
     -> (...) float32, nats, 0 where masked (or two of them).  Differentiable in hidden, weight and bias.
-    Logits have the dtype of hidden, or autocast's (float32 on a CPU without bfloat16); softmax and sums are float32.  For backward, autograd keeps the
-    arguments and three float32 numbers a token.
+    Logits have the dtype of hidden, or autocast's (float32 on a CPU without bfloat16); softmax and sums are float32.
+    For backward, autograd keeps the arguments and three float32 numbers a token.
     Raises ValueError if shapes do not fit or, on a CPU, an id is beyond the vocabulary (on a GPU, where looking would
     mean waiting for it, that token's logprob is NaN).
     """
@@ -181,7 +181,7 @@ def _checked(hidden: Tensor, weight: Tensor | Head, temperature: float, token_id
 
 
 def _checked_pair(student_hidden, student_weight, teacher_hidden, teacher_weight, kind: str, temperature: float):
-    """-> the student's hidden (N, D), its head, the shape of its tokens, what compares a chunk of logits to teacher's"""
+    """-> the student's hidden (N, D), its head, the shape of its tokens, what compares chunks to the teacher's"""
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     if student_hidden.shape[:-1] != teacher_hidden.shape[:-1]:
