@@ -427,8 +427,9 @@ def _to_gradient(logits: Tensor, token_ids: Tensor, start: int, temperature: flo
     g and h are the gradients of loss in the token's logprob and in its entropy H.
     """
     if kernels := _kernels(logits):
-        return kernels.to_gradient(logits, token_ids, start, 1 / temperature, maximum, log_total, grad_logprobs,
-                                   entropies, grad_entropies)
+        grad_entropies = None if grad_entropies is None else grad_entropies.contiguous()
+        return kernels.to_gradient(logits, token_ids, start, 1 / temperature, maximum, log_total,
+                                   grad_logprobs.contiguous(), entropies, grad_entropies)
     for rows in _blocks(logits):
         own_share = grad_logprobs[rows, None] / temperature
         gradient = (logits[rows] - maximum[rows, None]).div_(temperature).sub_(log_total[rows, None])
@@ -504,5 +505,6 @@ def _divergence_by_kernels(kernels, student, teacher, kind, temperature, weights
         target = student.gather(1, token_ids[:, None].clamp(min=0))[:, 0]
         logprobs = (target - row_figures[:, 0]) / temperature - row_figures[:, 1]
     if weights is not None:
-        kernels.divergence_to_gradient(student, teacher, KINDS.index(kind), 1 / temperature, row_figures, weights)
+        kernels.divergence_to_gradient(student, teacher, KINDS.index(kind), 1 / temperature, row_figures,
+                                       weights.contiguous())
     return values, logprobs

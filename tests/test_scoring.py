@@ -25,7 +25,7 @@ def tiny_model(family, seed=0, **changes):
     config = getattr(transformers, f"{family}Config")(**SMALL | KNOWN.get(family, {}) | changes)
     model = getattr(transformers, CLASSES.get(family, f"{family}ForCausalLM"))(config).eval()
     output = model.get_output_embeddings()
-    output.weight.data.normal_()                        # as initialised, all logits would be near 0
+    output.weight.data.normal_(std=0.3)                 # as initialised, all logits would be near 0
     if getattr(output, "bias", None) is not None:
         output.bias.data.normal_()
     return model
