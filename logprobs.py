@@ -403,7 +403,7 @@ def _add_tile(state: Tensor, logits: Tensor, token_ids: Tensor, start: int, temp
         drop = old_maximum - maximum                    # what was summed under the old maximum is scaled to the new one
         scale = (drop / temperature).exp()
         gaps = logits[rows] - maximum[:, None]
-        weights = (gaps / temperature).exp_()
+        weights = gaps.exp() if temperature == 1.0 else (gaps / temperature).exp_()
         if entropy:
             gap_total = scale * (gap_total + drop * total) + (weights * gaps.clamp_(min=-1e30)).sum(1)
         mine, column = _own_column(logits[rows], token_ids[rows], start)
@@ -432,7 +432,8 @@ def _to_gradient(logits: Tensor, token_ids: Tensor, start: int, temperature: flo
                                    grad_logprobs.contiguous(), entropies, grad_entropies)
     for rows in _blocks(logits):
         own_share = grad_logprobs[rows, None] / temperature
-        gradient = (logits[rows] - maximum[rows, None]).div_(temperature).sub_(log_total[rows, None])
+        gradient = logits[rows] - maximum[rows, None]
+        gradient = (gradient if temperature == 1.0 else gradient.div_(temperature)).sub_(log_total[rows, None])
         if grad_entropies is None:
             gradient.exp_().mul_(-own_share)
         else:
