@@ -1,6 +1,8 @@
 # make demo    from nothing to the toy table and its report
 # make test    the tests
-# Both make .venv first.  With a GPU: make TORCH=torch demo
+# make kernels compile csrc/ for GPUs from A100 to RTX 50 (needs nvcc), to see that it does: it is built on first use
+# make gpu     on a machine with a GPU: the kernels' tests, the same under compute-sanitizer, and their speed
+# All but kernels make .venv first.  With a GPU: make TORCH=torch demo
 
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
@@ -13,6 +15,19 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
+kernels:
+	mkdir -p build
+	nvcc -O3 -std=c++17 -shared -Xcompiler -fPIC,-fvisibility=hidden -Xptxas -warn-spills -Werror all-warnings \
+		$(foreach sm,80 90 100 120,-gencode arch=compute_$(sm),code=sm_$(sm)) \
+		-gencode arch=compute_120,code=compute_120 csrc/logprobs.cu -o build/logprobs.so
+
+gpu: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	$(BIN)/python -m pytest tests/test_kernels.py
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest tests/test_kernels.py -k cuda
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python -m pytest tests/test_kernels.py -k cuda
+	$(BIN)/python bench/kernels.py
+
 # torch first and by itself: a bare `torch` brings gigabytes of CUDA to machines that have no GPU.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -23,4 +38,4 @@ test: .venv/installed
 clean:
 	rm -rf .venv runs/demo
 
-.PHONY: demo test clean
+.PHONY: demo test kernels gpu clean

@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
-from logprobs import linear_logprobs
+from logprobs import Head, linear_divergence_loss, linear_logprobs
 from sampler import Rollouts, pad, positions, sample  # noqa: F401  (the stages import them from here)
-from sharding import WeightFiles, allocate_parameters, is_sharded, parameters_on_meta, shard, whole_state
+from sharding import WeightFiles, allocate_parameters, parameters_on_meta, shard, whole_state
 
 # ================================================================ distributed
 # One process is the plain case; under torchrun each rank works on its share of the prompts (and see sharding.py).
@@ -407,21 +406,92 @@ def completion_logits(model, rollouts: Rollouts, temperature: float = 1.0) -> Te
     return logits if temperature == 1.0 else logits / temperature
 
 
-def completion_logprobs(model, rollouts: Rollouts, temperature: float = 1.0) -> Tensor:
-    """Logprobs of the completions under `model`.  -> (B, C) float32, nats, 0 where masked.
+def forward_with_head(model, rollouts: Rollouts, function):
+    """What function(hidden, head) returns, called inside of the model's own forward pass, where its head would be.
 
-    The (B, C, V) logits are never held: final hidden states and the head go to `linear_logprobs`, where the head is
-    a plain matrix; a head with a bias, a scale or a soft cap takes the plain way.
+    hidden (T, D) are the states that predict the T completion tokens under the mask, row after row.  Inside, because
+    there a sharded model has its weights whole, and because its backward pass begins at what forward returns: function
+    returns tensors, and whatever is to be differentiated is among them.
     """
+    length, known, plain_forward = rollouts.completion_ids.shape[1], has_known_head(model), model.forward
+
+    def forward(**inputs):
+        if known:
+            hidden, head = model.base_model(**inputs).last_hidden_state, head_of(model)
+        else:                                           # the states are the logits
+            hidden, head = plain_forward(**inputs, logits_to_keep=length + 1).logits, Head(None)
+        return function(hidden[:, -length - 1:-1][rollouts.completion_mask], head)
+
+    with replaced_forward(model, forward):
+        return model(**forward_inputs(rollouts))
+
+
+@contextmanager
+def replaced_forward(model, forward):
+    """model(…) calls this in place of its own forward, between the hooks that sharding has put around it."""
+    before = vars(model).get("forward")
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+        if before is not None:
+            model.forward = before
+
+
+def head_of(model) -> Head:
+    output = model.get_output_embeddings()
+    return Head(output.weight, getattr(output, "bias", None), getattr(model.config, "final_logit_softcapping", None))
+
+
+@torch.no_grad()
+def has_known_head(model) -> bool:
+    """Whether `head_of` tells all that the model does to its hidden states: some scale.  Tried once, on a few ids."""
+    def compare(input_ids, use_cache):
+        hidden = model.base_model(input_ids=input_ids, use_cache=use_cache).last_hidden_state[0]
+        expected = plain_forward(input_ids=input_ids, use_cache=use_cache).logits[0]
+        got = head_of(model).logits(hidden).to(expected.dtype)
+        return torch.tensor(got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-2, atol=1e-3))
+
+    if not hasattr(model, "_has_known_head"):
+        plain_forward = model.forward
+        with replaced_forward(model, compare):
+            ids = torch.arange(8, device=model.device)[None]                # id 0 alone may be padding, its state 0
+            model._has_known_head = bool(model(input_ids=ids, use_cache=False))
+    return model._has_known_head
+
+
+def completion_logprobs(model, rollouts: Rollouts, temperature: float = 1.0, entropy: bool = False):
+    """Logprobs of the completions under `model`.  -> (B, C) float32, nats, 0 where masked; two with the entropy."""
     mask, token_ids = rollouts.completion_mask, rollouts.completion_ids
-    if is_sharded(model) or not has_plain_head(model):
-        logprobs = completion_logits(model, rollouts, temperature).float().log_softmax(-1)
-        return logprobs.gather(-1, token_ids[..., None])[..., 0] * mask
-    length = token_ids.shape[1]
-    hidden = model.base_model(**forward_inputs(rollouts)).last_hidden_state[:, -length - 1:-1]
-    weight = model.get_output_embeddings().weight
-    logprobs = torch.zeros(mask.shape, device=mask.device)
-    return logprobs.masked_scatter(mask, linear_logprobs(hidden[mask], weight, token_ids[mask], temperature))
+    figures = forward_with_head(model, rollouts, lambda hidden, head: linear_logprobs(
+        hidden, head, token_ids[mask], temperature, entropy=entropy))
+    return tuple(spread(figure, mask) for figure in figures) if entropy else spread(figures, mask)
+
+
+def completion_divergence(student, teacher, rollouts: Rollouts, kind: str, temperature: float = 1.0,
+                          token_weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss Σ token_weights · divergence over the completions, ready for one backward().
+
+    kind: "reverse", "forward" or "jsd", as the stages define them on whole logits; token_weights (B, C), default 1.
+    -> the loss; the divergence and the student's logprobs, (B, C) float32, nats, without gradient, 0 where masked.
+    """
+    mask, with_gradient = rollouts.completion_mask, torch.is_grad_enabled()
+    weights = torch.ones(int(mask.sum()), device=mask.device) if token_weights is None else token_weights[mask]
+
+    def in_both(teacher_hidden, teacher_head):          # while the teacher's head is whole, too
+        with torch.set_grad_enabled(with_gradient):
+            return forward_with_head(student, rollouts, lambda hidden, head: linear_divergence_loss(
+                hidden, head, teacher_hidden, teacher_head, kind, weights, rollouts.completion_ids[mask], temperature))
+
+    with torch.no_grad():
+        loss, divergence, logprobs = forward_with_head(teacher, rollouts, in_both)
+    return loss, spread(divergence, mask), spread(logprobs, mask)
+
+
+def spread(figures: Tensor, mask: Tensor) -> Tensor:
+    """A figure of each token under the mask, in its place.  (T,) -> (B, C), 0 where masked"""
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, figures)
 
 
 def sampler_gap(logprobs: list[Tensor], rollouts: list[Rollouts]) -> dict:
@@ -436,13 +506,3 @@ def sampler_gap(logprobs: list[Tensor], rollouts: list[Rollouts]) -> dict:
             "sampler_gap_p99_nats": gaps[int(0.99 * (len(gaps) - 1))].item()}
 
 
-def has_plain_head(model) -> bool:
-    """Whether logits = hidden @ weight.T.  Tried once on one token: each family names its scale or cap differently."""
-    if not hasattr(model, "_has_plain_head"):
-        with torch.no_grad():
-            ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            logits = model(input_ids=ids, use_cache=False).logits
-            plain = F.linear(hidden.to(logits.dtype), model.get_output_embeddings().weight.to(logits.dtype))
-            model._has_plain_head = plain.shape == logits.shape and torch.allclose(plain, logits, rtol=1e-2, atol=1e-3)
-    return model._has_plain_head

@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION, all_sum, balanced_share, batch_indices, check_context, completion_logits, completion_logprobs,
+    INSTRUCTION, all_sum, balanced_share, batch_indices, check_context, completion_divergence, completion_logprobs,
     encode_prompts, fail, load_model, load_problems, load_tokenizer, random_generator, rank, sample, sampler_gap,
     save_model, say, setup_distributed, stop_ids, write_json,
 )
@@ -36,7 +36,6 @@ from runs import (
     take_step,
 )
 from sharding import even_micro_batches, sampling_weights
-from stage4_distill import reverse_kl
 
 # ---------------------------------------------------------------- equations
 
@@ -72,15 +71,6 @@ def token_weights(mask: Tensor, loss_mean: str, num_tokens: float, num_sequences
     if loss_mean == "token":
         return mask / num_tokens
     return mask / mask.sum(1, keepdim=True).clamp(min=1) / num_sequences
-
-
-def exact_regularisers(policy, reference, micro, temperature: float) -> tuple[Tensor, Tensor]:
-    """KL(policy || reference) and the policy's entropy, exact over the vocabulary.  -> 2 x (B, C) nats"""
-    policy_logits = completion_logits(policy, micro, temperature)
-    with torch.no_grad():
-        reference_logits = completion_logits(reference, micro, temperature)
-    logprobs = policy_logits.float().log_softmax(-1)
-    return reverse_kl(policy_logits, reference_logits), -(logprobs.exp() * logprobs).sum(-1)
 
 
 # ---------------------------------------------------------------- rollouts
@@ -271,14 +261,17 @@ def main(args) -> None:
         losses, clipped_sum = [], 0.0
         for micro in micro_batches:
             with autocast:
-                logprobs = completion_logprobs(policy, micro, args.temperature)          # (B, C) nats, 0 where masked
+                logprobs, entropy = completion_logprobs(policy, micro, args.temperature, entropy=True)   # (B, C) nats
                 objective = clipped_surrogate(logprobs, micro.old_logprobs, micro.advantages,
                                               args.clip_low, args.clip_high, args.dual_clip)
-                if args.kl_coef or args.entropy_coef:
-                    kl, entropy = exact_regularisers(policy, reference or policy, micro, args.temperature)
-                    objective = objective - args.kl_coef * kl + args.entropy_coef * entropy
-            weights = token_weights(micro.completion_mask, args.loss_mean, max(num_tokens, 1), max(num_sequences, 1))
-            loss = -(objective * weights).sum()
+                if args.entropy_coef:
+                    objective = objective + args.entropy_coef * entropy
+                weights = token_weights(micro.completion_mask, args.loss_mean, max(num_tokens, 1),
+                                        max(num_sequences, 1))
+                loss = -(objective * weights).sum()
+                if args.kl_coef:                                # exact over the vocabulary, as stage 4's reverse_kl
+                    loss = loss + completion_divergence(policy, reference, micro, "reverse", args.temperature,
+                                                        args.kl_coef * weights)[0]
             loss.backward()
 
             losses.append(loss.item())

@@ -30,9 +30,9 @@ from tqdm import tqdm
 
 from common import (
     INSTRUCTION, Rollouts, all_sum, balanced_share, batch_indices, bootstrap_interval, check_context, check_pair,
-    completion_logits, encode_prompts, even_batches, fail, gather_list, load_model, load_problems, load_tokenizer, pad,
-    random_generator, rank, read_jsonl, sample, save_model, say, setup_distributed, share, stop_ids, vocabulary_size,
-    write_json,
+    completion_divergence, encode_prompts, even_batches, fail, gather_list, load_model, load_problems, load_tokenizer,
+    pad, random_generator, rank, read_jsonl, sample, save_model, say, setup_distributed, share, stop_ids,
+    vocabulary_size, write_json,
 )
 from eval import accuracy
 from runs import (
@@ -57,8 +57,6 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 @torch.no_grad()
 def measure_c2(student, teacher, tokenizer, prompts, args, stop: list[int], step: int, autocast) -> dict:
     """Mean token KL(student || teacher) on fresh student rollouts (equation 7), nats; its interval over prompts."""
-    from stage4_distill import reverse_kl  # here, since stage 4 imports this file's forward_kl
-
     sums: list[tuple[float, float]] = []
     for batch in even_batches(list(range(len(prompts))), args.prompts_per_step):
         if args.offload_teacher:
@@ -74,9 +72,8 @@ def measure_c2(student, teacher, tokenizer, prompts, args, stop: list[int], step
         kl_sums = []
         for micro in even_micro_batches(rollouts, args.micro_batch_size):
             with autocast:
-                kl = reverse_kl(completion_logits(student, micro, args.temperature),
-                                completion_logits(teacher, micro, args.temperature))
-            kl_sums.append((kl * micro.completion_mask).sum(1))
+                _, kl, _ = completion_divergence(student, teacher, micro, "reverse", args.temperature)
+            kl_sums.append(kl.sum(1))
         kl_sums = torch.cat(kl_sums)[:len(rollouts)].view(-1, args.samples_per_prompt).sum(1).tolist()
         tokens = rollouts.completion_mask.sum(1).view(-1, args.samples_per_prompt).sum(1).tolist()
         sums += zip(kl_sums, tokens)
@@ -91,9 +88,8 @@ def measure_forward_kl(student, teacher, rollouts, args, autocast) -> float:
     kl_sum = 0.0
     for micro in even_micro_batches(rollouts, args.micro_batch_size):
         with autocast:
-            kl = forward_kl(completion_logits(student, micro, args.temperature),
-                            completion_logits(teacher, micro, args.temperature))
-        kl_sum += (kl * micro.completion_mask).sum().item()
+            _, kl, _ = completion_divergence(student, teacher, micro, "forward", args.temperature)
+        kl_sum += kl.sum().item()
     kl_sum, num_tokens = all_sum(kl_sum, rollouts.completion_mask.sum())
     return kl_sum / num_tokens
 
@@ -239,15 +235,12 @@ def main(args) -> None:
             sum((micro.completion_mask * micro.weights[:, None]).sum() for micro in micro_batches))
         losses, kl_sum = [], 0.0
         for micro in micro_batches:
-            with autocast:
-                with torch.no_grad():
-                    teacher_logits = completion_logits(teacher, micro, args.temperature)
-                student_logits = completion_logits(student, micro, args.temperature)
-            kl = forward_kl(student_logits, teacher_logits)                              # (B, C) nats
-            loss = (kl * micro.completion_mask * micro.weights[:, None]).sum() / total_weight
+            weights = micro.completion_mask * micro.weights[:, None] / total_weight
+            with autocast:                              # Σ weights · forward_kl, without the (B, C, V) logits
+                loss, kl, _ = completion_divergence(student, teacher, micro, "forward", args.temperature, weights)
             loss.backward()
             losses.append(loss.item())
-            kl_sum += (kl.detach() * micro.completion_mask).sum().item()
+            kl_sum += kl.sum().item()
         grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), args.max_grad_norm)
         grad_norm, taken = take_step(optimizer, grad_norm, losses)
         if not taken:

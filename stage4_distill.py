@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION, all_sum, balanced_share, batch_indices, check_context, check_pair, completion_logits,
+    INSTRUCTION, all_sum, balanced_share, batch_indices, check_context, check_pair, completion_divergence,
     completion_logprobs, encode_prompts, fail, load_model, load_problems, load_tokenizer, random_generator, rank,
     sample, sampler_gap, save_model, say, setup_distributed, stop_ids,
 )
@@ -177,17 +177,15 @@ def main(args) -> None:
                         teacher_logprobs = completion_logprobs(teacher, micro, args.temperature)
                     logprobs = completion_logprobs(student, micro, args.temperature)
                     divergence = sampled_token_loss(logprobs, teacher_logprobs)
+                    loss = (divergence * micro.completion_mask).sum() / num_tokens
                     kl, logprobs = divergence.detach(), logprobs.detach()           # an estimate; below it is exact
-                else:
-                    with torch.no_grad():
-                        teacher_logits = completion_logits(teacher, micro, args.temperature)
-                    student_logits = completion_logits(student, micro, args.temperature)
-                    divergence = DIVERGENCES[args.divergence](student_logits, teacher_logits)        # (B, C) nats
-                    with torch.no_grad():                                           # for the log
-                        kl = reverse_kl(student_logits, teacher_logits)
-                        logprobs = student_logits.float().log_softmax(-1)
-                        logprobs = logprobs.gather(-1, micro.completion_ids[..., None])[..., 0]
-            loss = (divergence * micro.completion_mask).sum() / num_tokens
+                else:                                   # Σ weights · divergence, without the (B, C, V) logits
+                    weights = micro.completion_mask / num_tokens
+                    loss, kl, logprobs = completion_divergence(student, teacher, micro, args.divergence,
+                                                               args.temperature, weights)
+                    if args.divergence != "reverse":
+                        with torch.no_grad():                                       # for the log
+                            _, kl, _ = completion_divergence(student, teacher, micro, "reverse", args.temperature)
             loss.backward()
             recomputed.append(logprobs)
             losses.append(loss.item())

@@ -1,82 +1,234 @@
-"""The chunked logprob function against float64, and what it keeps in memory."""
+"""linear_* in plain PyTorch: against the equations of the stage files in float64, and what they keep in memory."""
 import pytest
 import torch
 
 import logprobs
-from logprobs import linear_logprobs
+from logprobs import KINDS, Head, linear_divergence, linear_divergence_loss, linear_logprobs, linear_token_loss
+from stage3_kl import forward_kl
+from stage4_distill import jsd, reverse_kl
+from test_kernels import near_equal_models
+
+EQUATIONS = {"reverse": reverse_kl, "forward": forward_kl, "jsd": jsd}
+HEADS = {"plain": {}, "bias": {"bias": True}, "soft cap": {"softcap": 5.0}, "bias and soft cap": {"bias": True, "softcap": 5.0},
+         "padded": {"vocab_size": 290, "bias": True}}
 
 
-def inputs(num_tokens=9, hidden_size=16, vocab=301, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(num_tokens, hidden_size, generator=generator).to(dtype).requires_grad_()
-    weight = torch.randn(vocab, hidden_size, generator=generator).to(dtype).requires_grad_()
-    return hidden, weight, torch.randint(0, vocab, (num_tokens,), generator=generator)
+def random(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def reference(hidden, weight, ids, temperature):
-    logits = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
-    values = (logits[0] @ logits[1].T / temperature).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-    scale = torch.linspace(-1, 2, len(ids), dtype=torch.float64)
-    return values, torch.autograd.grad((values * scale).sum(), logits), scale
+def inputs(num_tokens=9, width=16, vocab=301, dtype=torch.float32, bias=False, softcap=None, vocab_size=None):
+    """-> hidden, head, ids below 290; leaves that want gradients"""
+    hidden, weight = random(num_tokens, width, dtype=dtype).requires_grad_(), random(vocab, width, seed=1, dtype=dtype).requires_grad_()
+    head = Head(weight, random(vocab, seed=2, dtype=dtype).requires_grad_() if bias else None, softcap, vocab_size)
+    return hidden, head, torch.randint(0, 290, (num_tokens,), generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("tile_elements", [10, 9 * 50, 2**24], ids=["one column a tile", "ragged tiles", "one tile"])
+def leaves(hidden, head):
+    return [tensor for tensor in (hidden, head.weight, head.bias) if tensor is not None]
+
+
+def plain_logits(hidden, head):
+    """The whole logits, as a model makes them, in float64."""
+    logits = hidden.double() @ head.weight.double().T
+    logits = logits if head.bias is None else logits + head.bias.double()
+    logits = logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+    return logits[:, :head.vocab_size]
+
+
+def compare(got, got_loss, expected, expected_loss, tensors, tolerance=1e-5):
+    for mine, wanted in zip(got, expected):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine.double(), wanted, rtol=tolerance, atol=tolerance)
+    for mine, wanted in zip(torch.autograd.grad(got_loss, tensors, retain_graph=True), torch.autograd.grad(expected_loss, tensors, retain_graph=True)):
+        assert (mine.double() - wanted.double()).norm() <= tolerance * wanted.double().norm()
+
+
+@pytest.fixture(params=[2**26, 4 * 9 * 64, 40], ids=["one piece", "pieces", "one column or token a piece"])
+def pieces(request, monkeypatch):
+    monkeypatch.setattr(logprobs, "WORKSPACE_BYTES", {"cpu": request.param})
+    monkeypatch.setattr(logprobs, "PIECE_BYTES", request.param)
+    monkeypatch.setattr(logprobs, "CACHED_ELEMENTS", request.param)
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
-def test_values_and_gradients_match_float64(monkeypatch, tile_elements, temperature, dtype, tolerance):
-    monkeypatch.setattr(logprobs, "TILE_ELEMENTS", tile_elements)
-    hidden, weight, ids = inputs(dtype=dtype)
-    expected, expected_grads, scale = reference(hidden, weight, ids, temperature)
-    got = linear_logprobs(hidden, weight, ids, temperature)
-    assert got.dtype == torch.float32
-    grads = torch.autograd.grad((got * scale.float()).sum(), (hidden, weight))
-    torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance * 10)
-    for grad, wanted in zip(grads, expected_grads):
-        assert (grad.double() - wanted).norm() < tolerance * wanted.norm()
+@pytest.mark.parametrize("kind_of_head", HEADS)
+def test_logprobs_and_entropy_match_float64(pieces, kind_of_head, temperature):
+    hidden, head, ids = inputs(**HEADS[kind_of_head])
+    ids[2] = -100                                       # masked
+    log_p = (plain_logits(hidden, head) / temperature).log_softmax(-1)
+    live, scale = ids >= 0, torch.linspace(-1, 2, 9)
+    expected = log_p.gather(-1, ids.clamp(min=0)[:, None])[:, 0] * live, -(log_p.exp() * log_p).sum(-1) * live
+    got = linear_logprobs(hidden, head, ids, temperature, entropy=True)
+    assert got[0][2] == got[1][2] == 0
+    compare(got, ((got[0] + 0.3 * got[1]) * scale).sum(), expected, ((expected[0] + 0.3 * expected[1]) * scale).sum(), leaves(hidden, head))
+    alone = linear_logprobs(hidden, head, ids, temperature)
+    compare([alone], (alone * scale).sum(), expected[:1], (expected[0] * scale).sum(), leaves(hidden, head))
+
+    loss, values = linear_token_loss(hidden, head, ids, lambda values, rows: scale[rows] * values.exp(), temperature)
+    assert not values.requires_grad
+    compare([values, loss], 3 * loss, [expected[0], (scale * live * expected[0].exp()).sum()],
+            3 * (scale * live * expected[0].exp()).sum(), leaves(hidden, head))
 
 
-def test_a_large_offset_costs_no_digits():
-    """Near-equal logits of 1000: the maximum is taken off before anything is summed."""
-    weight = torch.tensor([[1000.0], [1000.25], [999.5]])
-    got = linear_logprobs(torch.ones(3, 1), weight, torch.arange(3))
-    torch.testing.assert_close(got.double(), weight.double()[:, 0].log_softmax(0), atol=1e-6, rtol=0)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind_of_head", HEADS)
+def test_divergences_match_the_equations_of_the_stages(pieces, kind_of_head, kind):
+    """Student and teacher of different width; the teacher has a head of its own kind."""
+    hidden, head, ids = inputs(**HEADS[kind_of_head])
+    teacher_hidden, teacher_head = random(9, 24, seed=4), Head(random(301, 24, seed=5), softcap=9.0, vocab_size=head.vocab_size)
+    student_logits, teacher_logits = plain_logits(hidden, head) / 0.7, plain_logits(teacher_hidden, teacher_head) / 0.7
+    expected = float64_equation(kind, student_logits, teacher_logits)
+    scale = torch.linspace(-1, 2, 9)
+    got = linear_divergence(hidden, head, teacher_hidden, teacher_head, kind, 0.7)
+    compare([got], (got * scale).sum(), [expected], (expected * scale).sum(), leaves(hidden, head))
+    torch.testing.assert_close(got, EQUATIONS[kind](student_logits, teacher_logits), rtol=1e-4, atol=1e-5)
+
+    loss, values, chosen = linear_divergence_loss(hidden, head, teacher_hidden, teacher_head, kind, scale, ids, 0.7)
+    assert not values.requires_grad and not chosen.requires_grad
+    expected_chosen = student_logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    compare([values, chosen], loss, [expected, expected_chosen], (expected * scale).sum(), leaves(hidden, head))
+    with torch.no_grad():
+        assert not linear_divergence_loss(hidden, head, teacher_hidden, teacher_head, kind, scale, ids)[0].requires_grad
+
+
+def float64_equation(kind, student, teacher):
+    s, t = student.log_softmax(-1), teacher.log_softmax(-1)
+    mixture = ((s.exp() + t.exp()) / 2).log()
+    return {"reverse": (s.exp() * (s - t)).sum(-1), "forward": (t.exp() * (t - s)).sum(-1),
+            "jsd": 0.5 * (s.exp() * (s - mixture) + t.exp() * (t - mixture)).sum(-1)}[kind]
+
+
+def test_without_a_weight_the_states_are_the_logits():
+    """What a head that cannot be described comes to."""
+    hidden, head, ids = inputs()
+    logits = plain_logits(hidden, head).float().detach().requires_grad_()
+    expected = logits.double().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    got = linear_logprobs(logits, Head(None), ids)
+    compare([got], got.square().sum(), [expected], expected.square().sum(), [logits], 1e-5)
+    teacher = logits.detach() + random(9, 301)
+    got = linear_divergence_loss(logits, Head(None), teacher, Head(None), "reverse", torch.ones(9), ids)[0]
+    expected = float64_equation("reverse", logits.double(), teacher.double()).sum()
+    compare([got], got, [expected], expected, [logits], 1e-5)
+
+
+@pytest.mark.parametrize("offset", [0, 100, 1000])
+def test_a_small_reverse_kl_at_a_large_offset(offset):
+    """C2 is read there: 4e-5 nats between near-equal models within 1%, whatever is added to all logits."""
+    student, teacher = near_equal_models(offset)
+    expected = float64_equation("reverse", student.double(), teacher.double())
+    got = linear_divergence(student, Head(None), teacher, Head(None), "reverse")
+    assert 3e-5 < expected.mean() < 5e-5 and (got.double() / expected - 1).abs().max() < 0.01
+
+
+def test_logits_of_minus_infinity():
+    student, teacher = random(2, 50), random(2, 50, seed=1)
+    student[:, 10:40], teacher[:, 20:40] = -torch.inf, -torch.inf
+    student.requires_grad_()
+    s, t = student.double()[:, [*range(10), *range(40, 50)]].log_softmax(-1), teacher.double().log_softmax(-1)[:, [*range(10), *range(40, 50)]]
+    got = linear_divergence(student, Head(None), teacher, Head(None), "reverse")
+    torch.testing.assert_close(got.double(), (s.exp() * (s - t)).sum(-1))
+    values, entropy = linear_logprobs(student, Head(None), torch.tensor([0, 9]), entropy=True)
+    torch.testing.assert_close(entropy.double(), -(s.exp() * s).sum(-1))
+    for loss in (got, values, entropy):
+        assert torch.autograd.grad(loss.sum(), student, retain_graph=True)[0].isfinite().all()
+
+
+# ---------------------------------------------------------------- dtypes
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_bfloat16_on_cpus_with_and_without_it(monkeypatch, has_bfloat16, pieces):
+    monkeypatch.setattr(logprobs, "_cpu_has_bfloat16", lambda: has_bfloat16)
+    hidden, head, ids = inputs(dtype=torch.bfloat16)
+    teacher_hidden, teacher_weight = random(9, 24, seed=4, dtype=torch.bfloat16), random(301, 24, seed=5, dtype=torch.bfloat16)
+    log_p = plain_logits(hidden, head).log_softmax(-1)
+    expected = log_p.gather(-1, ids[:, None])[:, 0]
+    got = linear_logprobs(hidden, head, ids)
+    compare([got], got.square().sum(), [expected], expected.square().sum(), leaves(hidden, head), 3e-2)
+    expected = float64_equation("reverse", plain_logits(hidden, head), plain_logits(teacher_hidden, Head(teacher_weight)))
+    loss, values, _ = linear_divergence_loss(hidden, head, teacher_hidden, teacher_weight, "reverse", torch.ones(9), ids)
+    compare([values], loss, [expected], expected.sum(), leaves(hidden, head), 3e-2)
+
+
+def test_autocast_uses_one_dtype_forward_and_backward(monkeypatch):
+    """The softmax that the gradient recomputes is that of the forward pass, and weights' gradients stay float32."""
+    monkeypatch.setattr(logprobs, "_cpu_has_bfloat16", lambda: True)
+    hidden, head, ids = inputs(num_tokens=5)
+    rounded_hidden, rounded_head, _ = inputs(num_tokens=5, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = linear_logprobs(hidden, head, ids)
+    expected = linear_logprobs(rounded_hidden, rounded_head, ids)
+    assert torch.equal(got, expected)
+    got.sum().backward(), expected.sum().backward()
+    assert head.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(hidden.grad, rounded_hidden.grad.float(), rtol=2e-2, atol=2e-2)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def kept_bytes(function):
+    """What autograd keeps for backward."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = function()
+    assert (result[0] if isinstance(result, tuple) else result).requires_grad
+    return sum(kept.values())
 
 
 def test_what_is_kept_for_backward_is_not_the_logits():
-    hidden, weight, ids = inputs(num_tokens=64, vocab=5000)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel() * tensor.element_size()), lambda _: None):
-        linear_logprobs(hidden, weight, ids)
-    inputs_and_two_numbers = 4 * (hidden.numel() + weight.numel()) + 8 * 64 + 2 * 4 * 64
-    assert sum(kept) == inputs_and_two_numbers < 4 * 64 * 5000
+    """The arguments and a few numbers a token, or in the _loss forms the gradients: nothing of N·V."""
+    n, vocab, width = 64, 5000, 16
+    hidden, head, ids = inputs(num_tokens=n, vocab=vocab)
+    teacher_hidden, teacher_weight, ones = random(n, 8, seed=4), random(vocab, 8, seed=5), torch.ones(n)
+    arguments = 4 * (n * width + vocab * width)
+    assert kept_bytes(lambda: linear_logprobs(hidden, head, ids, entropy=True)) == arguments + 8 * n + 3 * 4 * n
+    assert kept_bytes(lambda: linear_token_loss(hidden, head, ids, lambda values, rows: -values)) <= arguments + n
+    assert kept_bytes(lambda: linear_divergence(hidden, head, teacher_hidden, teacher_weight, "jsd")) == arguments
+    assert kept_bytes(lambda: linear_divergence_loss(hidden, head, teacher_hidden, teacher_weight, "jsd", ones, ids)) == arguments
+    assert arguments + 20 * n < 4 * n * vocab / 3
 
 
 def test_no_tensor_of_all_logits_is_ever_alive(monkeypatch):
-    """On neither pass: every float32 tensor of logits is at most a tile."""
-    monkeypatch.setattr(logprobs, "TILE_ELEMENTS", 64 * 100)
-    sizes = []
-    tile_logits = logprobs._tile_logits
-    monkeypatch.setattr(logprobs, "_tile_logits", lambda *args: (sizes.append((out := tile_logits(*args)).numel()), out)[1])
-    hidden, weight, ids = inputs(num_tokens=64, vocab=5000)
-    linear_logprobs(hidden, weight, ids).sum().backward()
-    assert len(sizes) == 100 and max(sizes) <= 64 * 100
+    """On neither pass: each piece of logits is at most the workspace, or half of it beside the teacher's."""
+    monkeypatch.setattr(logprobs, "WORKSPACE_BYTES", {"cpu": 4 * 64 * 128})
+    sizes, make = [], Head.logits
+    monkeypatch.setattr(Head, "logits", lambda *args: (sizes.append((out := make(*args)).numel()), out)[1])
+    hidden, head, ids = inputs(num_tokens=64, vocab=512)
+    linear_logprobs(hidden, head, ids).sum().backward()
+    assert len(sizes) == 8 and max(sizes) <= 64 * 128
+    sizes.clear()
+    linear_divergence(hidden, head, hidden.detach(), head.weight, "forward").sum().backward()
+    assert len(sizes) == 32 and max(sizes) <= 32 * 128
 
 
-def test_autocast_uses_one_dtype_forward_and_backward():
-    """Under bf16 autocast the softmax that the gradient recomputes is that of the forward pass: it sums to one."""
-    hidden, weight, ids = inputs(num_tokens=5, vocab=50)
-    with torch.autocast("cpu", torch.bfloat16):
-        got = linear_logprobs(hidden, weight, ids)
-    got.sum().backward()
-    rounded = inputs(num_tokens=5, vocab=50, dtype=torch.bfloat16)
-    expected = linear_logprobs(*rounded)
-    expected.sum().backward()
-    assert torch.equal(got, expected)
-    torch.testing.assert_close(hidden.grad, rounded[0].grad.float())
+# ---------------------------------------------------------------- arguments
 
 
-@pytest.mark.parametrize("ids", [[0, 301], [-1, 0]])
-def test_ids_outside_the_vocabulary_are_refused(ids):
-    hidden, weight, _ = inputs(num_tokens=2)
+def test_no_tokens_at_all():
+    hidden, head, ids = inputs(num_tokens=0)
+    for loss in (linear_logprobs(hidden, head, ids).sum(), linear_token_loss(hidden, head, ids, lambda values, rows: values)[0],
+                 linear_divergence_loss(hidden, head, hidden, head, "jsd", torch.ones(0), ids)[0]):
+        assert loss == 0 and (torch.autograd.grad(loss, head.weight)[0] == 0).all()
+
+
+def test_what_does_not_fit_is_refused():
+    hidden, head, ids = inputs()
     with pytest.raises(ValueError, match="301"):
-        linear_logprobs(hidden, weight, torch.tensor(ids))
+        linear_logprobs(hidden, head, ids + 301)
+    with pytest.raises(ValueError, match="do not fit"):
+        linear_logprobs(hidden[:, :3], head, ids)
+    with pytest.raises(ValueError, match="vocabular"):
+        linear_divergence(hidden, head, hidden, head.weight[:5], "jsd")
+    with pytest.raises(ValueError, match="different tokens"):
+        linear_divergence(hidden, head, hidden[:5], head, "jsd")
+    with pytest.raises(ValueError, match="reverse, forward, jsd"):
+        linear_divergence(hidden, head, hidden, head, "kl")
+    with pytest.raises(ValueError, match="temperature"):
+        linear_logprobs(hidden, head, ids, 0.0)
