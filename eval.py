@@ -410,7 +410,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--top-p", type=float, default=0.8, help="1 is off")
     group.add_argument("--top-k", type=int, default=20, help="0 is off")
     group.add_argument("--max-new-tokens", type=int, default=2048, help="longest completion, tokens")
-    group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: no bound")
+    group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: what memory holds")
     group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold")
     group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")

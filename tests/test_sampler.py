@@ -6,6 +6,7 @@ import torch
 from conftest import EOS, PAD
 
 import common
+import hardware
 import sampler
 from common import completion_logits, completion_logprobs, load_model, load_tokenizer, pad, sample
 from sampler import draw
@@ -229,6 +230,44 @@ def test_sampled_logprobs_are_those_of_a_whole_forward_pass(family, rollout_toke
     assert model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quick_linears_change_no_result_and_leave_nothing(dtype):
+    """A product is rounded once, to the model's dtype; after sampling the model is as it was."""
+    model = random_model("GPTNeoX").to(dtype)                # has biases
+    before = {name: (parameter, parameter.stride()) for name, parameter in model.named_parameters()}
+    layer, x = model.gpt_neox.layers[0].attention.dense, torch.randn(3, 1, 32).to(dtype)
+    expected = layer(x)
+    with torch.no_grad(), hardware.quick_linears(model):
+        torch.testing.assert_close(layer(x), expected, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert all(parameter is before[name][0] and parameter.stride() == before[name][1]
+               for name, parameter in model.named_parameters())
+
+
+def test_shards_and_quantised_weights_keep_their_own_matmul():
+    class Quantised(torch.nn.Parameter):
+        pass
+
+    layer = torch.nn.Linear(3, 4)
+    layer.weight = Quantised(layer.weight.detach())
+    with hardware.quick_linears(layer):
+        assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_models_share_prefixes(family):
+    assert sampler.has_plain_attention(random_model(family).bfloat16())
+
+
+def test_prefill_wastes_little_on_padding():
+    lengths = sorted([131, 109, 96, 94, 79, 62, 74, 151])
+    batches = sampler.similar_lengths([[5] * length for length in lengths])
+    assert [len(prompt) for batch in batches for prompt in batch] == lengths
+    assert sum(len(batch) * len(batch[-1]) for batch in batches) < 1.1 * sum(lengths)
+    assert len(sampler.similar_lengths([[5] * 3] * 40)) == 1
+    assert max(len(batch) for batch in sampler.similar_lengths([[5] * 1000] * 40)) == 9
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family, changes", [("Gemma2", {"num_hidden_layers": 2, "query_pre_attn_scalar": 8, "sliding_window": 5}),
                                              ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 5}),
@@ -281,15 +320,37 @@ def test_the_cache_keeps_within_its_bound(tiny, monkeypatch, capsys):
         return forward(cache, tokens)
 
     sampler.has_plain_attention(tiny)
-    sampler.tell.cache_clear()
+    sampler.TOLD.clear()
     monkeypatch.setattr(sampler.SharedPrefixCache, "forward", watched)
     prompts = [[5 + i, 6, 7, 2] for i in range(8)]
     bounded = draw_many(tiny, prompts, 10, max_new_tokens=20, rollout_tokens=500)
     assert max(alive) <= 500 and max(alive) > 400
-    assert capsys.readouterr().out.count("rollout_tokens") == 1
+    assert capsys.readouterr().out.count("--rollout-tokens") == 1
     assert bounded.completions() == draw_many(tiny, prompts, 10, max_new_tokens=20).completions()
     too_small = draw_many(tiny, prompts[:2], 3, max_new_tokens=20, rollout_tokens=1)
     assert too_small.completions() == draw_many(tiny, prompts[:2], 3, max_new_tokens=20).completions()
+
+
+def test_a_batch_that_memory_does_not_hold_runs_in_waves(tiny, monkeypatch, capsys):
+    """With no bound given, and only then, and only if it does not fit."""
+    assert 0 < hardware.free_bytes(torch.device("cpu")) and hardware.free_bytes(torch.device("meta")) is None
+    token_bytes = 2 * 2 * tiny.config.num_hidden_layers * tiny.config.num_key_value_heads * tiny.config.head_dim * 2
+    bounds = []
+    take = sampler.take
+    monkeypatch.setattr(sampler, "take", lambda *args: (bounds.append(args[3]), take(*args))[1])
+    prompts = [[5 + i, 6, 7, 2] for i in range(8)]               # 8 * 4 + 80 * 20 = 1,632 tokens
+
+    def run(free_tokens, **options):
+        bounds.clear(), sampler.TOLD.clear()
+        monkeypatch.setattr(hardware, "free_bytes", lambda device: free_tokens * token_bytes)
+        rollouts = draw_many(tiny, prompts, 10, max_new_tokens=20, **options)
+        return rollouts.completions(), set(bounds), capsys.readouterr().out
+
+    whole, bound, out = run(3000)
+    assert bound == {2**62} and out == ""
+    waves, bound, out = run(1500)
+    assert bound == {1024} and waves == whole and "does not fit" in out and "1024 tokens" in out
+    assert run(1500, rollout_tokens=600)[1] == {600}
 
 
 PROMPTS = [[5 + i % 9, 6 + i % 7, *[7 + i % 5] * (i % 4)] for i in range(64)]
@@ -330,6 +391,57 @@ def test_samples_and_steps_have_streams_of_their_own():
         assert abs(torch.corrcoef(torch.stack([numbers.flatten(), other.flatten()]))[0, 1]) < 0.01
     # splitmix64's reference: the first output of seed 0
     assert sampler.mix(torch.tensor([sampler.GOLDEN])).item() % 2**64 == 0xE220A8397B1DCDAF
+
+
+# ---------------------------------------------------------------- steps in buckets, as a CUDA graph replays them
+
+
+class StandIn:
+    """What CUDA would do, on a CPU: run the captured function again, on tensors that must not have moved."""
+
+    def __init__(self):
+        self.captures, self.replays = [], 0
+
+    def __call__(self, function):
+        bucket = function.__closure__[0].cell_contents
+        self.captures.append((bucket.tokens.shape[0], bucket.fixed.grid.shape, bucket.fixed.width))
+        addresses = self.addresses(bucket)
+
+        def replay():
+            self.replays += 1
+            assert self.addresses(bucket) == addresses
+            return function()
+        return replay
+
+    @staticmethod
+    def addresses(bucket):
+        fixed = bucket.fixed
+        tensors = [bucket.tokens, fixed.slot, fixed.place, fixed.written, fixed.grid, fixed.column, fixed.lengths]
+        tensors += [tensor for layers in (fixed.prefix, fixed.suffix) for pair in layers for tensor in pair]
+        return [(tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in tensors]
+
+
+@pytest.mark.parametrize("rollout_tokens", [None, 300])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_in_buckets_sample_the_same(family, rollout_tokens, monkeypatch):
+    """Rows leave and join, the suffix grows past its first 64 columns and the ring wraps around."""
+    model = random_model(family, max_position_embeddings=128)
+    options = {"count": 5, "max_new_tokens": 90, "eos_ids": [1], "rollout_tokens": rollout_tokens}
+    expected = draw_many(model, RAGGED, **options)
+    stand_in = StandIn()
+    init = sampler.SharedPrefixCache.__init__
+
+    def with_stand_in(cache, *args):
+        init(cache, *args)
+        cache.capture = stand_in
+
+    monkeypatch.setattr(sampler.SharedPrefixCache, "__init__", with_stand_in)
+    got = draw_many(model, RAGGED, **options)
+    assert got.completions() == expected.completions()
+    torch.testing.assert_close(got.sampler_logprobs, expected.sampler_logprobs, atol=5e-5, rtol=1e-5)
+    assert len(stand_in.captures) < stand_in.replays / 5, "a capture serves many steps"
+    assert {width for _, _, width in stand_in.captures} == {64, 90}
+    assert all(rows & (rows - 1) == 0 and seats & (seats - 1) == 0 for rows, (_, seats), _ in stand_in.captures)
 
 
 # ---------------------------------------------------------------- the drawn token

@@ -1,0 +1,123 @@
+"""What the sampler does for one kind of machine: the weights' layout on a CPU, captured steps on CUDA, free memory.
+Nothing here changes a rollout but by rounding.
+"""
+import copy
+import functools
+import os
+import platform
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a process of this rank may still take; None where the system does not say."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.exists():
+        return None
+    line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+# ================================================================ CPU: matmuls of few rows
+
+@contextmanager
+def quick_linears(model):
+    """While sampling on an x86 CPU, nn.Linear multiplies by a float32 copy of its weight, laid out (in, out).
+
+    MKL packs a weight of layout (out, in) anew in each matmul of 4 to 64 rows; and a CPU without bf16 instructions
+    takes bf16 to pieces, four times slower than float32 at 64 rows.  The products are the same, summed in another order
+    and rounded to the model's dtype once, as before.  Where there are bf16 instructions a bf16 model stays as it is.
+    """
+    quick, dtypes = platform.machine().lower() in ("x86_64", "amd64"), {torch.float32}
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        dtypes.add(torch.bfloat16)
+    changed = [module for module in model.modules() if quick and type(module) is torch.nn.Linear
+               and type(module.weight) is torch.nn.Parameter            # neither a shard nor quantised
+               and module.weight.device.type == "cpu" and module.weight.dtype in dtypes
+               and "forward" not in vars(module)]
+    try:
+        for module in changed:
+            module.forward = functools.partial(linear, module.weight.t().float().contiguous(), module.bias)
+        yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """x @ weight + bias, computed in the weight's dtype.  (in, out), (out,), (..., in) -> (..., out) in x's dtype"""
+    product = torch.mm(x.flatten(0, -2).to(weight.dtype), weight)
+    return (product if bias is None else product.add_(bias)).to(x.dtype).unflatten(0, x.shape[:-1])
+
+
+# ================================================================ CUDA: a step as a captured graph
+#
+# On a GPU a step of some thousand small kernels costs more in launching than in computing.  A graph replays the same
+# kernels on the same addresses, so shapes come in buckets (rows, and seats of a prompt, padded to powers of two; the
+# suffix as wide as it is allocated), and what a step changes is copied into fixed tensors.  Padded rows are rows of
+# prompt 0 that have written nothing and see only themselves; nobody reads their logits.
+
+PER_ROW = ("slot", "place", "written")
+
+
+def step_in_bucket(cache, tokens: Tensor) -> Tensor:
+    """`cache.step(tokens)` through a graph, captured when its bucket is first met.  (B,) -> logits (B, V)"""
+    key = power_of_two(len(tokens)), power_of_two(cache.grid.shape[1])
+    cache.reserve(key[0], cache.width)                  # empties cache.buckets where it has to move the suffix
+    if key not in cache.buckets:
+        cache.buckets[key] = Bucket(cache, *key)
+    return cache.buckets[key](cache, tokens)[:len(tokens)]
+
+
+def power_of_two(number: int) -> int:
+    """The least power of two that is not less."""
+    return 1 << (number - 1).bit_length()
+
+
+class Bucket:
+    """Fixed tensors for steps of one shape, and the graph that reads them."""
+
+    def __init__(self, cache, rows: int, seats: int):
+        self.fixed = fixed = copy.copy(cache)           # the same prefix and suffix; what a step changes is its own
+        fixed.buckets = {}                              # no reference to itself, so that memory is freed at once
+        for name in PER_ROW:
+            setattr(fixed, name, getattr(cache, name).new_zeros(rows))
+        fixed.grid = cache.grid.new_zeros(len(cache.grid), seats)
+        fixed.column = cache.slot.new_zeros(1)
+        fixed.width = cache.suffix[0][0].shape[2]
+        self.tokens = fixed.column.new_zeros(rows)
+        self.replay = None
+
+    def __call__(self, cache, tokens: Tensor) -> Tensor:
+        self.tokens[:len(tokens)] = tokens
+        for name in PER_ROW:
+            getattr(self.fixed, name).zero_()[:len(tokens)] = getattr(cache, name)
+        self.fixed.grid.zero_()[:, :cache.grid.shape[1]] = cache.grid
+        self.fixed.column.fill_(cache.column)
+        if self.replay is None:
+            self.replay = cache.capture(lambda: self.fixed.step(self.tokens))
+        return self.replay()
+
+
+def capture_graph(function):
+    """-> a function that replays what `function` does on the GPU and returns the same tensor each time, filled anew."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):                     # libraries allocate their workspaces before the capture
+        function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
