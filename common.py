@@ -400,7 +400,10 @@ def forward_inputs(rollouts: Rollouts) -> dict:
 
 
 def completion_logits(model, rollouts: Rollouts, temperature: float = 1.0) -> Tensor:
-    """Logits at the one sampling temperature.  -> (B, C, V); row t predicts completion_ids[:, t]."""
+    """Logits at the one sampling temperature.  -> (B, C, V); row t predicts completion_ids[:, t].
+
+    For trying an equation out and for tests: what follows does without the whole logits.
+    """
     length = rollouts.completion_ids.shape[1]
     logits = model(**forward_inputs(rollouts), logits_to_keep=length + 1).logits[:, -length - 1:-1]
     return logits if temperature == 1.0 else logits / temperature

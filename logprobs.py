@@ -26,7 +26,7 @@ import cuda_logprobs
 
 KINDS = ("reverse", "forward", "jsd")
 WORKSPACE_BYTES = {"cpu": 2**26, "cuda": 2**29}         # of logits alive at a time
-PIECE_BYTES = 2**24                                     # on a CPU: of a product or a cast weight
+PIECE_BYTES = 2**23                                     # on a CPU: of a product or a cast weight
 CACHED_ELEMENTS = 2**18                                 # on a CPU: logits to work on while they are in its cache
 
 

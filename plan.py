@@ -32,9 +32,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import fail
-from logprobs import TILE_ELEMENTS
+from logprobs import WORKSPACE_BYTES
 
 GIB = 2**30
+WORKSPACE = WORKSPACE_BYTES["cuda"]             # of logits alive at a time
 
 # ================================================================ GPUs
 
@@ -321,13 +322,9 @@ def scoring_moment(stage: Stage, model: Model) -> dict:
     return standing(stage, training=True) | {"gathered": weights} | max(forward, tiles, key=total)
 
 
-def tile_bytes(model: Model, completion: int, width: int, count: int = 1) -> float:
-    """`count` float32 tiles of logits; in bf16 the product that one is made from, and its gradient.  Where there is a
-    second tile, it is made while the names of the loop still hold the first.
-    """
-    whole = completion * model.vocab
-    elements = min(max(TILE_ELEMENTS, completion), whole)
-    return elements * (4 * count * (1 if elements == whole else 2) + (2 * width if width < 4 else 0))
+def tile_bytes(model: Model, completion: int, width: int, sides: int = 1) -> float:
+    """The logits alive at a time, a student's and a teacher's where there are two `sides`; gradients overwrite them."""
+    return min(sides * completion * model.vocab * width, WORKSPACE)
 
 
 def activations(stage: Stage) -> float:
@@ -346,10 +343,11 @@ def head_moment(stage: Stage) -> dict:
     model, width, completion = stage.trained, stage.width, stage.micro_batch_size * stage.max_new
     hidden = completion * model.hidden * (width + 4 + width)        # kept; its gradient in float32, and one product
     teacher_hidden = sum(completion * reader.hidden * width for reader in stage.readers)
-    head = model.vocab * model.hidden * width                       # its gradient, before it is added to what is there
+    # the head's gradient, before it is added to what is there; a divergence has summed it in float32
+    head = model.vocab * model.hidden * (width + 4 * (width < 4 and bool(stage.divergence)))
     return standing(stage, training=True) | {
         "gathered": gathered(model, stage, blocks_only=True), "activations": activations(stage),
-        "logits": tile_bytes(model, completion, width, 3 if stage.divergence else 1) + hidden + teacher_hidden + head}
+        "logits": tile_bytes(model, completion, width, 2 if stage.divergence else 1) + hidden + teacher_hidden + head}
 
 
 def block_moment(stage: Stage) -> dict:

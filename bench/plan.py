@@ -21,7 +21,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import plan  # noqa: E402
+from logprobs import WORKSPACE_BYTES  # noqa: E402
 from plan import GIB, Model, Stage, Wave, moments, peak, total  # noqa: E402
+
+plan.WORKSPACE = WORKSPACE_BYTES["cpu"]                     # where these cases run
 
 SMALL = Model(8192, 256, 768, 6, 8, 4, 32, tied=True, qk_norm=True)
 WIDE = Model(4096, 768, 2048, 4, 12, 4, 64, qk_norm=True)
