@@ -364,7 +364,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def _slices(total: int, bytes_each: int, device: torch.device, workspace: int | None = None) -> list[slice]:
     """Cut `total` columns or rows so that a piece fits the workspace; in multiples of 64, which suit the hardware."""
-    size = (workspace or WORKSPACE_BYTES[device.type]) // max(bytes_each, 1)
+    size = (workspace or WORKSPACE_BYTES.get(device.type, 2**26)) // max(bytes_each, 1)
     size = max(size // 64 * 64, 64) if size >= 64 else max(size, 1)
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
