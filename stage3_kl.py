@@ -103,10 +103,11 @@ def read_rollouts(path: Path, teacher: dict, allow_failed_certificate: bool) -> 
         fail(f"--rollouts {path}: no such file")
     if (path.parent / "args.json").is_file():
         check_parent_run(path.parent, allow_failed_certificate)
-        parents = json.loads((path.parent / "args.json").read_text())["parents"]
-        if parents["teacher"]["sha256"] != teacher["sha256"]:
-            fail(f"--rollouts {path} were sampled by {parents['teacher']['path']}, which is not --teacher "
-                 f"{teacher['path']}")
+        sampled_by = json.loads((path.parent / "args.json").read_text())["parents"].get("teacher")
+        if sampled_by is None:
+            fail(f"--rollouts {path}: {path.parent} is not a run of stage2_shape.py, whose rollouts.jsonl is meant")
+        if sampled_by["sha256"] != teacher["sha256"]:
+            fail(f"--rollouts {path} were sampled by {sampled_by['path']}, which is not --teacher {teacher['path']}")
     rows = read_jsonl(path)
     if not rows:
         fail(f"--rollouts {path}: the file holds no rollouts")

@@ -173,6 +173,9 @@ def test_rollouts_of_another_teacher(toy, tmp_path, refused, copy_of):
     (shape / "rollouts.jsonl").write_text(json.dumps(row) + "\n")
     flags = [*pair(toy, tmp_path / "run", toy / "student", other), "--rollouts", shape / "rollouts.jsonl", "--max-kl", 1]
     assert "which is not --teacher" in refused(stage3_kl, *flags)
+    (shape / "args.json").write_text(json.dumps({"parents": {}}))
+    assert "is not a run of stage2_shape.py" in refused(stage3_kl, *flags)
+    (shape / "args.json").write_text(json.dumps({"parents": parents}))
     flags[3] = toy / "teacher"
     (shape / "rollouts.jsonl").write_text(json.dumps(row | {"completion_ids": [6, 7]}) + "\n")
     assert "ends with id 7" in refused(stage3_kl, *flags)
