@@ -419,13 +419,14 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_logged(flags_of, t
 
 
 def test_the_rollouts_of_the_micro_batch_with_the_bad_loss_are_logged(flags_of, tmp_path, patch):
-    reverse_kl, calls = stage4_distill.reverse_kl, []
+    completion_divergence, calls = stage4_distill.completion_divergence, []
 
-    def sometimes_nan(student, teacher):
+    def sometimes_nan(*args):
         calls.append(1)
-        return reverse_kl(student, teacher) * (math.nan if len(calls) == 2 else 1.0)
+        loss, divergence, logprobs = completion_divergence(*args)
+        return loss * (math.nan if len(calls) == 2 else 1.0), divergence, logprobs
 
-    patch.setitem(stage4_distill.DIVERGENCES, "reverse", sometimes_nan)
+    patch.setattr(stage4_distill, "completion_divergence", sometimes_nan)
     run(stage4_distill, *flags_of["stage4_distill"], "--micro-batch-size", 1, "--out", tmp_path / "run")
     row, = common.read_jsonl(tmp_path / "run" / "nonfinite.jsonl")
     assert row["step"] == 1 and row["loss"] == "nan"
