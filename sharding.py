@@ -94,10 +94,13 @@ class WeightFiles:
         self.file_of = {name: file for file in self.files for name in file.keys()}  # noqa: SIM118
 
     def fit(self, model) -> bool:
-        """Whether each parameter has a tensor of its name, as long as it or longer (a padded vocabulary)."""
+        """Whether each parameter has a tensor of its name and shape; embeddings and head may be padded in the file."""
+        padded = {parameter for module in (model.get_input_embeddings(), model.get_output_embeddings())
+                  for parameter in module.parameters()}
         for name, parameter in model.named_parameters():
-            have = self.file_of[name].get_slice(name).get_shape() if name in self.file_of else []
-            if have[1:] != [*parameter.shape][1:] or have[:1] < [*parameter.shape][:1]:
+            have = self.file_of[name].get_slice(name).get_shape() if name in self.file_of else None
+            want = [*parameter.shape]
+            if have != want and not (have and parameter in padded and have[0] > want[0] and have[1:] == want[1:]):
                 return False
         return True
 

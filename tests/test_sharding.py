@@ -55,6 +55,15 @@ def test_names_that_do_not_fit_are_left_to_transformers(toy, copy_of):
     assert all(torch.equal(one, other) for one, other in zip(loaded.parameters(), original.parameters(), strict=True))
 
 
+def test_a_tensor_of_another_shape_is_not_cut_to_fit(toy, copy_of):
+    damaged = copy_of(toy / "student")
+    tensors = load_file(damaged / "model.safetensors")
+    tensors["model.norm.weight"] = torch.ones(len(tensors["model.norm.weight"]) + 1)
+    save_file(tensors, damaged / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RuntimeError, match="mismatch"):
+        common.load_model(damaged, common.load_tokenizer(damaged), torch.float32, "cpu")
+
+
 def test_activation_checkpointing_changes_no_gradient(toy):
     tokenizer = common.load_tokenizer(toy / "student")
     rollouts = gradients_script.canned_sample(None, [[5, 6, 7], [8, 9]], samples_per_prompt=2, max_new_tokens=9, eos_ids=[1], pad_id=0)
