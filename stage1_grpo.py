@@ -220,7 +220,7 @@ def main(args) -> None:
                                      "seconds": 0.0, "grader_gave_up": 0}
     recent = memory.get("recent", [])                           # figures of the last rollout batches
     micro_batches_of = load_rollouts(args.out, done, device)    # step -> what the last of them still has for it
-    gave_up_before = totals["grader_gave_up"]
+    gave_up_before = totals["grader_gave_up"] - counts["timeout"] - counts["failed"]    # counts are of the process
     say(f"first prompt: {tokenizer.decode(prompts[0])!r}")
 
     bar = tqdm(range(done + 1, args.max_steps + 1), initial=done, total=args.max_steps, unit="step",
