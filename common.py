@@ -1,6 +1,7 @@
 """What at least two scripts use and no equation of the method needs, in five sections:
 distributed, files, data, model, scoring.  Anything else stays in the stage that brings it in.
 """
+import atexit
 import copy
 import hashlib
 import json
@@ -34,6 +35,7 @@ def setup_distributed() -> torch.device:
              "the new ranks find the addresses of the dead ones and hang (pytorch issue 135712)")
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(dist.destroy_process_group)     # gloo's threads, left running, can abort a process as it ends
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 

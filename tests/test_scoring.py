@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from common import completion_divergence, completion_logits, completion_logprobs, has_known_head, pad
+from common import completion_divergence, completion_logits, completion_logprobs, has_known_head, pad, setup_distributed
 from sampler import Rollouts
 from stage3_kl import forward_kl
 from stage4_distill import jsd, reverse_kl
@@ -85,7 +85,7 @@ def compare_sharded_with_whole():
     import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
 
-    dist.init_process_group("gloo")
+    setup_distributed()
 
     def sharded(model, reshard):
         for layer in model.model.layers:
@@ -105,7 +105,6 @@ def compare_sharded_with_whole():
             dist.all_reduce(expected.grad)
             torch.testing.assert_close(got.grad.full_tensor(), expected.grad / 2, rtol=1e-4, atol=1e-5, msg=name)
     print("as the whole model", flush=True)
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
