@@ -146,7 +146,8 @@ def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_
     queue = group_by_prompt(prompts, samples_per_prompt)
     rows = torch.zeros(0, dtype=torch.int64, device=device)         # the rollouts that are being written
     logits = None
-    with hardware.quick_linears(model):
+    # Inference mode spares each operation some bookkeeping, but FSDP's own tensors must not come out of it.
+    with hardware.quick_linears(model), torch.inference_mode(not hasattr(model, "unshard")):
         kind = SharedPrefixCache if queue and has_plain_attention(model) else PlainCache
         cache = kind(model, prompt_ids.shape[1], max_new_tokens)
         rollout_tokens = rollout_tokens or measured_bound(

@@ -60,6 +60,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if not args.shape and not (args.model and args.problems):
         parser.error("give --model and --problems, or --shape")
+    if not args.shape and not (args.model / "config.json").is_file():
+        parser.error(f"--model {args.model}: not a checkpoint directory")
     return args
 
 
