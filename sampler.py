@@ -35,6 +35,7 @@ model's own cache, a copy of the prompt's for each row.
 """
 import dataclasses
 import functools
+import inspect
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -343,15 +344,21 @@ class PlainCache:
     def forward(self, tokens: Tensor) -> Tensor:
         self.mask = F.pad(self.mask, (0, 1), value=True)
         return self.model(tokens[:, None], attention_mask=self.mask, position_ids=positions(self.mask)[:, -1:],
-                          past_key_values=self.cache, use_cache=True).logits[:, -1]
+                          **with_cache(self.model, self.cache)).logits[:, -1]
 
 
 def prefill(model, prompts: list[list[int]], cache) -> tuple[Tensor, Tensor]:
     """Fill an empty cache.  -> logits of each prompt's last token (S, V), the left-padded prompts' mask (S, P)."""
     ids, mask = pad(prompts, 0, model.device, left=True)
-    logits = model(ids, attention_mask=mask, position_ids=positions(mask), past_key_values=cache, use_cache=True,
-                   logits_to_keep=1).logits[:, -1]
+    logits = model(ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=1,
+                   **with_cache(model, cache)).logits[:, -1]
     return logits, mask
+
+
+def with_cache(model, cache) -> dict:
+    """The arguments by which a model fills and reads a cache; transformers renamed one of them in 5.24."""
+    name = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+    return {name: cache, "use_cache": True}
 
 
 class SharedPrefixCache:
