@@ -43,7 +43,9 @@ BRACE = re.compile(
     r"|(?P<open>\{)|(?P<close>\})"
 )
 NOT_SPACE = re.compile(r"\S")
-ANSWER_LINE = re.compile(r"\banswer(?:\s{1,3}is)?[ *_]{0,4}[:：][\s*_}]{0,6}(?:\\\[|\$\$)?\s{0,3}", re.IGNORECASE)
+ANSWER_LINE = re.compile(
+    r"(?<![a-zA-Z0-9])answer(?:\s{1,3}is)?[ *_]{0,4}[:：][\s*_}]{0,6}(?:\\\[|\$\$)?\s{0,3}", re.IGNORECASE
+)
 GSM8K_LINE = re.compile(r"(?<!#)####(?!#)")
 
 
@@ -73,13 +75,18 @@ def last_box(text: str) -> str | None:
 def last_line(text: str, marker: re.Pattern) -> str | None:
     """What follows the last marker on its line, without Markdown's emphasis."""
     ends = [match.end() for match in marker.finditer(text)]
-    return text[ends[-1] :].split("\n", 1)[0].strip(" \t\r*_`") or None if ends else None
+    if not ends:
+        return None
+    line = text[ends[-1] :].split("\n", 1)[0].strip(" \t\r*_`").removesuffix("**.")
+    if line.count("}") > line.count("{"):  # \textbf{Answer: 5}
+        line = line.removesuffix("}")
+    return line or None
 
 
 # ================================================================ equality
 
 MAX_LENGTH = 1000  # characters; a longer answer is right only if it is the gold, letter by letter
-COMPARE_SECONDS = 1.5  # after which the worker is killed; with its restart, an answer costs less than 2 s
+COMPARE_SECONDS = 1.2  # after which the worker is killed; with its restart, an answer costs less than 2 s
 START_SECONDS = 60  # for importing sympy on a busy machine
 
 counts = {"sympy": 0, "unreadable": 0, "timeout": 0, "failed": 0}  # comparisons that reached the worker, for the log
