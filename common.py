@@ -223,7 +223,7 @@ def load_problems(path: Path, need_answers: bool = True) -> list[Problem]:
     if not path.is_file():
         fail(f"{path}: no such file of problems")
     problems = [read_problem(line, f"{path}, line {number}", need_answers)
-                for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
+                for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1) if line.strip()]
     if not problems:
         fail(f"{path}: the file holds no problems")
     return problems

@@ -342,16 +342,23 @@ def read_graded_rows(path: Path) -> list[dict]:
     if not path.is_file():
         fail(f"--grade {path}: no such file")
     rows: dict = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # not splitlines: text may hold U+2028
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line or "null") or {"completions": []}
+            row = json.loads(line)
             completions = row["completions"] if "completions" in row else [row["completion"]]
-            answer = "" if not completions else str(row["answer"]).split("####")[-1].strip()
-        except (json.JSONDecodeError, KeyError, TypeError):
-            fail(f"--grade {path}, line {number}: an object with completion (or completions) and answer is expected")
+            good = isinstance(completions, list) and all(isinstance(text, str) for text in completions)
+            good = good and isinstance(row["answer"], str | int | float)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            good = False
+        if not good:
+            fail(f"--grade {path}, line {number}: an object with completion (or completions) and answer is expected, "
+                 "the completions text, the answer text or a number")
         if completions:
+            answer = str(row["answer"]).split("####")[-1].strip()
             key = row.get("id", row.get("problem", number))
-            first = rows.setdefault(key, {**row, "id": key, "answer": answer, "completions": []})
+            first = rows.setdefault(str(key), {**row, "id": key, "answer": answer, "completions": []})
             first.pop("completion", None)
             first["completions"] += completions
     if not rows:
