@@ -128,7 +128,7 @@ def random_generator(*key, device="cpu") -> torch.Generator:
 def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with saving(path):
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:  # half a surrogate pair: \ud83d
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

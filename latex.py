@@ -215,7 +215,7 @@ def split_letters(run: str, in_text: bool, before: Tokens, spaced: bool) -> list
         per = len(before) > 1 and before[-1] == "/" and before[-2][0] == "'"  # km/h
         is_unit = run in UNITS and (per or in_text and before and before[-1][-1] in "0123456789}/")
         return ["'" + run if is_unit else run]
-    if in_text or (before and {run, run.lower()} & UNITS.keys()):
+    if in_text or (before and {run, run.lower()} & {"per", "of", *UNITS}):
         return ["'" + run]
     if spaced and before and (len(run) > 3 or before[-1][0] == "'"):
         return ["'" + run]
@@ -449,7 +449,7 @@ def strip_unit(tokens: list[str]) -> tuple[list[str], str | None]:
     if len(words) > 4 or NOT_UNITS & {word.lower() for word in words} or words[0] in ("squared", "cubed"):
         raise Unreadable("words that may matter")
     known = [UNITS.get(word, UNITS.get(word.lower())) for word in words if {word, word.lower()} & UNITS.keys()]
-    return text[: found.start()].split(), known[0] + unit_power(found[0]) if known else unit
+    return text[: found.start()].split(), known[0] + unit_power(found[0]) if known and not unit else unit
 
 
 def unit_power(text: str) -> str:

@@ -34,8 +34,8 @@ def test_completions_of_another_engine(tmp_path, capsys):
     file = tmp_path / "theirs.jsonl"
     rows = [{"completion": "so\u2028\\boxed{\\frac12}", "answer": "0.5", "problem": "half?", "level": 1, "subject": "Algebra"},
             {"completion": r"so \boxed{<b>3}", "answer": "0.5", "problem": "half?", "level": 1, "subject": "Algebra"},
-            {"completions": ["#### 7", "no idea"], "answer": "3 + 4 = 7\n#### 7", "id": 9, "level": 2}]
-    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
+            {"completions": ["#### 7", "no idea \ud83d"], "answer": "3 + 4 = 7\n#### 7", "id": 9, "level": 2}]
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8", errors="backslashreplace")
     run(judge, "--grade", file, "--out", tmp_path / "out")
     kept = [json.loads(line) for line in (tmp_path / "out" / "completions.jsonl").read_text().strip().split("\n")]
     assert [row["verdicts"] for row in kept] == [[True, False], [True, False]]

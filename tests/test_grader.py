@@ -634,6 +634,9 @@ f^{-1}(x) = 2x | 2x
 \text{2 hours} | 2
 3\sqrt{2}\text{ units} | 3\sqrt2
 1:2 | 1:2
+70 | $70 per week
+\$70 | \$70 per week
+70 | 70 of them
 70 | m + n = 70
 70 | m + n = 49 + 21 = 70
 70 | |PQ| = 70
