@@ -361,7 +361,7 @@ def as_interval(value) -> Interval:
 
 
 def read_side(tokens: list[str]):
-    """One side of a relation, and whether it only names something: x, f(x), (x, y), AB, \\angle A, Area."""
+    """One side of a relation, and whether it only names something: x, f(x), (x, y), AB, \\angle A, Area, m + n."""
     text = "".join(tokens)
     if NAME.fullmatch(text):
         return sympy.Symbol(text.replace("{", "").replace("}", "")), True
