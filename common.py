@@ -128,7 +128,7 @@ def random_generator(*key, device="cpu") -> torch.Generator:
 def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with saving(path):
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:  # half a surrogate pair: \ud83d
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -223,7 +223,7 @@ def load_problems(path: Path, need_answers: bool = True) -> list[Problem]:
     if not path.is_file():
         fail(f"{path}: no such file of problems")
     problems = [read_problem(line, f"{path}, line {number}", need_answers)
-                for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
+                for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1) if line.strip()]
     if not problems:
         fail(f"{path}: the file holds no problems")
     return problems

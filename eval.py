@@ -43,7 +43,9 @@ BRACE = re.compile(
     r"|(?P<open>\{)|(?P<close>\})"
 )
 NOT_SPACE = re.compile(r"\S")
-ANSWER_LINE = re.compile(r"\banswer(?:\s{1,3}is)?[ *_]{0,4}[:：][\s*_}]{0,6}(?:\\\[|\$\$)?\s{0,3}", re.IGNORECASE)
+ANSWER_LINE = re.compile(
+    r"(?<![a-zA-Z0-9])answer(?:\s{1,3}is)?[ *_]{0,4}[:：][\s*_}]{0,6}(?:\\\[|\$\$)?\s{0,3}", re.IGNORECASE
+)
 GSM8K_LINE = re.compile(r"(?<!#)####(?!#)")
 
 
@@ -73,13 +75,18 @@ def last_box(text: str) -> str | None:
 def last_line(text: str, marker: re.Pattern) -> str | None:
     """What follows the last marker on its line, without Markdown's emphasis."""
     ends = [match.end() for match in marker.finditer(text)]
-    return text[ends[-1] :].split("\n", 1)[0].strip(" \t\r*_`") or None if ends else None
+    if not ends:
+        return None
+    line = text[ends[-1] :].split("\n", 1)[0].strip(" \t\r*_`").removesuffix("**.")
+    if line.count("}") > line.count("{"):  # \textbf{Answer: 5}
+        line = line.removesuffix("}")
+    return line or None
 
 
 # ================================================================ equality
 
 MAX_LENGTH = 1000  # characters; a longer answer is right only if it is the gold, letter by letter
-COMPARE_SECONDS = 1.5  # after which the worker is killed; with its restart, an answer costs less than 2 s
+COMPARE_SECONDS = 1.2  # after which the worker is killed; with its restart, an answer costs less than 2 s
 START_SECONDS = 60  # for importing sympy on a busy machine
 
 counts = {"sympy": 0, "unreadable": 0, "timeout": 0, "failed": 0}  # comparisons that reached the worker, for the log
@@ -335,16 +342,23 @@ def read_graded_rows(path: Path) -> list[dict]:
     if not path.is_file():
         fail(f"--grade {path}: no such file")
     rows: dict = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # not splitlines: text may hold U+2028
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line or "null") or {"completions": []}
+            row = json.loads(line)
             completions = row["completions"] if "completions" in row else [row["completion"]]
-            answer = "" if not completions else str(row["answer"]).split("####")[-1].strip()
-        except (json.JSONDecodeError, KeyError, TypeError):
-            fail(f"--grade {path}, line {number}: an object with completion (or completions) and answer is expected")
+            good = isinstance(completions, list) and all(isinstance(text, str) for text in completions)
+            good = good and isinstance(row["answer"], str | int | float)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            good = False
+        if not good:
+            fail(f"--grade {path}, line {number}: an object with completion (or completions) and answer is expected, "
+                 "the completions text, the answer text or a number")
         if completions:
+            answer = str(row["answer"]).split("####")[-1].strip()
             key = row.get("id", row.get("problem", number))
-            first = rows.setdefault(key, {**row, "id": key, "answer": answer, "completions": []})
+            first = rows.setdefault(str(key), {**row, "id": key, "answer": answer, "completions": []})
             first.pop("completion", None)
             first["completions"] += completions
     if not rows:

@@ -27,7 +27,7 @@ MAX_TOKENS = 500
 MAX_DEPTH = 20  # brackets in brackets
 MAX_FUNCTIONS = 20
 MAX_BITS = 8192  # of any number's numerator or denominator
-MAX_EXPONENT = 1000  # of anything that is not a rational number
+MAX_EXPONENT = 1000  # of anything that is not a rational number, powers of powers multiplied
 MAX_FACTORIAL = 500
 MAX_BYTES = 2**30  # of address space, and
 MAX_SECONDS = 5  # of processor time for one comparison, where nobody kills the worker earlier
@@ -73,29 +73,37 @@ REWRITES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"√", r"\\sqrt "),
     # what only changes the looks
     (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*(?:\.(?![0-9]))?", " "),
-    (r"\\(?:displaystyle|textstyle|scriptstyle|limits|boxed|fbox|underline|boldsymbol)(?![a-zA-Z])", " "),
-    (r"\\(?:quad|qquad|large|Large|bf|rm|it)(?![a-zA-Z])", " "),
-    (r"\\(?:(?:text)?color(?:box)?|[hv]space\*?|phantom)\s*\{[^{}]*\}", " "),
+    (r"\\(?:displaystyle|textstyle|scriptstyle|limits|boxed|fbox|underline|boldsymbol|bm|pmb)(?![a-zA-Z])", " "),
+    (r"\\(?:q?quad|normalsize|small|[lL]arge|LARGE|[hH]uge|bf|rm|it)(?![a-zA-Z])", " "),
+    (r"\\(?:(?:text)?color(?:box)?(?:\[\w+\])?|[hv]space\*?|[hv]?phantom)\s*\{[^{}]*\}", " "),
+    (r"^\s*\*\*(.*)\*\*[\s.]*$|``?([^`']*)''?", r"\1\2"),
     # thousands: 1{,}000, 10,\!080, 13\,535 and 13 535; 58,\,500 is as good as 58,500, but 58, 500 is a list
+    (r"\\(?:text|mathord|mathpunct)\s*(?=\{,\})", ""),
     (r"(?<=[0-9]),\\,(?=[0-9]{3}(?![0-9]))", ","),
-    (r"(?<=[0-9])(?:\{,\}|,?\s*\\!|(?<!,)\\[,;:])\s*(?=[0-9]{3}(?![0-9]))", ""),
+    (r"(?<=[0-9])(?:\{,\}(?:\\!)?|,?\s*\\!|(?<!,)(?:\\[,;:]|\\thinspace|~))\s*(?=[0-9]{3}(?![0-9]))", ""),
     (r"(?<![0-9.])([0-9]{1,3})((?: [0-9]{3})+)(?![0-9/.]|\s*\\frac)", lambda number: number[0].replace(" ", "")),
+    (r"(?<![a-zA-Z])US(?:D(?![a-zA-Z])|\s*\\?\$)", r"\\$"),
     # spacing (but not \\ and a space, which end a matrix's row), dollars and \( \) \[ \]
     (r"(?<!\\)(?:\$|\\[,;:!()\[\] ])|~", " "),
     (r"\\\\\[[0-9.]+[a-z]{2}\]", r"\\\\"),
-    # macros that have a twin
-    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+    # macros that have a twin, 2 x 10^3, and 4{\frac12}
+    (r"\\(?:[dtc]|nice|s)frac(?![a-zA-Z])", r"\\frac"),
     (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
-    (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}"),
-    (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
-    (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\}|°)|\\(?:text)?degree(?![a-zA-Z])", "°"),
+    (r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)", r"\\cdot "),
+    (r"(?<=[0-9])\{(\\frac\s*(?:\{[0-9]+\}|[0-9])\s*(?:\{[0-9]+\}|[0-9]))\}", r"\1"),
+    (r"(?<=[0-9.])\\(?:overline|bar|dot)\s*(?:\{\s*([0-9])\s*\}|([0-9]))", r"\\overline{\1\2}"),
+    (r"\+/-", r"\\pm "),
+    (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*(?:\\circ|o)\s*\}|[°o](?![a-zA-Z]))|\\(?:text)?deg(?:ree)?(?![a-zA-Z])", "°"),
     (r"°\s*(?:\\(?:text|mathrm)\s*\{\s*[CF]\s*\}|[CF](?![a-zA-Z]))", "°"),
     (r"\\mathbb\s*(?:\{\s*R\s*\}|R)", r"(-\\infty,\\infty)"),
     (r"(?<=[)\]}])\s*U\s*(?=[(\[\\{])", r"\\cup "),
-    # "The answer is", one final period, empty groups and lone signs in groups
-    (r"^\s*(?:the )?(?:final )?answer(?: is)?\s*:?(?![a-z])", ""),
-    (r"(?<!\.)\.(?=[\s}]*$)|\s+$", ""),
-    (r"(?<!\\)\{\s*([-+=<>]?)\s*\}", r"\1"),
+    # { x | x > 2 }
+    (r"(\\\{\s*[a-zA-Z]\s*(?:\\in[^|{}]*)?)\|", r"\1\\mid "),
+    # "The answer is", abbreviations (sq. in.), one final period, empty groups and lone signs in groups
+    (r"^\s*(?:\\(?:therefore|implies|Rightarrow)(?![a-zA-Z])|=|"
+     r"(?i:(?:the )?(?:final )?answer(?: is)?)\s*:?(?![a-z]))|(?<=\{)Answer:|\\text\{Answer:?\s*\}", ""),
+    (r"(?<=[a-zA-Z])\.(?![0-9])|(?<!\.)\.(?=[\s}]*$)|\s+$", ""),
+    (r"(?:\\(?:text|mathrm)\s*|(?<!\\))\{\s*([-+=<>]?)\s*\}", r"\1"),
 ]]  # fmt: skip
 
 
@@ -116,7 +124,7 @@ def greek(char: str) -> str:
 
 
 TOKEN = re.compile(
-    r"\s*(?:(?P<text>\\(?:text|textbf|textrm|textit|textsf|mbox|hbox|mathrm|mathbf|mathit|mathsf|operatorname)\s*\{)"
+    r"\s*(?:(?P<text>\\(?:text(?:bf|rm|it|sf|tt)?|math(?:bf|rm|it|sf|tt)|[mh]box|emph|operatorname\*?)\s*\{)"
     r"|(?P<matrix>\\(?:begin|end)\{\w+\})(?:\{[lcr|\s]*\})?|(?P<command>\\[a-zA-Z]+|\\.)"
     r"|(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
     r"|(?P<letters>[a-zA-Z]+)|(?P<symbol><=|>=|!=|\*\*|\S))\s*"
@@ -130,6 +138,7 @@ SPELLINGS = {
     r"\lt": "<", r"\gt": ">", "!=": r"\ne", r"\neq": r"\ne", r"\times": r"\cdot", r"\ast": r"\cdot", "*": r"\cdot",
     "**": "^", r"\div": "/", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\%": "%",
     r"\varnothing": r"\emptyset", r"\euro": "'euro", r"\pounds": "'sterling", r"\$": "'dollar", r"\simeq": r"\approx",
+    r"\textdollar": "'dollar", r"\bigcup": r"\cup", r"\imath": "i", r"\vert": "|", r"\cr": r"\\", r"\&": "'and",
     r"\lor": "'or", r"\vee": "'or", r"\land": "'and", r"\wedge": "'and", ";": ",", r"\bar": r"\overline",
 }  # fmt: skip
 WORDS = {  # what plain letters mean; other runs of letters are words where long, else products
@@ -140,17 +149,20 @@ WORDS = {  # what plain letters mean; other runs of letters are words where long
 FUNCTIONS = {
     "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc,
     "arcsin": sympy.asin, "arccos": sympy.acos, "arctan": sympy.atan, "sinh": sympy.sinh, "cosh": sympy.cosh,
-    "tanh": sympy.tanh, "ln": sympy.log, "exp": sympy.exp, "log": lambda x: sympy.log(x, 10),
+    "tanh": sympy.tanh, "ln": sympy.log, "exp": lambda x: power(sympy.E, x), "log": lambda x: sympy.log(x, 10),
 }  # fmt: skip
 INVERSES = {"sin": sympy.asin, "cos": sympy.acos, "tan": sympy.atan}
 CONSTANTS = {"e": sympy.E, "i": sympy.I, r"\pi": sympy.pi, r"\infty": sympy.oo, "°": sympy.Symbol("°")}
 LETTERS = """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau phi
 varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell"""
+REALS = ["(", "-", r"\infty", ",", r"\infty", ")"]
 GREEK = {"\\" + letter for letter in LETTERS.split()}
 NAME = re.compile(
-    r"(?:'\w+)+|[a-df-hj-zA-Z](?:_(?:\w|\{\w+\}))?|[f-hp-rF-HP-TV](?:(?:\^\{-1\}|_\w)?\(\w+\))|\((?:\\?[a-z]+,)+\\?[a-z]+\)"
-    r"|(?:m?\\angle)?[A-Z]{1,4}|" + "|".join(map(re.escape, sorted(GREEK, reverse=True)))
+    r"(?:'\w+)+|[a-df-hj-zA-Z](?:_(?:\w|\{[\w,]+\}))?|[f-hp-rF-HP-TV](?:(?:\^\{-1\}|_\w)?\(-?\w+\))"
+    r"|\((?:\\?[a-z]+,)+\\?[a-z]+\)|(?:m?\\angle)?[A-Z]{1,4}|\[[A-Z]{3,4}\]|\\lvert[A-Z]{1,2}\\rvert"
+    r"|\\overline\{[A-Z]{2}\}|\\vec\{?\w\}?|" + "|".join(map(re.escape, sorted(GREEK, reverse=True)))
 )
+SUM = re.compile(r"(?:[a-z]\+)+[a-z]")  # m + n = 70 names its value, too
 UNITS = {word: words.split()[0] for words in [
     "dollar dollars usd", "cent cents", "euro euros", "sterling", "%", "radian radians rad", "inch inches in",
     "foot feet ft", "yard yards yd", "mile miles mi mph", "meter meters metre metres m", "millimeter millimeters mm",
@@ -160,7 +172,8 @@ UNITS = {word: words.split()[0] for words in [
     "year years yr", "cup cups",
 ] for word in words.split()}  # fmt: skip
 CHANGES = """or and not no more less fewer greater least most than about approximately except mod modulo base over from
-to times if hundred thousand million billion trillion dozen half where when for factorial root minus plus"""
+to times if hundred thousand million billion trillion dozen half halves thirds fourths fifths tenths
+hundredths thousandths below above under beyond negative where when for factorial root minus plus"""
 NOT_UNITS = set(CHANGES.split())  # words that change the number before them
 UNIT = re.compile(r"(?: '\w+(?: \^ (?:\{ )?(?:- )?[1-9](?: \})?)?| %| /(?= '))+$")
 BASES = ["", "", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
@@ -169,7 +182,7 @@ BASES = ["", "", "two", "three", "four", "five", "six", "seven", "eight", "nine"
 def tokenise(text: str) -> Tokens:
     """Numerals, letters, commands, signs and 'words (with a leading '); brackets must balance, and not too deep."""
     tokens, stack, position = deque(), [], 0
-    only_words = re.fullmatch(r"[a-zA-Z]{3}|[a-zA-Z\s]*[a-zA-Z]{4}[a-zA-Z\s]*", text) is not None
+    only_words = re.fullmatch(r"[{\s]*(?:[nN]o|[a-zA-Z]{3}|[a-zA-Z\s]*[a-zA-Z]{4}[a-zA-Z\s]*)[}\s]*", text) is not None
     while position < len(text):
         match = TOKEN.match(text, position)
         position, kind = match.end(), match.lastgroup
@@ -199,9 +212,10 @@ def split_letters(run: str, in_text: bool, before: Tokens, spaced: bool) -> list
     if run in FUNCTIONS:
         return ["\\" + run]
     if len(run) == 1:
-        is_unit = in_text and run in UNITS and before and before[-1][-1] in "0123456789}/"
+        per = len(before) > 1 and before[-1] == "/" and before[-2][0] == "'"  # km/h
+        is_unit = run in UNITS and (per or in_text and before and before[-1][-1] in "0123456789}/")
         return ["'" + run if is_unit else run]
-    if in_text or (before and {run, run.lower()} & UNITS.keys()):
+    if in_text or (before and {run, run.lower()} & {"per", "of", *UNITS}):
         return ["'" + run]
     if spaced and before and (len(run) > 3 or before[-1][0] == "'"):
         return ["'" + run]
@@ -270,8 +284,12 @@ def read_statement(tokens: Tokens | list[str]):
         raise Unreadable("nothing there")
     if len(values) == 1:
         return values[0]
-    if any(isinstance(value, Interval) and value.variable for value in values):
-        return intersect(values) if "'and" in separators else Union(tuple(values))
+    ranges = [value for value in values if isinstance(value, Interval)]
+    inequalities = any(value.variable for value in ranges)
+    if inequalities and "'and" in separators:
+        return intersect(values)
+    if inequalities or (ranges and set(separators) == {"'or"}):
+        return Union(tuple(map(as_interval, values)))
     return Bag(tuple(values))
 
 
@@ -302,6 +320,8 @@ def read_item(tokens: list[str]) -> list:
         return [read_statement(tokens[1:-1])]
     if is_enclosed(tokens, r"\{", r"\}"):
         inner, condition = [*split(tokens[1:-1], {r"\mid", ":"})[0], []][:2]
+        if condition and inner[1:] not in ([], [r"\in", *REALS]):  # of integers, of squares, ...
+            raise Unreadable("a set of what?")
         if condition:
             return [read_statement(condition)]
         pieces, _ = split(inner, {","})
@@ -320,18 +340,19 @@ def read_value(tokens: list[str]):
     tokens = split(tokens, {r"\approx"})[0][0]
     parts, _ = split(tokens, {r"\cup"})
     if len(parts) > 1:
-        return Union(tuple(map(read_interval, parts)))
+        return Union(tuple(as_interval(read_item(part)[0]) for part in parts))
     sides, operators = split(tokens, {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in"})
     if set(operators) == {"="}:
         return read_equation(sides)
     return read_inequality(sides, operators) if operators else read_quantity(tokens)
 
 
-def read_interval(tokens: list[str]):
-    """A part of a union: a pair is an open interval, {5} is [5, 5]."""
-    value = read_item(tokens)[0]
+def as_interval(value) -> Interval:
+    """A part of a union: a pair is an open interval, {5} and x = 5 are [5, 5]."""
     if isinstance(value, Bag) and len(value.items) == 1:
         return Interval(*value.items * 2, False, False)
+    if isinstance(value, Equation) and value.named:
+        return Interval(value.right, value.right, False, False, str(value.left))
     if isinstance(value, Tuple) and len(value.items) == 2:
         return Interval(*value.items, True, True)
     if not isinstance(value, Interval):
@@ -340,11 +361,11 @@ def read_interval(tokens: list[str]):
 
 
 def read_side(tokens: list[str]):
-    """One side of a relation, and whether it only names something: x, f(x), (x, y), AB, \\angle A, Area."""
+    """One side of a relation, and whether it only names something: x, f(x), (x, y), AB, \\angle A, Area, m + n."""
     text = "".join(tokens)
     if NAME.fullmatch(text):
         return sympy.Symbol(text.replace("{", "").replace("}", "")), True
-    return read_quantity(tokens), False
+    return read_quantity(tokens), SUM.fullmatch(text) is not None
 
 
 def read_equation(sides: list[list[str]]):
@@ -372,6 +393,8 @@ def read_inequality(sides: list[list[str]], operators: list[str]):
         raise Unreadable("a mixed chain")
     values = [read_side(side)[0] for side in sides]
     strict = [operator == "<" for operator in operators]
+    if len(values) == 2 and isinstance(values[0], sympy.Abs) and isinstance(values[0].args[0], sympy.Symbol):
+        return Interval(-values[1], values[1], *strict * 2, str(values[0].args[0]))
     if len(values) == 3:
         if not isinstance(values[1], sympy.Symbol):
             raise Unreadable("which letter is bounded?")
@@ -382,7 +405,7 @@ def read_inequality(sides: list[list[str]], operators: list[str]):
 def solve_inequality(difference: sympy.Expr, strict: bool) -> Interval | Relation:
     """difference < 0 (or <= 0) as an interval of its letter where it is linear in its only letter."""
     letters = difference.free_symbols
-    if len(letters) != 1 or sympy.degree(difference, *letters) != 1:
+    if len(letters) != 1 or not difference.is_polynomial(*letters) or sympy.degree(difference, *letters) != 1:
         return Relation(difference, strict)
     (letter,) = letters
     slope = sympy.expand(difference).coeff(letter)
@@ -394,7 +417,7 @@ def solve_inequality(difference: sympy.Expr, strict: bool) -> Interval | Relatio
 
 def read_quantity(tokens: list[str]):
     """A bracket, text, numeral or expression, with the unit that may stand before or after it."""
-    if tokens and tokens[0].lower() in ("'option", "'choice"):
+    if tokens and tokens[0].lower() in ("'option", "'choice", "'graph"):
         tokens = tokens[1:]
     if any(token[0] == "'" for token in tokens) and all(token[0] == "'" or token.isalpha() for token in tokens):
         words = [token.strip("'") for token in tokens]
@@ -423,10 +446,10 @@ def strip_unit(tokens: list[str]) -> tuple[list[str], str | None]:
     if not (found := UNIT.search(text)):
         return tokens, unit
     words = re.findall(r"\w*[a-zA-Z]\w*|%", found[0])
-    if len(words) > 4 or NOT_UNITS & {word.lower() for word in words}:
+    if len(words) > 4 or NOT_UNITS & {word.lower() for word in words} or words[0] in ("squared", "cubed"):
         raise Unreadable("words that may matter")
     known = [UNITS.get(word, UNITS.get(word.lower())) for word in words if {word, word.lower()} & UNITS.keys()]
-    return text[: found.start()].split(), known[0] + unit_power(found[0]) if known else unit
+    return text[: found.start()].split(), known[0] + unit_power(found[0]) if known and not unit else unit
 
 
 def unit_power(text: str) -> str:
@@ -444,7 +467,7 @@ def read_bracket(tokens: list[str]):
     if len(pieces) == 1:
         return read_value(pieces[0])
     items = tuple(read_value(piece) for piece in pieces)
-    if tokens[0] != "[" and tokens[-1] != "]":
+    if tokens[0] != "[" and tokens[-1] != "]" and not {sympy.oo, -sympy.oo} & set(items):
         return Tuple(items)
     if len(items) != 2:
         raise Unreadable("a list in square brackets")
@@ -452,8 +475,8 @@ def read_bracket(tokens: list[str]):
 
 
 def read_numeral(tokens: list[str]) -> Numeral | None:
-    """52_8, 52_{eight}, (52)_{8}, 52 base 8, 52 (base 8); None for anything else."""
-    pattern = r"\(?([0-9A-F]+)\)?(?:_|(?=\(?'base))(?:[{(]|'base)*'?(\w+)[)}]*"
+    """52_8, 52_{eight}, (52)_{8}, 52 base 8, 52 (in base 8); None for anything else."""
+    pattern = r"[({]?([0-9A-F]+)[)}]?(?:_|(?=\(?(?:'in)?'base))(?:[{(]|'in|'?base)*'?(\w+)[)}]*"
     found = re.fullmatch(pattern, "".join(tokens), re.ASCII)
     if not found:
         return None
@@ -479,13 +502,25 @@ def limited(value):
 
 
 def power(base, exponent):
-    """base ** exponent, refused before it is computed where it would be large."""
-    if exponent.is_number:
-        size = sympy.N(abs(exponent), 5)
-        bits = max(abs(base.p), base.q).bit_length() if base.is_Rational else MAX_BITS // MAX_EXPONENT
-        if not size * bits <= MAX_BITS:
-            raise Unreadable("too large a power")
+    """base ** exponent, refused before it is computed where it, or its value at some point, would be large."""
+    if isinstance(base, sympy.MatrixBase) or isinstance(exponent, sympy.MatrixBase):
+        raise Unreadable("a matrix as a power")
+    if not exponent.is_number:
+        small = not any(inner.exp.free_symbols for inner in exponent.atoms(sympy.Pow, sympy.exp))  # no towers
+    elif base.is_Rational:
+        small = sympy.N(abs(exponent), 5) * max(abs(base.p), base.q).bit_length() <= MAX_BITS
+    else:
+        small = sympy.N(abs(exponent), 5) * degree(base) <= MAX_EXPONENT
+    if not small:
+        raise Unreadable("too large a power")
     return limited(base**exponent)
+
+
+def degree(value) -> sympy.Expr:
+    """The largest number among the exponents, those of powers of powers multiplied."""
+    if isinstance(value, sympy.Pow) and value.exp.is_number:
+        return degree(value.base) * max(sympy.N(abs(value.exp), 5), 1)
+    return max(map(degree, value.args), default=sympy.Integer(1))
 
 
 def factorial(value):
@@ -501,13 +536,15 @@ def read_sum(tokens: Tokens):
     while tokens and tokens[0] in ("+", "-"):
         sign = 1 if tokens.popleft() == "+" else -1
         total = limited(total + sign * read_product(tokens))
+    if tokens and tokens[0] in (r"\over", r"\choose"):  # of all that stands in the group before and after it
+        return limited(total / read_sum(tokens)) if tokens.popleft() == r"\over" else binomial(total, read_sum(tokens))
     return total
 
 
 def read_product(tokens: Tokens):
     """Factors with a dot, a slash or nothing between them, from left to right."""
     product = read_signed(tokens)
-    while tokens and tokens[0] not in ("+", "-", ",", "&", r"\\") and not is_closing(tokens[0]):
+    while tokens and tokens[0] not in ("+", "-", ",", "&", r"\\", r"\over", r"\choose") and not is_closing(tokens[0]):
         if tokens[0] == "/":
             tokens.popleft()
             product = limited(product / read_signed(tokens))
@@ -551,6 +588,9 @@ def read_script(tokens: Tokens):
         return -read_script(tokens)
     if tokens[0][0] in DIGITS:
         return number(tokens.popleft())
+    if tokens[0].isalpha():  # not read_letter: what follows is no part of the script (log_e 2)
+        letter = tokens.popleft()
+        return CONSTANTS.get(letter, sympy.Symbol(letter))
     return read_atom(tokens)
 
 

@@ -1,7 +1,7 @@
 """What an answer can be, and when two answers are the same.
 
 A value is a sympy expression or matrix, or one of the few containers below.  `same` is exact where it can be
-(rational numbers, polynomials, rational functions) and otherwise compares 250 digits; in doubt it says no.
+(rational numbers, polynomials, rational functions) and otherwise compares very many digits; in doubt it says no.
 latex.py makes the values; both run in the worker process of eval.py, which ends whatever takes too long.
 """
 
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import sympy
 
-DIGITS = 250  # significant digits in which two irrational numbers must agree
-POINTS = 6  # where expressions that are not rational functions are compared
+DIGITS = 2500  # significant digits in which two irrational numbers must agree: more than latex.MAX_BITS can hold
+POINTS, POINT_DIGITS = 9, 250  # for expressions that are not rational functions
 TINY = sympy.Float(10) ** -100  # what may be a hidden 0: sympy must prove it
 
 
@@ -125,7 +125,10 @@ def constant_factor(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr | None:
 
 
 def same_bag(a: Bag | Union, b: Any) -> bool:
-    """Each item of one has its own partner in the other, in any order."""
+    """Each item of one has its own partner in the other, in any order; x = 15, y = -29 is (15, -29)."""
+    if isinstance(b, Tuple) and all(isinstance(item, Equation) for item in a[0]):
+        names = [str(item.left).lstrip("\\") for item in a[0]]
+        return names == sorted(set(names)) and same(Tuple(tuple(item.right for item in a[0])), b)
     if type(a) is not type(b) or len(a[0]) != len(b[0]):
         return False
     left = list(b[0])
@@ -159,11 +162,10 @@ def same_numeral(a: Numeral, b: Any) -> bool:
 
 
 def same_text(a: Text, b: Any) -> bool:
-    """Words without regard to case; one short word may also be a product of letters (abc)."""
+    """Words without regard to case; a single letter may also be a symbol."""
     if isinstance(b, Text):
         return [word.lower() for word in a.words] == [word.lower() for word in b.words]
-    letters = a.words[0] if len(a.words) == 1 and len(a.words[0]) <= 5 else ""
-    return bool(letters) and b == sympy.Mul(*map(sympy.Symbol, letters))
+    return len(a.words) == 1 and len(a.words[0]) == 1 and b == sympy.Symbol(a.words[0])
 
 
 RULES = {
@@ -195,16 +197,23 @@ def same_expression(a: Any, b: Any) -> bool:
     irrational = any(part.is_number and not part.is_Rational for part in sympy.preorder_traversal(difference))
     if difference.is_rational_function() and not irrational:
         return sympy.cancel(difference) == 0
-    return bool(agreements(a, b, points=POINTS if difference.free_symbols else 1, digits=DIGITS))
+    if not difference.free_symbols:
+        return bool(agreements(a, b, points=1, digits=DIGITS))
+    steps = difference.has(sympy.floor, sympy.ceiling)  # which points cannot tell apart
+    return not steps and bool(agreements(a, b, points=POINTS, digits=POINT_DIGITS))
 
 
 def agreements(a: sympy.Expr, b: sympy.Expr, points: int, digits: int) -> int | None:
-    """At how many of some fixed random points, where both are defined, do a and b agree?  None if they once do not."""
+    """At how many of some fixed random points, where both are defined, do a and b agree?  None if they once do not.
+
+    Points of both signs and of three sizes: |x - 3| is 3 - x for small x only.
+    """
     letters = sorted(a.free_symbols | b.free_symbols, key=str)
     chance = random.Random(0)
     agreed = 0
-    for _ in range(points):
-        point = {letter: sympy.Rational(chance.choice((-1, 1)) * chance.randint(40, 400), 211) for letter in letters}
+    for i in range(points):
+        scale = sympy.Rational((1, 10, 100)[i % 3], 211)
+        point = {letter: chance.choice((-1, 1)) * chance.randint(40, 400) * scale for letter in letters}
         values = [sympy.N(value.subs(point), digits + 20, maxn=digits + 100) for value in (a, b)]
         size = max(map(abs, values))
         if not size.is_finite:

@@ -32,12 +32,12 @@ def test_two_intervals():
 
 def test_completions_of_another_engine(tmp_path, capsys):
     file = tmp_path / "theirs.jsonl"
-    rows = [{"completion": r"so \boxed{\frac12}", "answer": "0.5", "problem": "half?", "level": 1, "subject": "Algebra"},
+    rows = [{"completion": "so\u2028\\boxed{\\frac12}", "answer": "0.5", "problem": "half?", "level": 1, "subject": "Algebra"},
             {"completion": r"so \boxed{<b>3}", "answer": "0.5", "problem": "half?", "level": 1, "subject": "Algebra"},
-            {"completions": ["#### 7", "no idea"], "answer": "3 + 4 = 7\n#### 7", "id": 9, "level": 2}]
-    file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+            {"completions": ["#### 7", "no idea \ud83d"], "answer": "3 + 4 = 7\n#### 7", "id": 9, "level": 2}]
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8", errors="backslashreplace")
     run(judge, "--grade", file, "--out", tmp_path / "out")
-    kept = [json.loads(line) for line in (tmp_path / "out" / "completions.jsonl").read_text().splitlines()]
+    kept = [json.loads(line) for line in (tmp_path / "out" / "completions.jsonl").read_text().strip().split("\n")]
     assert [row["verdicts"] for row in kept] == [[True, False], [True, False]]
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["avg@2"]["value"] == 0.5 and scores["pass@2"]["value"] == 1 and "truncated_fraction" not in scores
@@ -49,7 +49,8 @@ def test_completions_of_another_engine(tmp_path, capsys):
     assert json.loads((tmp_path / "again" / "scores.json").read_text())["avg@2"] == scores["avg@2"], "our own file, judged again"
 
 
-@pytest.mark.parametrize("line", ['{"completion": "x"}', '{"answer": "1"}', "[1]", "{"])
+@pytest.mark.parametrize("line", ['{"completion": "x"}', '{"answer": "1"}', "[1]", "{", '{"completion": 5, "answer": "1"}',
+                                  '{"completions": "abc", "answer": "1"}', '{"completion": "x", "answer": null}'])
 def test_a_bad_row_is_named(tmp_path, capsys, line):
     (tmp_path / "theirs.jsonl").write_text('{"completion": "x", "answer": "1"}\n' + line + "\n")
     with pytest.raises(SystemExit) as stop:

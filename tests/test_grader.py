@@ -66,6 +66,10 @@ EXTRACTIONS = [
     ("### Answer:\n\n17", "17"),
     ("Answer: 1\nAnswer: 2", "2"),
     (r"\textbf{Answer:} 6", "6"),
+    (r"\textbf{Answer: 6}", "6"),
+    (r"Answer: \{6\}", r"\{6\}"),
+    ("__Answer:__ 6", "6"),
+    ("Answer: **6**.", "6"),
     ("Answer:\n\\[\n7\n\\]", "7"),
     (r"\boxed{3}" + "\nAnswer: 4", "3"),
     ("it is 18\n#### 18", "18"),
@@ -630,6 +634,53 @@ f^{-1}(x) = 2x | 2x
 \text{2 hours} | 2
 3\sqrt{2}\text{ units} | 3\sqrt2
 1:2 | 1:2
+70 | $70 per week
+\$70 | \$70 per week
+70 | 70 of them
+70 | m + n = 70
+70 | m + n = 49 + 21 = 70
+70 | |PQ| = 70
+70 | [ABC] = 70
+70 | \overline{AB} = 70
+70 | f(-3) = 70
+70 | \therefore x = 70
+70 | The answer is 70
+70 | \text{Answer: } 70
+70 | US\$70
+70 | USD 70
+70 | 70 km/h
+70 | 70 \text{ sq. units}
+70 | **70**
+70 | \mathbf{70}\text{.}
+70 | \mathtt{70}
+70 | {\Huge 70}
+x + y = 5 | y = 5 - x
+10,\!080 | 10~080
+10,\!080 | 10\text{,}080
+10,\!080 | 1.008 x 10^4
+\frac{14}{3} | 4{\frac{2}{3}}
+\frac{14}{3} | 14 \over 3
+\frac{14}{3} | \nicefrac{14}{3}
+\frac{14}{3} | 4.\bar6
+\frac{14}{3} | 4.\dot{6}
+\frac{2+\sqrt{5}}{3} | {2 + \sqrt{5} \over 3}
+90^\circ | 90^o
+90^\circ | 90\deg
+52_8 | {52}_{8}
+52_8 | 52 \text{ in base } 8
+52_8 | 52_{base 8}
+(3,4] | \{ x| 3 < x \le 4 \}
+(3,4] | \{x \in \mathbb{R}| 3 < x \le 4\}
+(-5,5) | |x| < 5
+(-\infty, 2) \cup (3, \infty) | x \in (-\infty,2) \text{ or } x \in (3,\infty)
+(15,-29) | x = 15, y = -29
+1 \pm \sqrt{19} | x_{1,2} = 1 +/- \sqrt{19}
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} | \vec{v} = \begin{pmatrix} 1 \cr 2 \end{pmatrix}
+\text{no} | No
+\text{east} | {east}
+\text{east} | ``east''
+\log_2 3 | \log_e 3/\log_e 2
+|x-3| | \vert 3-x \vert
 """)
 DIFFERENT = rows(r"""
 0.33 | 1/3
@@ -884,6 +935,25 @@ x = 3 | x = 3 \text{ or } x=4
 2^{100} | 2^{100}+1
 10^{50} | 10^{50}+1
 \frac{1}{3} | 0.33333333333333333333333333333333333333333333
+|x-3| | 3-x
+|x-100| | 100-x
+\lfloor x \rfloor | \lfloor x + 10^{-3} \rfloor
+(0,5) | \{x \in \mathbb{Z} \mid 0 < x < 5\}
+(0,5) | \{x^2 : 0 < x < 5\}
+10^{600} | \sqrt{10^{1200}+1}
+\sqrt{2} | \sqrt{2+10^{-400}}
+\frac{8}{3} | 4{\frac{2}{3}}
+5 | 5 \text{ squared}
+5 | 5 \text{ tenths}
+5 | 5 \text{ degrees below zero}
+5 | 2x = 5
+5 | x - y = 5
+m + n = 5 | p + q = 5
+70 | m + n = 49 + 20 = 70
+(15,-29) | x = -29, y = 15
+(15,-29) | y = 15, x = -29
+\text{AB} | BA
+(1,2),(3,4) | (1,2)\cup(3,4)
 """)
 
 
@@ -918,7 +988,8 @@ HOSTILE = [
     "-" * 900 + "1", r"\sin" * 150 + " x", "|" * 201 + "x", r"\pm" * 200 + "1", "(a+b+c+d+f+g)^{300}", "(x+y+z)^{900}",
     "".join(f"(x+{i})" for i in range(120)), "+".join(rf"\frac{{1}}{{x+{i}}}" for i in range(60)),
     r"(\sqrt{2}+\sqrt{3}+\sqrt{5}+\sqrt{7}+\sqrt{11})^{100}", r"\lfloor e^{400} \rfloor", r"\sin(10^{900})",
-    "(1+i)^{1000}",
+    "(1+i)^{1000}", "((x^{1000})^{1000})^{1000}", "e^{" * 19 + "x" + "}" * 19, r"\exp(" * 15 + "x" + ")" * 15,
+    r"\begin{pmatrix} x & 1 \\ y & 2 \end{pmatrix}^{1000}",
     ",".join(map(str, range(200))), "__import__('os').system('touch hostile')", "\0", "\ud800", "a\u0301" * 300,
     "\ufdfa" * 900,
     "exec(open('x').read())", "x.__class__", "lambda: 0", r"\input{/etc/passwd}", r"\write18{touch hostile}",
