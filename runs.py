@@ -357,11 +357,11 @@ def load_state(out: Path, model, optimizer) -> tuple[int, dict]:
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    step, memory = 0, {}
-    for state in from_rank_0(lambda: [str(path) for path in states(out)]):
-        state = Path(state)
+    step, memory, found = 0, {}, from_rank_0(lambda: states(out))
+    for state in found:
         if damage := what_is_wrong(state):
-            say(f"{state} is damaged ({damage}): set aside, the state before it is taken")
+            then = "there is none before it: the run begins anew" if state == found[-1] else "the one before it is next"
+            say(f"{state} is damaged ({damage}), set aside as {state.name}.damaged; {then}")
             if rank() == 0:
                 shutil.rmtree(state.with_suffix(".damaged"), ignore_errors=True)
                 state.rename(state.with_suffix(".damaged"))
@@ -394,8 +394,10 @@ def what_is_wrong(state: Path) -> str | None:
 
 
 def read_manifest(state: Path) -> dict:
+    """The manifest if it is whole, to its last newline; else an empty one."""
     try:
-        return dict(json.loads((state / "manifest.json").read_text()))
+        text = (state / "manifest.json").read_text()
+        return dict(json.loads(text)) if text.endswith("}\n") else {}
     except (OSError, ValueError, TypeError):
         return {}
 
