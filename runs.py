@@ -11,7 +11,8 @@
 What can happen, and what then (bench/faults.py kills runs at any moment and compares):
 
     killed, power off   the same command goes on from the last state, to the same bits; logs are cut back to that state
-    a torn state        its manifest does not match; it is named and set aside, and the one before is taken
+    a torn state        its manifest does not match; it is named and set aside, and the one before is taken; where none
+                        is sound the run says so and begins anew
     the disk is full    one sentence, exit code 1; the last good state is as it was
     SIGTERM, SIGINT     the step is finished, a state saved, exit code 143 or 130
     a rank dies         the others' next collective fails; torchrun stops them, --max-restarts starts all again
@@ -290,7 +291,7 @@ def save_or_leave(args, step: int, model, optimizer, memory: dict, micro_batches
     asked = asked_of_any_rank()
     if step < args.max_steps and (asked or args.save_every and step % args.save_every == 0):
         save_state(args.out, step, model, optimizer, memory, micro_batches_of, args.keep_states)
-        if asked:
+        if asked := asked_of_any_rank():                        # or while it was saved
             leave(asked, f"{args.out}: saved after step {step}")
 
 
