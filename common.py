@@ -30,13 +30,26 @@ def setup_distributed() -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        fail("torchrun --max-restarts needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment: otherwise "
-             "the new ranks find the addresses of the dead ones and hang (pytorch issue 135712)")
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", **store_of_this_start())
         atexit.register(dist.destroy_process_group)     # gloo's threads, left running, can abort a process as it ends
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def store_of_this_start() -> dict:
+    """Where the ranks find each other, if torchrun may start them again; as arguments of init_process_group.
+
+    torchrun keeps one store for all its starts: without a prefix, new ranks find the addresses of the dead ones there,
+    and hang (pytorch issue 135712).
+    """
+    if not int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) or os.environ["TORCHELASTIC_USE_AGENT_STORE"] != "True":
+        return {}
+    if int(os.environ["GROUP_WORLD_SIZE"]) > 1:                 # each node counts its own restarts
+        fail("torchrun --max-restarts over several nodes needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's "
+             "environment: otherwise the new ranks find the addresses of the dead ones and hang (pytorch issue 135712)")
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    return {"store": dist.PrefixStore(f"start{os.environ['TORCHELASTIC_RESTART_COUNT']}", store),
+            "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
 
 
 def rank() -> int:
@@ -190,7 +203,9 @@ def saving(path: Path):
 
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, SafetensorError)) and "os error" not in str(error):      # of tokenizers
+            raise
         stop_on_write_error(path, getattr(error, "strerror", None) or str(error))
 
 

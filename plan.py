@@ -55,7 +55,9 @@ GPUS = {
     "H200": GPU(989e12, 139.8 * GIB, 4.8e12, 450e9),
     "B200": GPU(2250e12, 178.4 * GIB, 8.0e12, 900e9),
     "L40S": GPU(362e12, 44.4 * GIB, 0.864e12, 32e9),       # PCIe 4
+    "RTX3090": GPU(71e12, 23.6 * GIB, 0.936e12, 32e9),     # PCIe 4
     "RTX4090": GPU(165e12, 23.5 * GIB, 1.01e12, 32e9),     # PCIe 4
+    "RTX5090": GPU(209e12, 31.4 * GIB, 1.79e12, 64e9),     # PCIe 5
 }
 
 NODE_LINK = 50e9           # bytes/s of each GPU to other nodes: 400 Gbit/s
@@ -741,7 +743,7 @@ def parse_args(argv=None) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=["toy", "smollm2", "paper"], default="paper", help="whose commands")
     parser.add_argument("--gpus", type=int, default=8, help="GPUs, over all nodes of 8")
-    parser.add_argument("--gpu", choices=list(GPUS), default="H100", help="which")
+    parser.add_argument("--gpu", default="H100", help=", ".join(GPUS))
     group = parser.add_argument_group("models: a checkpoint directory, its config.json, or a name that plan.py knows")
     group.add_argument("--model", help="teacher and student in one, for a look at a single model")
     group.add_argument("--teacher", help="in place of the scale's")
@@ -766,6 +768,8 @@ def main(args) -> None:
     for flag in ("gpus", "max_prompt_tokens", "mean_prompt_tokens", "problems", "eval_problems"):
         if getattr(args, flag) < 1:
             fail(f"--{flag.replace('_', '-')} {getattr(args, flag)}: give 1 or more")
+    if args.gpu not in GPUS:
+        fail(f"--gpu {args.gpu}: plan.py knows {', '.join(GPUS)}; another one is a line in its table of GPUs")
     gpu = GPUS[args.gpu]
     planned = plan_table(args, gpu)
     print(f"GiB on each of {args.gpus} {args.gpu}, with the table's own flags; {usable(gpu) / GIB:.1f} of "

@@ -11,7 +11,8 @@
 What can happen, and what then (bench/faults.py kills runs at any moment and compares):
 
     killed, power off   the same command goes on from the last state, to the same bits; logs are cut back to that state
-    a torn state        its manifest does not match; it is named and set aside, and the one before is taken
+    a torn state        its manifest does not match; it is named and set aside, and the one before is taken; where none
+                        is sound the run says so and begins anew
     the disk is full    one sentence, exit code 1; the last good state is as it was
     SIGTERM, SIGINT     the step is finished, a state saved, exit code 143 or 130
     a rank dies         the others' next collective fails; torchrun stops them, --max-restarts starts all again
@@ -290,7 +291,7 @@ def save_or_leave(args, step: int, model, optimizer, memory: dict, micro_batches
     asked = asked_of_any_rank()
     if step < args.max_steps and (asked or args.save_every and step % args.save_every == 0):
         save_state(args.out, step, model, optimizer, memory, micro_batches_of, args.keep_states)
-        if asked:
+        if asked := asked_of_any_rank():                        # or while it was saved
             leave(asked, f"{args.out}: saved after step {step}")
 
 
@@ -357,11 +358,11 @@ def load_state(out: Path, model, optimizer) -> tuple[int, dict]:
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    step, memory = 0, {}
-    for state in from_rank_0(lambda: [str(path) for path in states(out)]):
-        state = Path(state)
+    step, memory, found = 0, {}, from_rank_0(lambda: states(out))
+    for state in found:
         if damage := what_is_wrong(state):
-            say(f"{state} is damaged ({damage}): set aside, the state before it is taken")
+            then = "there is none before it: the run begins anew" if state == found[-1] else "the one before it is next"
+            say(f"{state} is damaged ({damage}), set aside as {state.name}.damaged; {then}")
             if rank() == 0:
                 shutil.rmtree(state.with_suffix(".damaged"), ignore_errors=True)
                 state.rename(state.with_suffix(".damaged"))
@@ -394,8 +395,10 @@ def what_is_wrong(state: Path) -> str | None:
 
 
 def read_manifest(state: Path) -> dict:
+    """The manifest if it is whole, to its last newline; else an empty one."""
     try:
-        return dict(json.loads((state / "manifest.json").read_text()))
+        text = (state / "manifest.json").read_text()
+        return dict(json.loads(text)) if text.endswith("}\n") else {}
     except (OSError, ValueError, TypeError):
         return {}
 

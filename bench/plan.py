@@ -6,8 +6,9 @@
 Each case is a fresh process.  It runs a tiny model once, so that libraries have their buffers, notes what is resident,
 makes the models, sets the high-water mark (VmHWM) back, runs, and reads the mark: two optimiser steps of two
 micro-batches each (`train`; with a teacher that scores first), one micro-batch scored (`score`), or sampling to full
-length (`rollouts`), with the stages' own functions.  glibc is told to give every larger block back when it is freed, as
-a GPU's allocator can reuse it.  ratio = measured / predicted; the last line has the extremes.
+length (`rollouts`), with the stages' own functions.  As on a GPU, the sampler makes no second layout of the weights
+(hardware.quick_linears), and glibc is told to give every larger block back when it is freed.  ratio = measured /
+predicted; the last line has the extremes.
 """
 import argparse
 import gc
@@ -117,10 +118,14 @@ def random_rollouts(stage: Stage):
 
 
 def run(stage: Stage) -> None:
+    from contextlib import nullcontext
+
     import torch
 
+    import hardware
     from common import completion_logprobs, sample
 
+    hardware.quick_linears = nullcontext
     model, readers = build(stage.sampler, 0), [build(reader, 1) for reader in stage.readers]
     for each in [model, *readers]:
         each.requires_grad_(bool(stage.trained) and each is model)

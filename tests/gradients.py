@@ -18,17 +18,17 @@ from sharding import whole
 
 
 def canned_sample(model, prompts, *, samples_per_prompt, max_new_tokens, eos_ids, pad_id, **_):
-    """Completions of 1 to max_new_tokens random digits, some ended by EOS."""
+    """Completions of 1 to max_new_tokens random digits, ended by EOS but where the length is a multiple of 3."""
     rows = []
     for prompt in prompts:
         generator = torch.Generator().manual_seed(sum(token * 31**i for i, token in enumerate(prompt)) % 2**31)
         for _ in range(samples_per_prompt):
             length = int(torch.randint(1, max_new_tokens, (), generator=generator))
-            rows.append(torch.randint(5, 15, (length,), generator=generator).tolist() + eos_ids[:1])
+            rows.append(torch.randint(5, 15, (length,), generator=generator).tolist() + eos_ids[:length % 3])
     prompt_ids, prompt_mask = common.pad([prompt for prompt in prompts for _ in range(samples_per_prompt)], pad_id, "cpu", left=True)
     completion_ids, completion_mask = common.pad(rows, pad_id, "cpu", left=False)
-    return common.Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask, torch.ones(len(rows), dtype=torch.bool),
-                           torch.zeros(completion_ids.shape))
+    finished = torch.tensor([row[-1] in eos_ids for row in rows], dtype=torch.bool)
+    return common.Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask, finished, torch.zeros(completion_ids.shape))
 
 
 def main(file, stage, *flags):

@@ -149,7 +149,7 @@ DAMAGES = {
     "a cut file": lambda state: os.truncate(state / "__0_0.distcp", 1000),
     "a missing file": lambda state: (state / "progress.json").unlink(),
     "a flipped bit in the pickle": lambda state: flip(state / ".metadata"),
-    "a cut manifest": lambda state: os.truncate(state / "manifest.json", 20),
+    "a cut manifest": lambda state: os.truncate(path := state / "manifest.json", path.stat().st_size - 1),
     "an empty manifest": lambda state: (state / "manifest.json").write_text("{}")}
 
 
@@ -183,7 +183,8 @@ def test_with_every_state_damaged_the_run_begins_anew(flags_of, undisturbed, cra
     for state in runs.states(tmp_path / "run"):
         flip(state / "__0_0.distcp")
     words = take_up(flags_of, tmp_path / "run", capsys)
-    assert "step_000004 is damaged" in words and "step_000002 is damaged" in words and "going on" not in words
+    assert "step_000004 is damaged" in words and "going on" not in words
+    assert "step_000002 is damaged" in words and "there is none before it: the run begins anew" in words
     assert_alike(tmp_path / "run", undisturbed("stage4_distill"))
 
 
@@ -258,6 +259,15 @@ def test_disk_full_while_a_state_or_the_model_is_saved(flags_of, undisturbed, tm
     assert_alike(tmp_path / "run", undisturbed("stage4_distill"))
 
 
+def test_disk_full_under_the_tokenizer(tmp_path, capsys):
+    """Its library raises a bare Exception; one that tells of something else is not taken for it."""
+    with pytest.raises(SystemExit) as stop, common.saving(tmp_path / "model"):
+        raise Exception("No space left on device (os error 28)")
+    assert stop.value.code == 1 and "model could not be written (No space left" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError), common.saving(tmp_path / "model"):
+        print(1 / 0)
+
+
 def test_disk_full_under_a_log(tmp_path, capsys, file_limit):
     file_limit(100)
     with pytest.raises(SystemExit) as stop:
@@ -285,6 +295,14 @@ def test_a_signal_lets_the_step_end_saves_and_leaves(flags_of, undisturbed, tmp_
     run(module, *flags_of[stage], "--out", tmp_path / "run")
     assert_alike(tmp_path / "run", undisturbed(stage))
     assert signal.getsignal(signal.SIGTERM) is not runs.note_signal, "a finished run gives the signals back"
+
+
+def test_a_signal_while_a_state_is_saved_asks_for_no_further_step(flags_of, tmp_path, patch):
+    put_in_place = runs.put_in_place
+    patch.setattr(runs, "put_in_place", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), put_in_place(*args)))
+    with pytest.raises(SystemExit) as stop:
+        run(stage4_distill, *flags_of["stage4_distill"], "--out", tmp_path / "run")
+    assert stop.value.code == 143 and runs.states(tmp_path / "run")[0].name == "step_000002"
 
 
 @pytest.mark.parametrize("module, name", [(stage2_shape, "stage2_shape"), (judge, "eval")])
@@ -370,14 +388,25 @@ def test_a_restart_by_torchrun_does_not_overwrite_what_it_began(flags_of, crashe
     assert "going on after step 4" in capsys.readouterr().out
 
 
-def test_torchrun_restarts_are_refused_where_they_would_hang(patch, capsys):
-    patch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    patch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+def test_ranks_that_torchrun_starts_again_find_each_other(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import os, signal, common\ncommon.setup_distributed()\ncommon.barrier()\n"
+                      "if common.rank() == 1 and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+                      "print('together', common.all_sum(1), flush=True)\n")
+    answer = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1", script],
+                            capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
+    assert answer.returncode == 0 and answer.stdout.count("together [2.0]") == 2, answer.stderr[-2000:]
+
+
+def test_torchrun_restarts_over_nodes_are_refused_where_they_would_hang(patch, capsys):
+    for name, value in {"MAX_RESTARTS": "3", "USE_AGENT_STORE": "True"}.items():
+        patch.setenv(f"TORCHELASTIC_{name}", value)
+    patch.setenv("GROUP_WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as stop:
-        common.setup_distributed()
+        common.store_of_this_start()
     assert stop.value.code == 2 and "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().err
     patch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
-    common.setup_distributed()
+    assert common.store_of_this_start() == {}
 
 
 # ---------------------------------------------------------------- steps that are not taken

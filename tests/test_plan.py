@@ -166,12 +166,13 @@ def test_times_follow_the_work():
     assert steps == pytest.approx(stage.max_new * 2 * num_params(stage.sampler) / (plan.BANDWIDTH_SHARE * 1e9), rel=0.1)
 
 
-def test_a_model_without_formulas_is_one_sentence(tmp_path, capsys):
+def test_a_model_or_gpu_that_is_not_known_is_one_sentence(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    for name, words in ((str(tmp_path), "gpt2"), ("Qwen9", "--teacher")):
+    for flag, name, words in (("--model", str(tmp_path), "gpt2"), ("--model", "Qwen9", "--teacher"), ("--gpu", "H900", "RTX4090")):
         with pytest.raises(SystemExit) as stop:
-            plan.main(plan.parse_args(["--model", name]))
-        assert stop.value.code == 2 and words in capsys.readouterr().err
+            plan.main(plan.parse_args([flag, name]))
+        sentence = capsys.readouterr().err
+        assert stop.value.code == 2 and words in sentence and sentence.count("\n") == 1
 
 
 def test_the_bench_measures_one_small_case_within_its_tolerance(monkeypatch):

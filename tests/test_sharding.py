@@ -105,6 +105,8 @@ def flags_of(toy, tmp_path_factory):
 
 UNEVEN = {"five": ["--prompts-per-step", "5", "--micro-batch-size", "2"],       # 4 ranks: one has two prompts
           "three": ["--prompts-per-step", "3", "--micro-batch-size", "100"]}     # 4 ranks: one has none
+VARIANTS = {"stage1_grpo_three": ["--kl-coef", "0.1", "--loss-mean", "sequence", "--mask-truncated"],
+            "stage4_distill_three": ["--estimator", "sampled"]}
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +115,9 @@ def many(flags_of, tmp_path_factory):
     folders = {}
     for ranks in (1, 2, 4):
         folder = folders[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
-        jobs = [[str(folder / f"{stage}_{name}.pt"), stage, *flags_of[stage], *uneven, "--max-steps", "1", "--out",
-                 str(folder / f"{stage}_{name}")] for stage in STAGES for name, uneven in UNEVEN.items()]
+        jobs = [[str(folder / f"{stage}_{name}.pt"), stage, *flags_of[stage], *uneven,
+                 *VARIANTS.get(f"{stage}_{name}", []), "--max-steps", "1", "--out", str(folder / f"{stage}_{name}")]
+                for stage in STAGES for name, uneven in UNEVEN.items()]
         for stage in STAGES:
             steps = ["--max-steps", "3", "--save-every", "2", "--prompts-per-step", "5", "--micro-batch-size", "4"]
             jobs.append(["real", stage, *flags_of[stage], *steps, "--out", str(folder / f"{stage}_real")])
