@@ -145,7 +145,7 @@ def whole_methods(rows: int, vocab: int, width: int, dtype: torch.dtype, device:
 
     def liger_jsd():
         from liger_kernel.transformers import LigerFusedLinearJSD
-        backward(LigerFusedLinearJSD(jsd_beta=0.5)(hidden, weight, teacher_hidden, teacher_weight))
+        backward(LigerFusedLinearJSD(jsd_beta=0.5)(hidden, weight, teacher_hidden, teacher_weight, None))
 
     pair = (hidden, weight, teacher_hidden, teacher_weight)
     return {
