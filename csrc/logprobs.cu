@@ -48,7 +48,7 @@ constexpr float FAR = 1e30f;                                // bound on a gap th
 
 struct Bfloat16 { uint16_t bits; };
 struct Half { uint16_t bits; };
-struct alignas(16) Bytes16 { unsigned char bytes[16]; };
+struct alignas(16) Bytes16 { uint32_t words[4]; };
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(Half x) { return half_to_float(x.bits); }

@@ -402,11 +402,13 @@ def test_nvcc_spills_nothing_and_warns_of_nothing(tmp_path):
     nvcc = shutil.which("nvcc")
     if not nvcc:
         pytest.skip("no nvcc")
-    done = subprocess.run([nvcc, *cuda_logprobs.NVCC_FLAGS, "-arch=sm_90", "-Xptxas", "-v", "-Werror", "all-warnings",
+    done = subprocess.run([nvcc, *cuda_logprobs.NVCC_FLAGS, "-arch=sm_90", "-Xptxas", "-v", "-Werror", "all-warnings", "-keep", "-keep-dir", str(tmp_path),
                            str(cuda_logprobs.SOURCE), "-o", str(tmp_path / "kernels.so")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
     assert len(spills) == 24 and {figure for kernel in spills for figure in kernel} == {"0"}
+    ptx = (tmp_path / "logprobs.ptx").read_text()
+    assert ptx.count("ld.global.v4") >= 60 and ptx.count("st.global.v4") >= 40 and ".global.u8" not in ptx, "16 bytes at a time"
     cuda_logprobs.open_library(tmp_path / "kernels.so")         # loads without a driver
 
 
