@@ -24,7 +24,7 @@ kernels:
 gpu: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	$(BIN)/python -m pytest tests/test_kernels.py
-	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest tests/test_kernels.py -k cuda
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest tests/test_kernels.py -k cuda
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python -m pytest tests/test_kernels.py -k cuda
 	$(BIN)/python bench/kernels.py
 

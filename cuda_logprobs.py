@@ -33,15 +33,26 @@ ARGUMENTS = {
 # ---------------------------------------------------------------- the library
 
 
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    return library() is not None
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels for this machine's GPU, or None, which is said once."""
+    """The compiled kernels for this machine's GPUs, or None, which is said once."""
     try:
-        return open_library(build())
+        loaded = open_library(build())
+        try_out(loaded)
+        return loaded
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        why = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
-        print(f"logprobs: plain PyTorch in place of the CUDA kernels ({why})", file=sys.stderr, flush=True)
+        why = [*(getattr(error, "stderr", None) or "").split("\n"), str(error)]
+        say(f"plain PyTorch in place of the CUDA kernels ({next(line.strip() for line in why if line.strip())})")
         return None
+
+
+def say(message: str) -> None:
+    print(f"logprobs: {message}", file=sys.stderr, flush=True)
 
 
 def open_library(path: Path) -> ctypes.CDLL:
@@ -51,28 +62,51 @@ def open_library(path: Path) -> ctypes.CDLL:
     return loaded
 
 
-def build() -> Path:
-    """Compile for the current device's architecture, unless the cache has it.  -> the shared library
+def try_out(loaded: ctypes.CDLL) -> None:
+    """One row of one column: a driver too old for the compiler's CUDA shows here, not in the middle of training."""
+    numbers = torch.zeros(4, device="cuda")             # as logits, as an id, and as its state
+    stream = torch.cuda.current_stream().cuda_stream
+    code = loaded.add_tile(numbers.data_ptr(), 0, 1, 1, 1, numbers.data_ptr(), 0, 1.0, numbers.data_ptr(), stream)
+    if code:
+        raise RuntimeError(f"CUDA error {code}: see what nvidia-smi and nvcc --version say of CUDA's version")
 
-    The name tells the source, the compiler and the architecture; the file appears whole, by a rename, so that of two
-    processes that build at once each finds a good one.
+
+def build() -> Path:
+    """Compile for the architectures of this machine's GPUs, unless the cache has it.  -> the shared library
+
+    The name tells the source, the compiler and the architectures.  The file appears whole, by a rename, so that of two
+    processes that build at once each finds a good one; its last bytes are the digest of the others, as loading a file
+    that a full disk or a crash cut off could kill the process.
     """
     nvcc = shutil.which("nvcc") or os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc")
     if not os.path.exists(nvcc):
         raise RuntimeError("no nvcc in PATH or CUDA_HOME")
-    architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    gpus = range(torch.cuda.device_count())
+    architectures = sorted({"{}{}".format(*torch.cuda.get_device_capability(gpu)) for gpu in gpus})
+    flags = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures)]
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256(SOURCE.read_bytes() + version.encode() + " ".join(NVCC_FLAGS).encode()).hexdigest()[:16]
+    key = hashlib.sha256(SOURCE.read_bytes() + version.encode() + " ".join(flags).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sparse-to-dense"
-    target = cache / f"logprobs-{key}-{architecture}.so"
-    if not target.is_file():
+    target = cache / f"logprobs-{key}-sm_{'_'.join(architectures)}.so"
+    if not is_whole(target):
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as directory:
             fresh = Path(directory) / target.name
-            subprocess.run([nvcc, *NVCC_FLAGS, f"-arch={architecture}", str(SOURCE), "-o", str(fresh)],
-                           capture_output=True, text=True, check=True)
+            subprocess.run([nvcc, *flags, str(SOURCE), "-o", str(fresh)], capture_output=True, text=True, check=True)
+            with open(fresh, "ab") as file:
+                file.write(hashlib.sha256(fresh.read_bytes()).digest())
             fresh.replace(target)
     return target
+
+
+def is_whole(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    content = path.read_bytes()
+    whole = hashlib.sha256(content[:-32]).digest() == content[-32:]
+    if not whole:
+        say(f"{path} is damaged; it is built anew")
+    return whole
 
 
 def call(name: str, logits: Tensor, *arguments) -> None:
@@ -87,16 +121,17 @@ def call(name: str, logits: Tensor, *arguments) -> None:
         raise RuntimeError(f"{name} failed with " + ("a bad argument" if code < 0 else f"CUDA error {code}"))
 
 
-def check(logits: Tensor, vectors: list[Tensor | None], ids: Tensor | None = None) -> None:
-    """What the kernels take on trust."""
+def check(logits: Tensor, vectors: tuple = (), ids: Tensor | None = None, table: Tensor | None = None, width: int = 0):
+    """What the kernels take on trust.  vectors: of float32, one number a row, or None; table: `width` numbers a row"""
     rows = len(logits)
     if logits.dtype not in DTYPES or logits.dim() != 2 or logits.stride(1) != 1 and logits.shape[1] > 1:
         raise ValueError(f"logits {tuple(logits.shape)}, {logits.dtype}: rows of float32, bfloat16 or float16 it is")
-    for vector in vectors:
-        if vector is not None and (len(vector) != rows or vector.dtype != torch.float32 or not vector.is_contiguous()):
-            raise ValueError(f"{rows} contiguous rows of float32 are needed, not {tuple(vector.shape)} {vector.dtype}")
-    if ids is not None and (ids.shape != (rows,) or ids.dtype != torch.int64 or not ids.is_contiguous()):
-        raise ValueError(f"{rows} contiguous int64 ids are needed, not {tuple(ids.shape)} {ids.dtype}")
+    for tensor, shape, dtype in [*((vector, (rows,), torch.float32) for vector in vectors),
+                                 (table, (rows, width), torch.float32), (ids, (rows,), torch.int64)]:
+        if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype or tensor.device != logits.device
+                                   or not tensor.is_contiguous() or tensor.data_ptr() % 16 and tensor is table):
+            raise ValueError(f"{shape} contiguous {dtype} on {logits.device} are needed, not {tuple(tensor.shape)} "
+                             f"{tensor.dtype} on {tensor.device}")
 
 
 # ---------------------------------------------------------------- the operators
@@ -105,7 +140,7 @@ def check(logits: Tensor, vectors: list[Tensor | None], ids: Tensor | None = Non
 
 @torch.library.custom_op("sparse_to_dense::add_tile", mutates_args={"state"})
 def add_tile(state: Tensor, logits: Tensor, token_ids: Tensor, start: int, inverse_temperature: float) -> None:
-    check(logits, [state], token_ids)
+    check(logits, ids=token_ids, table=state, width=4)
     call("add_tile", logits, logits, DTYPES[logits.dtype], logits.stride(0), *logits.shape, token_ids, start,
          inverse_temperature, state)
 
@@ -114,7 +149,7 @@ def add_tile(state: Tensor, logits: Tensor, token_ids: Tensor, start: int, inver
 def to_gradient(logits: Tensor, token_ids: Tensor, start: int, inverse_temperature: float, maximum: Tensor,
                 log_total: Tensor, grad_logprobs: Tensor, entropies: Tensor | None,
                 grad_entropies: Tensor | None) -> None:
-    check(logits, [maximum, log_total, grad_logprobs, entropies, grad_entropies], token_ids)
+    check(logits, (maximum, log_total, grad_logprobs, entropies, grad_entropies), token_ids)
     call("to_gradient", logits, logits, DTYPES[logits.dtype], logits.stride(0), *logits.shape, token_ids, start,
          inverse_temperature, maximum, log_total, grad_logprobs, entropies, grad_entropies)
 
@@ -139,14 +174,14 @@ def _(student, teacher, kind, inverse_temperature):
 def divergence_to_gradient(student: Tensor, teacher: Tensor, kind: int, inverse_temperature: float, figures: Tensor,
                            weights: Tensor) -> None:
     check_pair(student, teacher)
-    check(student, [figures, weights])
+    check(student, (weights,), table=figures, width=5)
     call("divergence_to_gradient", student, student, student.stride(0), teacher, teacher.stride(0),
          DTYPES[student.dtype], *student.shape, kind, inverse_temperature, figures, weights)
 
 
 def check_pair(student: Tensor, teacher: Tensor) -> None:
-    check(student, [])
-    check(teacher, [])
-    if student.shape != teacher.shape or student.dtype != teacher.dtype:
+    check(student)
+    check(teacher)
+    if student.shape != teacher.shape or student.dtype != teacher.dtype or student.device != teacher.device:
         raise ValueError(f"logits of student {tuple(student.shape)} {student.dtype} and teacher {tuple(teacher.shape)} "
                          f"{teacher.dtype} differ")

@@ -15,6 +15,7 @@ cuda_logprobs.py, if that can be built.  In both the row's maximum and the log o
 of 1000 the float32 nearest to their sum is up to 3e-5 off, and so would be every logprob.
 """
 import functools
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +34,8 @@ CACHED_ELEMENTS = 2**18                                 # on a CPU: logits to wo
 class Head(NamedTuple):
     """From hidden states to logits: the first vocab_size columns of cap · tanh((hidden @ weight.T + bias) / cap).
 
-    weight (V, D), or None where what is called hidden are the logits already.  bias (V,).  Columns beyond vocab_size
-    are padding: they are in no softmax and get no gradient.
+    weight (V, D), or None where what is called hidden are the products already.  bias (V,), softcap above 0.  Columns
+    beyond vocab_size are padding: they are in no softmax and get no gradient.
     """
     weight: Tensor | None
     bias: Tensor | None = None
@@ -44,14 +45,14 @@ class Head(NamedTuple):
     def logits(self, hidden: Tensor, tile: slice = slice(None)) -> Tensor:
         """(n, D) -> (n, width of the tile), a new tensor"""
         if self.weight is None:
-            return hidden[:, tile].clone()
-        weight = self.weight[tile]
-        if weight.dtype == hidden.dtype:
-            logits = hidden @ weight.T
+            logits = hidden[:, tile].clone(memory_format=torch.contiguous_format)
+        elif self.weight.dtype == hidden.dtype:
+            logits = _product(hidden, self.weight[tile].T)
         else:
+            weight = self.weight[tile]
             logits = hidden.new_empty(len(hidden), len(weight))
             for piece in _slices(len(weight), 4 * weight.shape[1], hidden.device, PIECE_BYTES):
-                logits[:, piece] = hidden @ weight[piece].to(hidden.dtype).T
+                logits[:, piece] = _product(hidden, weight[piece].to(hidden.dtype).T)
         if self.bias is not None:
             logits += self.bias[tile]
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
@@ -76,11 +77,12 @@ def linear_logprobs(hidden: Tensor, weight: Tensor | Head, token_ids: Tensor, te
     """log softmax(logits / temperature) at token_ids; with entropy=True also the entropy of that softmax.
 
     hidden (..., D) of a floating dtype, weight (V, D) or a Head, token_ids (...) int64, negative where masked.
-    -> (...) float32, nats, 0 where masked (or two of them).  Differentiable in hidden, weight and bias.
-    Logits have the dtype of hidden, or autocast's (float32 on a CPU without bfloat16); softmax and sums are float32.
+    -> (...) float32, nats, 0 where masked (or two of them).  Differentiable in hidden, weight and bias, once.
+    Logits have the dtype of hidden, or autocast's (float32 on a CPU that does not multiply it); softmax and sums are
+    float32.  Where hidden is float64, all of this is.
     For backward, autograd keeps the arguments and three float32 numbers a token.
-    Raises ValueError if shapes do not fit or, on a CPU, an id is beyond the vocabulary (on a GPU, where looking would
-    mean waiting for it, that token's logprob is NaN).
+    Raises ValueError if shapes, dtypes or the temperature will not do or, on a CPU, an id is beyond the vocabulary (on
+    a GPU, where looking would mean waiting, and under torch.compile, that token's logprob is NaN).
     """
     hidden, head, token_ids, shape = _checked(hidden, weight, temperature, token_ids)
     logprobs, entropies = _LinearLogprobs.apply(hidden, head.weight, head.bias, head.softcap, token_ids, temperature,
@@ -92,28 +94,34 @@ def linear_token_loss(hidden: Tensor, weight: Tensor | Head, token_ids: Tensor, 
                       temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """The sum over tokens of token_loss(logprobs, rows), its gradient made on the way: 6 N D V flops.
 
-    hidden (N, D), weight and token_ids (N,) as for linear_logprobs.  token_loss gets the logprobs (n,) of the tokens
-    `rows`, a slice of N, and returns their losses (n,) by differentiable operations; masked tokens have none.
-    -> the loss, a scalar to call backward() on once, and logprobs (N,) float32, nats, without gradient.
+    hidden (..., D), weight and token_ids (...) as for linear_logprobs.  token_loss gets the logprobs (n,) of the tokens
+    `rows`, a slice of all N in their order, and returns their losses (n,) by differentiable operations; masked tokens
+    have none.
+    -> the loss, a scalar to call backward() on once, and logprobs (...) float32, nats, without gradient.
     For backward, autograd keeps the gradients of hidden, weight and bias.  Raises as linear_logprobs.
     """
-    hidden, head, token_ids, _ = _checked(hidden, weight, temperature, token_ids)
-    logprobs, losses = torch.zeros(2, len(hidden), device=hidden.device).unbind()
+    hidden, head, token_ids, shape = _checked(hidden, weight, temperature, token_ids)
+    dtype = _compute_dtype(hidden)
+    logprobs, losses = torch.zeros(2, len(hidden), dtype=_wide(dtype), device=hidden.device).unbind()
 
     def logits_to_gradient(logits: Tensor, rows: slice, wanted: bool) -> None:
         ids, state = token_ids[rows], _new_state(logits)
         _add_tile(state, logits, ids, 0, temperature, entropy=False)
-        values, _, maximum, log_total = _read_state(state, ids, temperature)
-        with torch.enable_grad():
-            values.requires_grad_()
-            loss = token_loss(values, rows).masked_fill(ids < 0, 0.0)
-            weights, = torch.autograd.grad(loss.sum(), values)
-        logprobs[rows], losses[rows] = values.detach(), loss.detach()
+        logprobs[rows], _, maximum, log_total = _read_state(state, ids, temperature)
+        with torch.set_grad_enabled(wanted):
+            values = logprobs[rows].detach().requires_grad_(wanted)
+            loss = token_loss(values, rows)
+            if loss.shape != values.shape:
+                raise ValueError(f"token_loss made {tuple(loss.shape)} losses of {len(values)} logprobs")
+            loss = loss.masked_fill(ids < 0, 0.0)
+            total = loss.sum()
+        losses[rows] = loss.detach()
         if wanted:
+            weights, = torch.autograd.grad(total, values)
             _to_gradient(logits, ids, 0, temperature, maximum, log_total, None, weights, None)
 
-    gradients = _walk(hidden, head, _compute_dtype(hidden), _wanted(hidden, head), logits_to_gradient)
-    return _WithGradients.apply(losses.sum(), hidden, head.weight, head.bias, gradients), logprobs
+    gradients = _walk(hidden, head, dtype, _wanted(hidden, head), logits_to_gradient)
+    return _WithGradients.apply(losses.sum(), hidden, head.weight, head.bias, gradients), logprobs.view(shape)
 
 
 def linear_divergence(student_hidden: Tensor, student_weight: Tensor | Head, teacher_hidden: Tensor,
@@ -123,12 +131,14 @@ def linear_divergence(student_hidden: Tensor, student_weight: Tensor | Head, tea
     kind: "reverse" KL(student || teacher), "forward" KL(teacher || student), or "jsd", the mean KL of both to their
     mixture.  student_hidden (..., D), teacher_hidden (..., D') and a weight or Head for each, of one V; width, dtype,
     bias and soft cap are each side's own.
-    -> (...) float32, nats.  Differentiable in the student's tensors; the teacher's are constants.
-    For backward, autograd keeps the arguments alone and the logits of both are made again (linear_divergence_loss
-    makes them once).  Raises ValueError if shapes or vocabularies do not fit, and for another kind.
+    -> (...) float32, nats; float64 where student_hidden is.  Differentiable in the student's tensors, once; the
+    teacher's are constants.
+    For backward, autograd keeps the arguments alone (on a GPU the teacher's weight in the dtype of its products, if it
+    has another) and the logits of both are made again; linear_divergence_loss makes them once.
+    Raises ValueError if shapes or vocabularies do not fit, and for another kind.
     """
-    hidden, head, shape, to_teacher = _checked_pair(student_hidden, student_weight, teacher_hidden, teacher_weight,
-                                                    kind, temperature)
+    hidden, head, _, shape, to_teacher = _checked_pair(student_hidden, student_weight, teacher_hidden, teacher_weight,
+                                                       kind, temperature)
     return _LinearDivergence.apply(hidden, head.weight, head.bias, head.softcap, _compute_dtype(hidden),
                                    to_teacher).view(shape)
 
@@ -138,24 +148,30 @@ def linear_divergence_loss(student_hidden: Tensor, student_weight: Tensor | Head
                            temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """The sum over tokens of token_weights · divergence, its gradient made on the way: 6 N D V flops of the student.
 
-    As linear_divergence, with hidden states (N, D) and (N, D'), token_weights (N,) and token_ids (N,) int64.
+    As linear_divergence, with token_weights (...), constants, and token_ids (...) int64, negative where masked.
     -> the loss, a scalar to call backward() on once; the divergences and the student's logprobs of token_ids, both
-    (N,) float32, nats, without gradient.  For backward, autograd keeps the gradients of the student's tensors, and
-    nothing of the teacher, whose weight may be gone by then.
+    (...) float32, nats, without gradient, 0 where masked.  A token of weight 0 adds nothing, not even an infinity.
+    For backward, autograd keeps the gradients of the student's tensors, and nothing of the teacher, whose weight may
+    be gone by then.
     """
-    hidden, head, _, to_teacher = _checked_pair(student_hidden, student_weight, teacher_hidden, teacher_weight, kind,
-                                                temperature)
-    _checked(hidden, head, temperature, token_ids)
-    divergences, logprobs = torch.zeros(2, len(hidden), device=hidden.device).unbind()
-    token_weights = token_weights.detach().float()
+    hidden, head, token_ids, shape, to_teacher = _checked_pair(student_hidden, student_weight, teacher_hidden,
+                                                               teacher_weight, kind, temperature, token_ids)
+    if token_weights.shape != shape:
+        raise ValueError(f"token_weights {tuple(token_weights.shape)} for tokens {tuple(shape)}")
+    dtype = _compute_dtype(hidden)
+    divergences, logprobs = torch.zeros(2, len(hidden), dtype=_wide(dtype), device=hidden.device).unbind()
+    token_weights = token_weights.detach().flatten().to(divergences.dtype).masked_fill(token_ids < 0, 0.0)
 
     def logits_to_gradient(logits: Tensor, rows: slice, wanted: bool) -> None:
         weights = token_weights[rows] if wanted else None
         divergences[rows], logprobs[rows] = to_teacher(logits, rows, weights, token_ids[rows])
 
-    gradients = _walk(hidden, head, _compute_dtype(hidden), _wanted(hidden, head), logits_to_gradient, sides=2)
-    loss = _WithGradients.apply((divergences * token_weights).sum(), hidden, head.weight, head.bias, gradients)
-    return loss, divergences, logprobs
+    gradients = _walk(hidden, head, dtype, _wanted(hidden, head), logits_to_gradient, sides=2)
+    for figures in (divergences, logprobs):
+        figures.masked_fill_(token_ids < 0, 0.0)
+    loss = (divergences.masked_fill(token_weights == 0, 0.0) * token_weights).sum()
+    loss = _WithGradients.apply(loss, hidden, head.weight, head.bias, gradients)
+    return loss, divergences.view(shape), logprobs.view(shape)
 
 
 # ---------------------------------------------------------------- arguments
@@ -164,53 +180,80 @@ def linear_divergence_loss(student_hidden: Tensor, student_weight: Tensor | Head
 def _checked(hidden: Tensor, weight: Tensor | Head, temperature: float, token_ids: Tensor):
     """-> hidden (N, D), the head without padding columns, token_ids (N,), the shape of token_ids"""
     head = weight if isinstance(weight, Head) else Head(weight)
-    if head.vocab_size is not None and head.weight is not None:
-        head = head._replace(weight=head.weight[:head.vocab_size],
-                             bias=None if head.bias is None else head.bias[:head.vocab_size])
-    elif head.vocab_size is not None:
-        hidden = hidden[..., :head.vocab_size]
-    if hidden.shape[:-1] != token_ids.shape or head.weight is not None and hidden.shape[-1] != head.weight.shape[1]:
-        raise ValueError(f"hidden {tuple(hidden.shape)}, token_ids {tuple(token_ids.shape)} and a head of "
-                         f"{None if head.weight is None else tuple(head.weight.shape)} do not fit")
-    if temperature <= 0:
-        raise ValueError(f"a temperature above 0 is needed, not {temperature}")
     columns = head.columns(hidden)
-    if not token_ids.is_cuda and token_ids.numel() and int(token_ids.max()) >= columns:
-        raise ValueError(f"token id {int(token_ids.max())} is beyond the vocabulary of {columns}")
-    return hidden.flatten(0, -2), head, token_ids.flatten(), token_ids.shape
+    vocab_size = columns if head.vocab_size is None else head.vocab_size
+    fits = (hidden.shape[:-1] == token_ids.shape and 0 < vocab_size <= columns
+            and (head.weight is None or head.weight.shape == (columns, hidden.shape[-1]))
+            and (head.bias is None or head.bias.shape == (columns,)))
+    if not fits:
+        shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (head.weight, head.bias)]
+        raise ValueError(f"hidden {tuple(hidden.shape)}, token_ids {tuple(token_ids.shape)} and a head with weight "
+                         f"{shapes[0]}, bias {shapes[1]} and vocab_size {head.vocab_size} do not fit")
+    if not hidden.is_floating_point() or token_ids.dtype != torch.int64:
+        raise ValueError(f"hidden {hidden.dtype}, token_ids {token_ids.dtype}: a floating dtype and int64 are needed")
+    for name, number in (("temperature", temperature), ("softcap", head.softcap)):
+        if number is not None and not 0 < number < math.inf:
+            raise ValueError(f"a {name} above 0 is needed, not {number}")
+    looks = not token_ids.is_cuda and not torch.compiler.is_compiling()
+    if looks and token_ids.numel() and int(token_ids.max()) >= vocab_size:
+        raise ValueError(f"token id {int(token_ids.max())} is beyond the vocabulary of {vocab_size}")
+    if head.weight is None:
+        hidden = hidden[..., :vocab_size]
+    elif vocab_size < columns:
+        head = head._replace(weight=head.weight[:vocab_size])
+    if head.bias is not None and vocab_size < columns:
+        head = head._replace(bias=head.bias[:vocab_size])
+    return hidden.reshape(-1, hidden.shape[-1]), head, token_ids.flatten().contiguous(), token_ids.shape
 
 
-def _checked_pair(student_hidden, student_weight, teacher_hidden, teacher_weight, kind: str, temperature: float):
-    """-> the student's hidden (N, D), its head, the shape of its tokens, what compares chunks to the teacher's"""
+def _checked_pair(student_hidden, student_weight, teacher_hidden, teacher_weight, kind: str, temperature: float,
+                  token_ids: Tensor | None = None):
+    """-> the student's hidden (N, D), its head, token_ids (N,), their shape, what compares chunks to the teacher's"""
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     if student_hidden.shape[:-1] != teacher_hidden.shape[:-1]:
         raise ValueError(f"hidden states of student {tuple(student_hidden.shape)} and teacher "
                          f"{tuple(teacher_hidden.shape)} are of different tokens")
-    no_ids = torch.full(student_hidden.shape[:-1], -1, device=student_hidden.device)
-    hidden, head, _, shape = _checked(student_hidden, student_weight, temperature, no_ids)
-    teacher_hidden, teacher_head, _, _ = _checked(teacher_hidden.detach(), teacher_weight, temperature, no_ids)
+    if token_ids is None:
+        token_ids = torch.full(student_hidden.shape[:-1], -1, device=student_hidden.device)
+    hidden, head, ids, shape = _checked(student_hidden, student_weight, temperature, token_ids)
+    teacher_hidden, teacher_head, _, _ = _checked(teacher_hidden.detach(), teacher_weight, temperature, token_ids)
     if head.columns(hidden) != teacher_head.columns(teacher_hidden):
         raise ValueError(f"a student of {head.columns(hidden)} tokens and a teacher of "
                          f"{teacher_head.columns(teacher_hidden)} have different vocabularies")
     dtype = _compute_dtype(teacher_hidden)
     with torch.no_grad():
-        teacher_hidden, teacher_head = teacher_hidden.to(dtype), teacher_head.on_gpu_as(dtype)
+        teacher_head = teacher_head.on_gpu_as(dtype)
 
     @torch.no_grad()
     def to_teacher(logits: Tensor, rows: slice, weights: Tensor | None, token_ids: Tensor | None = None):
-        return _divergence(logits, teacher_head.logits(teacher_hidden[rows]), kind, temperature, weights, token_ids)
+        teacher_logits = teacher_head.logits(teacher_hidden[rows].to(dtype))
+        return _divergence(logits, teacher_logits, kind, temperature, weights, token_ids)
 
-    return hidden, head, shape, to_teacher
+    return hidden, head, ids, shape, to_teacher
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """Settled before the forward pass, for the backward pass too: autocast ends in between."""
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    return torch.float32 if device == "cpu" and dtype.itemsize == 2 and not _cpu_has_bfloat16() else dtype
+    """Of the logits.  Settled before the forward pass, for the backward pass too: autocast ends in between."""
+    device, dtype = hidden.device.type, hidden.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    slow = device == "cpu" and (dtype == torch.float16 or dtype == torch.bfloat16 and not _cpu_has_bfloat16())
+    return torch.float32 if slow else dtype
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Of softmax, sums and results: float32, or float64 where the logits are."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """In the dtype of its factors, also under autocast."""
+    with torch.autocast(left.device.type, enabled=False):
+        return left @ right
+
+
+@torch.compiler.assume_constant_result
 @functools.cache
 def _cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 (avx512_bf16, amx_bf16; Arm: bf16).  Without, float32 is 3 times faster."""
@@ -248,8 +291,9 @@ class _LinearLogprobs(torch.autograd.Function):
     def backward(ctx, grad_logprobs, grad_entropies):
         hidden, weight, bias, token_ids, maximum, log_total, entropies = ctx.saved_tensors
         states, head = hidden.to(ctx.dtype), Head(weight, bias, ctx.softcap).on_gpu_as(ctx.dtype)
-        grad_logprobs = torch.zeros_like(grad_entropies) if grad_logprobs is None else grad_logprobs
-        gradients = _Gradients(hidden, head, ctx.needs_input_grad, None if weight is None else weight.dtype)
+        grad_logprobs = torch.zeros_like(maximum) if grad_logprobs is None else grad_logprobs
+        grad_entropies = None if entropies is None else grad_entropies          # torch.compile makes zeros of None
+        gradients = _Gradients(hidden, head, ctx.dtype, ctx.needs_input_grad, None if weight is None else weight.dtype)
         for tile in ctx.tiles:
             logits = head.logits(states, tile)
             slope = head.slope(logits)
@@ -267,7 +311,7 @@ def _walk(hidden: Tensor, head: Head, dtype: torch.dtype, wanted, logits_to_grad
     sides: 2 where as many logits of a teacher are alive beside them.  -> d loss / d hidden, weight and bias
     """
     states, cast_head = hidden.to(dtype), head.on_gpu_as(dtype)
-    gradients = _Gradients(hidden, cast_head, wanted)
+    gradients = _Gradients(hidden, cast_head, dtype, wanted)
     for rows in _slices(len(hidden), sides * head.columns(hidden) * dtype.itemsize, hidden.device):
         logits = cast_head.logits(states[rows])
         slope = head.slope(logits) if any(wanted) else None
@@ -283,7 +327,7 @@ class _LinearDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, softcap, dtype, to_teacher):
-        divergences = torch.zeros(len(hidden), device=hidden.device)
+        divergences = torch.zeros(len(hidden), dtype=_wide(dtype), device=hidden.device)
 
         def to_value(logits, rows, _):
             divergences[rows], _ = to_teacher(logits, rows, None)
@@ -312,19 +356,24 @@ class _WithGradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx, loss, hidden, weight, bias, gradients):
         ctx.save_for_backward(*gradients)
+        ctx.used = False
         return loss.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss):
+        if ctx.used:                                    # a second pass would need a second copy of them
+            raise RuntimeError("backward() of this loss can be called once: its gradients have been given away")
+        ctx.used = True
         return None, *(None if gradient is None else gradient.mul_(grad_loss) for gradient in ctx.saved_tensors), None
 
 
 class _Gradients:
-    """Of hidden states, weight and bias, None where not wanted; what is summed over pieces is summed in float32."""
+    """Of hidden states, weight and bias, None where not wanted; what is summed over pieces is so in _wide(dtype)."""
 
-    def __init__(self, hidden: Tensor, head: Head, wanted, weight_dtype: torch.dtype = torch.float32):
-        dtypes = (hidden.dtype if head.weight is None else torch.float32, weight_dtype, torch.float32)
+    def __init__(self, hidden: Tensor, head: Head, dtype: torch.dtype, wanted, weight_dtype: torch.dtype | None = None):
+        wide = _wide(dtype)
+        dtypes = (hidden.dtype if head.weight is None else wide, weight_dtype or wide, wide)
         self.head = head
         self.hidden, self.weight, self.bias = (
             torch.zeros(tensor.shape, dtype=dtype, device=hidden.device) if want and tensor is not None else None
@@ -339,7 +388,7 @@ class _Gradients:
         if self.weight is not None:
             _add_product(self.weight[columns], gradient.T, states)
         if self.bias is not None:
-            self.bias[columns] += gradient.sum(0, dtype=torch.float32)
+            self.bias[columns] += gradient.sum(0, dtype=self.bias.dtype)
 
     def cast_like(self, *tensors: Tensor | None) -> list[Tensor | None]:
         return [gradient if gradient is None else gradient.to(tensor.dtype)
@@ -348,7 +397,7 @@ class _Gradients:
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right.  A bfloat16 product is added in float32; only a GPU keeps it from being rounded first."""
-    if left.is_cuda and total.dtype == left.dtype:
+    if total.dtype == left.dtype == right.dtype:
         total.addmm_(left, right)
     elif left.is_cuda and hasattr(torch.ops.aten.addmm, "dtype_out"):               # torch >= 2.8
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
@@ -359,7 +408,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
                 if total.dtype == left.dtype:
                     total[rows].addmm_(*factors)
                 else:
-                    total[rows] += factors[0] @ factors[1]
+                    total[rows] += _product(*factors)
 
 
 def _slices(total: int, bytes_each: int, device: torch.device, workspace: int | None = None) -> list[slice]:
@@ -374,7 +423,8 @@ def _slices(total: int, bytes_each: int, device: torch.device, workspace: int | 
 
 
 def _kernels(logits: Tensor):
-    return cuda_logprobs if logits.is_cuda and cuda_logprobs.library() else None
+    served = logits.is_cuda and logits.dtype in cuda_logprobs.DTYPES
+    return cuda_logprobs if served and cuda_logprobs.available() else None
 
 
 def _blocks(logits: Tensor) -> list[slice]:
@@ -384,13 +434,16 @@ def _blocks(logits: Tensor) -> list[slice]:
 
 
 def _new_state(hidden: Tensor) -> Tensor:
-    """What the online softmax carries from tile to tile, (N, 4) float32: the largest logit m so far, the sums of
+    """What the online softmax carries from tile to tile, (N, 4): the largest logit m so far, the sums of
     e^((x − m) / T) and of e^((x − m) / T) (x − m), and the token's own logit, NaN until its tile has come.
 
-    m starts finite, as −inf minus −inf would be no number.
+    m starts finite, as −inf minus −inf would be no number.  Filled in place: for numbers from the host a GPU's queue
+    would have to wait, and a graph could not capture it.
     """
-    start = torch.tensor([torch.finfo(torch.float32).min, 0, 0, torch.nan], device=hidden.device)
-    return start.repeat(len(hidden), 1)
+    state = torch.zeros(len(hidden), 4, dtype=_wide(hidden.dtype), device=hidden.device)
+    state[:, 0].fill_(torch.finfo(torch.float32).min)
+    state[:, 3].fill_(torch.nan)
+    return state
 
 
 def _add_tile(state: Tensor, logits: Tensor, token_ids: Tensor, start: int, temperature: float, entropy: bool) -> None:
@@ -399,7 +452,7 @@ def _add_tile(state: Tensor, logits: Tensor, token_ids: Tensor, start: int, temp
         return kernels.add_tile(state, logits, token_ids, start, 1 / temperature)
     for rows in _blocks(logits):
         old_maximum, total, gap_total, target = state[rows].unbind(1)
-        maximum = torch.maximum(old_maximum, logits[rows].amax(1).float())
+        maximum = torch.maximum(old_maximum, logits[rows].amax(1).to(state.dtype))
         drop = old_maximum - maximum                    # what was summed under the old maximum is scaled to the new one
         scale = (drop / temperature).exp()
         gaps = logits[rows] - maximum[:, None]
@@ -459,15 +512,17 @@ def _divergence(student: Tensor, teacher: Tensor, kind: str, temperature: float,
     """
     if kernels := _kernels(student):
         return _divergence_by_kernels(kernels, student, teacher, kind, temperature, weights, token_ids)
-    values, logprobs = torch.zeros(2, len(student), device=student.device).unbind()
+    wide = _wide(student.dtype)
+    values, logprobs = torch.zeros(2, len(student), dtype=wide, device=student.device).unbind()
     for rows in _blocks(student):
-        mine = (student[rows].float() / temperature).log_softmax(1)
-        values[rows], gradient = _value_and_gradient(
-            mine, (teacher[rows].float() / temperature).log_softmax(1), kind, weights is not None)
+        mine, other = ((logits[rows].to(wide) / temperature).log_softmax(1) for logits in (student, teacher))
+        values[rows], gradient = _value_and_gradient(mine, other, kind, weights is not None)
         if token_ids is not None:
             logprobs[rows] = mine.gather(1, token_ids[rows, None].clamp(min=0))[:, 0]
         if weights is not None:
             student[rows] = gradient.mul_(weights[rows, None] / temperature)
+    if weights is not None:
+        student[weights == 0] = 0                       # even where the gradient is infinite
     return values, logprobs
 
 
@@ -485,7 +540,7 @@ def _value_and_gradient(student: Tensor, teacher: Tensor, kind: str, wanted: boo
         gap = student - teacher
         value = (_times(p, gap) - p + q).sum(1)
         return value, _times(p, gap - value[:, None]) if wanted else None
-    mixture = torch.logaddexp(student, teacher) - torch.log(torch.tensor(2.0))
+    mixture = torch.logaddexp(student, teacher) - math.log(2)
     to_mixture = _times(p, student - mixture)
     value = 0.5 * (to_mixture + _times(q, teacher - mixture)).sum(1)
     centre = to_mixture.sum(1, keepdim=True)
@@ -498,8 +553,8 @@ def _times(probabilities: Tensor, logs: Tensor) -> Tensor:
 
 
 def _divergence_by_kernels(kernels, student, teacher, kind, temperature, weights, token_ids):
-    if student.dtype != teacher.dtype:
-        teacher = teacher.to(student.dtype)
+    logits, common = student, torch.promote_types(student.dtype, teacher.dtype)
+    student, teacher = student.to(common), teacher.to(common)
     values, row_figures = kernels.divergence(student, teacher, KINDS.index(kind), 1 / temperature)
     logprobs = None
     if token_ids is not None:
@@ -508,4 +563,5 @@ def _divergence_by_kernels(kernels, student, teacher, kind, temperature, weights
     if weights is not None:
         kernels.divergence_to_gradient(student, teacher, KINDS.index(kind), 1 / temperature, row_figures,
                                        weights.contiguous())
+        logits.copy_(student)                           # no work where both had one dtype
     return values, logprobs

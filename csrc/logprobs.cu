@@ -20,6 +20,7 @@
 #define SHARED(type, name, count) __shared__ type name[count]
 #define LAUNCH(kernel, rows, stream, ...) kernel<<<(unsigned)(rows), THREADS, 0, (cudaStream_t)(stream)>>>(__VA_ARGS__)
 #define LAST_ERROR() ((int)cudaGetLastError())
+#define ALIGNED_16(pointer) (pointer)                       // on trust; the emulation looks
 __device__ __forceinline__ float exp2_fast(float x) {       // 2 ulp, denormals are 0
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -47,7 +48,7 @@ constexpr float FAR = 1e30f;                                // bound on a gap th
 
 struct Bfloat16 { uint16_t bits; };
 struct Half { uint16_t bits; };
-struct alignas(16) Bytes16 { unsigned char bytes[16]; };
+struct alignas(16) Bytes16 { uint32_t words[4]; };
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(Half x) { return half_to_float(x.bits); }
@@ -64,6 +65,10 @@ __device__ __forceinline__ void from_float(float value, Bfloat16& x) {      // t
   uint32_t bits;
   memcpy(&bits, &value, 4);
   x.bits = value != value ? 0x7fff : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+template <typename T> __device__ __forceinline__ Bytes16& sixteen_bytes(T* first) {
+  return *reinterpret_cast<Bytes16*>(ALIGNED_16(first));
 }
 
 // Show each element of one or two rows to a thread: visit(x, column) with x float[ROWS][K], K adjacent columns from
@@ -84,7 +89,7 @@ __device__ __forceinline__ void walk(T* const (&rows)[ROWS], int64_t width, Visi
     for (int l = 0; l < LOADS; l++)
 #pragma unroll
       for (int r = 0; r < ROWS; r++)
-        if (first + l * THREADS < vectors) raw[l][r] = reinterpret_cast<Bytes16*>(rows[r] + head)[first + l * THREADS];
+        if (first + l * THREADS < vectors) raw[l][r] = sixteen_bytes(rows[r] + head + (first + l * THREADS) * K);
 #pragma unroll
     for (int l = 0; l < LOADS; l++) {
       const int64_t vector = first + l * THREADS;
@@ -102,7 +107,7 @@ __device__ __forceinline__ void walk(T* const (&rows)[ROWS], int64_t width, Visi
 #pragma unroll
         for (int k = 0; k < K; k++) from_float(x[0][k], packed[k]);
         memcpy(&raw[l][0], packed, 16);
-        reinterpret_cast<Bytes16*>(rows[0] + head)[vector] = raw[l][0];
+        sixteen_bytes(rows[0] + head + vector * K) = raw[l][0];
       }
     }
   }
@@ -157,7 +162,7 @@ struct Pair {                                               // of KL(a || b)
   __device__ __forceinline__ void raise(float a_higher, float b_higher, float c) {
     const float a_gap = fminf(a_higher - a_maximum, FAR), b_gap = fminf(b_higher - b_maximum, FAR);
     const float a_scale = exp2_fast(-a_gap * c);
-    gap_total = a_scale * (gap_total + (b_gap - a_gap) * a_total);
+    gap_total = a_scale == 0 ? 0 : a_scale * (gap_total + (b_gap - a_gap) * a_total);   // it may be infinite
     a_total *= a_scale;
     b_total *= exp2_fast(-b_gap * c);
     a_maximum = a_higher;
@@ -365,7 +370,7 @@ template <typename Function> int by_dtype(int dtype, Function function) {
 
 // ---------------------------------------------------------------- C functions, for ctypes
 // dtype: 0 float32, 1 bfloat16, 2 float16.  Strides in elements.  Rows of 0 width or none at all are no work.
-// -> 0, a cudaError_t, or −1 for a bad dtype or kind.
+// -> 0, a cudaError_t, or −1 for a bad argument.
 #define API extern "C" __attribute__((visibility("default"))) int
 
 API add_tile(void* logits, int dtype, int64_t stride, int64_t rows, int64_t width, const int64_t* ids, int64_t start,
@@ -380,6 +385,7 @@ API add_tile(void* logits, int dtype, int64_t stride, int64_t rows, int64_t widt
 API to_gradient(void* logits, int dtype, int64_t stride, int64_t rows, int64_t width, const int64_t* ids, int64_t start,
                 float inv_t, const float* maxima, const float* log_totals, const float* grad_logprobs,
                 const float* entropies, const float* grad_entropies, void* stream) {
+  if (grad_entropies && !entropies) return -1;
   if (rows == 0 || width == 0) return 0;
   return by_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);

@@ -3,9 +3,10 @@
 //
 //   - shared memory holds NaN when a block begins;
 //   - fibers run in ascending, descending or random order (simt_order): where a barrier is missing, the results differ;
-//   - a barrier or shuffle that not all threads reach is error 700, not a hang, and so is a shuffle with a partial mask.
+//   - a barrier or shuffle that not all threads reach is error 700, not a hang, and so are a shuffle with a partial mask
+//     and 16 bytes that do not lie on a 16-byte boundary.
 //
-// It cannot show misaligned loads, races that need two threads at once, the GPU's own exp2 (2 ulp), or speed.
+// It cannot show races that need two threads at once, the GPU's own exp2 (2 ulp), or speed.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -80,6 +81,12 @@ inline float shuffle(unsigned mask, float value, unsigned distance) {
   me.distance = distance;
   pause(Wait::SHUFFLE);
   return me.received;
+}
+template <typename T> T* aligned_16(T* pointer) {
+  alignas(16) static unsigned char elsewhere[16];
+  if ((uintptr_t)pointer % 16 == 0) return pointer;
+  stop("16 bytes that are not aligned");
+  return reinterpret_cast<T*>(elsewhere);
 }
 template <typename T> T* shared(const char* name, size_t count) {       // by name: each fiber finds the same
   static std::vector<std::pair<const char*, size_t>> places;
@@ -178,6 +185,7 @@ struct Index { unsigned x; };
 #define SHARED(type, name, count) type* name = simt::shared<type>(#name, count)
 #define LAUNCH(kernel, rows, stream, ...) ((void)(stream), simt::launch(rows, THREADS, [&] { (kernel)(__VA_ARGS__); }))
 #define LAST_ERROR() simt::take_error()
+#define ALIGNED_16(pointer) simt::aligned_16(pointer)
 
 struct alignas(16) float4 { float x, y, z, w; };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }

@@ -137,6 +137,29 @@ def test_logits_of_minus_infinity():
 # ---------------------------------------------------------------- dtypes
 
 
+def test_float64_is_float64_throughout():
+    hidden, head, ids = inputs(num_tokens=5, width=3, vocab=7, dtype=torch.float64, bias=True, softcap=3.0, vocab_size=6)
+    ids, teacher = torch.tensor([0, 5, -1, 2, 3]), (random(5, 4, seed=4).double(), Head(random(7, 4, seed=5).double(), vocab_size=6))
+    check = torch.autograd.gradcheck
+    assert check(lambda *tensors: linear_logprobs(tensors[0], Head(*tensors[1:], 3.0, 6), ids, 0.7, entropy=True), leaves(hidden, head))
+    for kind in KINDS:
+        assert check(lambda *tensors: linear_divergence(tensors[0], Head(*tensors[1:], 3.0, 6), *teacher, kind, 0.7), leaves(hidden, head))     # noqa: B023
+    scale = torch.linspace(-1, 2, 5).double()
+    for loss, expected in ((linear_token_loss(hidden, head, ids, lambda values, rows: values * scale[rows])[0], (linear_logprobs(hidden, head, ids) * scale).sum()),
+                           (linear_divergence_loss(hidden, head, *teacher, "jsd", scale, ids.abs())[0], (linear_divergence(hidden, head, *teacher, "jsd") * scale).sum())):
+        for got, wanted in zip(torch.autograd.grad(loss, leaves(hidden, head)), torch.autograd.grad(expected, leaves(hidden, head))):
+            torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_autocast_on_a_cpu_without_bfloat16_is_float32(monkeypatch):
+    monkeypatch.setattr(logprobs, "_cpu_has_bfloat16", lambda: False)
+    hidden, head, ids = inputs()
+    expected = linear_logprobs(hidden, head, ids), linear_divergence(hidden, head, hidden.detach() / 2, head.weight, "jsd")
+    with torch.autocast("cpu", torch.bfloat16):
+        got = linear_logprobs(hidden, head, ids), linear_divergence(hidden, head, hidden.detach() / 2, head.weight, "jsd")
+    assert all(map(torch.equal, got, expected))
+
+
 @pytest.mark.parametrize("has_bfloat16", [True, False])
 def test_bfloat16_on_cpus_with_and_without_it(monkeypatch, has_bfloat16, pieces):
     monkeypatch.setattr(logprobs, "_cpu_has_bfloat16", lambda: has_bfloat16)
@@ -211,6 +234,23 @@ def test_no_tensor_of_all_logits_is_ever_alive(monkeypatch):
 # ---------------------------------------------------------------- arguments
 
 
+def test_batches_of_rows_and_masked_tokens():
+    """(B, C, D) is as (B · C, D); a masked token has no figures, no gradient and no part in the loss, whatever its states are."""
+    hidden, head, ids = inputs(num_tokens=6)
+    hidden.data[4] = torch.nan
+    ids[4] = -1
+    teacher, ones, batch = (random(6, 8, seed=4), random(301, 8, seed=5)), torch.ones(6), (2, 3)
+    for loss, *figures in (linear_token_loss(hidden.view(2, 3, 16), head, ids.view(batch), lambda values, rows: -values),
+                           linear_divergence_loss(hidden.view(2, 3, 16), head, teacher[0].view(2, 3, 8), teacher[1], "reverse", ones.view(batch), ids.view(batch))):
+        gradient, = torch.autograd.grad(loss, hidden, retain_graph=True)
+        assert loss.isfinite() and (gradient[4] == 0).all() and gradient.isfinite().all()
+        assert all(figure.shape == batch and figure[1, 1] == 0 and figure.isfinite().all() for figure in figures)
+        with pytest.raises(RuntimeError, match="once"):
+            loss.backward()
+    strided = torch.stack([ids, ids], 1)[:, 0]
+    assert torch.equal(linear_logprobs(hidden, head, strided), linear_logprobs(hidden.view(2, 3, 16), head, ids.view(batch)).flatten())
+
+
 def test_no_tokens_at_all():
     hidden, head, ids = inputs(num_tokens=0)
     for loss in (linear_logprobs(hidden, head, ids).sum(), linear_token_loss(hidden, head, ids, lambda values, rows: values)[0],
@@ -230,5 +270,17 @@ def test_what_does_not_fit_is_refused():
         linear_divergence(hidden, head, hidden[:5], head, "jsd")
     with pytest.raises(ValueError, match="reverse, forward, jsd"):
         linear_divergence(hidden, head, hidden, head, "kl")
-    with pytest.raises(ValueError, match="temperature"):
-        linear_logprobs(hidden, head, ids, 0.0)
+    for temperature in (0.0, float("nan")):
+        with pytest.raises(ValueError, match="temperature"):
+            linear_logprobs(hidden, head, ids, temperature)
+    for bad in (head._replace(bias=torch.ones(1)), head._replace(vocab_size=302), Head(head.weight[0])):
+        with pytest.raises(ValueError, match="do not fit"):
+            linear_logprobs(hidden, bad, ids)
+    with pytest.raises(ValueError, match="softcap"):
+        linear_logprobs(hidden, head._replace(softcap=0.0), ids)
+    with pytest.raises(ValueError, match="int64"):
+        linear_logprobs(hidden, head, ids.float())
+    with pytest.raises(ValueError, match="token_weights"):
+        linear_divergence_loss(hidden, head, hidden, head, "jsd", torch.ones(1), ids)
+    with pytest.raises(ValueError, match="token_loss"):
+        linear_token_loss(hidden, head, ids, lambda values, rows: values.mean())
