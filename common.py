@@ -237,20 +237,28 @@ def load_problems(path: Path, need_answers: bool = True) -> list[Problem]:
     path = Path(path)
     if not path.is_file():
         fail(f"{path}: no such file of problems")
-    problems = [read_problem(line, f"{path}, line {number}", need_answers)
-                for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1) if line.strip()]
+    problems = [read_problem(row, f"{path}, line {number}", need_answers) for number, row in numbered_rows(path)]
     if not problems:
         fail(f"{path}: the file holds no problems")
     return problems
 
 
-def read_problem(line: str, source: str, need_answer: bool) -> Problem:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        fail(f"{source}: not JSON ({error.msg}); one object a line is expected")
-    if not isinstance(row, dict):
-        fail(f"{source}: one JSON object a line is expected, this is a {type(row).__name__}")
+def numbered_rows(path: Path):
+    """(line number, object) of a user's file of JSON lines; refuses a line that is no JSON object."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):       # not splitlines: text may hold U+2028
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:                       # also of bytes that are not UTF-8
+            reason = getattr(error, "msg", error)
+            fail(f"{path}, line {number}: not JSON ({reason}); one object a line is expected")
+        if not isinstance(row, dict):
+            fail(f"{path}, line {number}: one JSON object a line is expected, this is a {type(row).__name__}")
+        yield number, row
+
+
+def read_problem(row: dict, source: str, need_answer: bool) -> Problem:
     text = row.get("problem", row.get("question"))
     if not isinstance(text, str) or not text.strip():
         fail(f"{source}: no text under `problem` or `question`")

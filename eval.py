@@ -337,22 +337,15 @@ def judge(rollouts, problems, tokenizer, samples: int) -> list[dict]:
 
 def read_graded_rows(path: Path) -> list[dict]:
     """Rows of another engine: `completion` or `completions`, and `answer`; rows of one `id` or `problem` are joined."""
-    from common import fail
+    from common import fail, numbered_rows
 
     if not path.is_file():
         fail(f"--grade {path}: no such file")
     rows: dict = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # not splitlines: text may hold U+2028
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            completions = row["completions"] if "completions" in row else [row["completion"]]
-            good = isinstance(completions, list) and all(isinstance(text, str) for text in completions)
-            good = good and isinstance(row["answer"], str | int | float)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            good = False
-        if not good:
+    for number, row in numbered_rows(path):
+        completions = row["completions"] if "completions" in row else [row.get("completion")]
+        good = isinstance(completions, list) and all(isinstance(text, str) for text in completions)
+        if not good or not isinstance(row.get("answer"), str | int | float):
             fail(f"--grade {path}, line {number}: an object with completion (or completions) and answer is expected, "
                  "the completions text, the answer text or a number")
         if completions:

@@ -48,12 +48,13 @@ def grpo(toy, out, **changes):
     (None, "no such file"), ("", "holds no problems"), ("\n\n", "holds no problems"),
     ('{"problem": "1=", "answer": "1"}\n\n{"problem": "2="}\n', "line 3: no answer"),
     ('{"problem": "1=", "answer": "1"}\n{"problem": ', "line 2: not JSON"),
+    ('\udcff\n', "line 1: not JSON"),                   # a byte that is not UTF-8
     ('{"answer": "1"}\n', "line 1: no text"), ("[1]\n", "line 1: one JSON object"),
     ('{"question": "1=", "answer": "so it is ####  "}\n', "line 1: no answer")])
 def test_problem_files(toy, tmp_path, refused, content, sentence):
     file = tmp_path / "problems.jsonl"
     if content is not None:
-        file.write_text(content)
+        file.write_text(content, errors="surrogateescape")
     told = refused(stage1_grpo, *grpo(toy, tmp_path / "run", problems=file))
     assert sentence in told and "problems.jsonl" in told
     assert not (tmp_path / "run").exists()
