@@ -44,6 +44,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 import hardware
 
@@ -148,7 +149,7 @@ def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_
     rows = torch.zeros(0, dtype=torch.int64, device=device)         # the rollouts that are being written
     logits = None
     # Inference mode spares each operation some bookkeeping, but FSDP's own tensors must not come out of it.
-    with hardware.quick_linears(model), torch.inference_mode(not hasattr(model, "unshard")):
+    with hardware.quick_linears(model), torch.inference_mode(not is_sharded(model)):
         kind = SharedPrefixCache if queue and has_plain_attention(model) else PlainCache
         cache = kind(model, prompt_ids.shape[1], max_new_tokens)
         rollout_tokens = rollout_tokens or measured_bound(
@@ -356,9 +357,14 @@ def prefill(model, prompts: list[list[int]], cache) -> tuple[Tensor, Tensor]:
 
 
 def with_cache(model, cache) -> dict:
-    """The arguments by which a model fills and reads a cache; transformers renamed one of them in 5.24."""
-    name = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
-    return {name: cache, "use_cache": True}
+    """The arguments by which a model fills and reads a cache."""
+    return {cache_argument(type(model)): cache, "use_cache": True}
+
+
+@functools.cache
+def cache_argument(model_class: type) -> str:
+    """transformers renamed it in 5.24."""
+    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
 
 
 class SharedPrefixCache:
@@ -378,7 +384,7 @@ class SharedPrefixCache:
         self.windows: set[int | None] = set()           # that the model's layers asked for
         self.buckets: dict = {}                         # hardware.py's, of these very prefix and suffix tensors
         # FSDP's hooks communicate in a forward pass, which a graph would not replay.
-        self.capture = hardware.capture_graph if model.device.type == "cuda" and not hasattr(model, "unshard") else None
+        self.capture = hardware.capture_graph if model.device.type == "cuda" and not is_sharded(model) else None
 
     @property
     def num_prompts(self) -> int:
@@ -548,6 +554,10 @@ def stack_left_padded(tensors: tuple[Tensor, ...]) -> Tensor:
 
 
 # ================================================================ which models it serves
+
+def is_sharded(model) -> bool:
+    return isinstance(model, FSDPModule)
+
 
 class NotPlain(Exception):
     """The model's attention is more than SharedPrefixCache.attend computes."""

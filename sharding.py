@@ -22,11 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from sampler import Rollouts
-
-
-def is_sharded(model) -> bool:
-    return isinstance(model, FSDPModule)
+from sampler import Rollouts, is_sharded
 
 
 def shard(model, compute_dtype: torch.dtype, trainable: bool):
