@@ -526,10 +526,12 @@ def sampler_gap(logprobs: list[Tensor], rollouts: list[Rollouts]) -> dict:
     """How far the sampler's logprobs are from those that the trainer recomputes, over this rank's tokens, nats.
 
     Another kernel, dtype or batch shape is another policy: a gap that grows makes the policy gradient biased.
+    Without a token nothing is measured, and the answer is empty.
     """
     gaps = [(mine - part.sampler_logprobs).abs()[part.completion_mask] for mine, part in zip(logprobs, rollouts)]
-    gaps = torch.cat([gap.detach().float().cpu() for gap in gaps] or [torch.zeros(1)]).sort().values
-    gaps = gaps if len(gaps) else torch.zeros(1)
+    gaps = torch.cat([gap.detach().float().cpu() for gap in gaps]).sort().values
+    if not len(gaps):
+        return {}
     return {"sampler_gap_mean_nats": gaps.mean().item(), "sampler_gap_max_nats": gaps[-1].item(),
             "sampler_gap_p99_nats": gaps[int(0.99 * (len(gaps) - 1))].item()}
 

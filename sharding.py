@@ -178,8 +178,8 @@ def calling(mine: int) -> int:
 
 
 def even_micro_batches(rollouts: Rollouts, size: int) -> list[Rollouts]:
-    """Cut into micro-batches; a rank with fewer than the others adds some without any token, and so takes part."""
-    micro_batches = rollouts.split(size)
+    """Cut into micro-batches, one or more; a rank with fewer than the others adds some without any token."""
+    micro_batches = rollouts.split(size) or [without_tokens(rollouts)]
     if dist.is_initialized():
         most = torch.tensor(len(micro_batches), device=rollouts.finished.device)
         dist.all_reduce(most, dist.ReduceOp.MAX)

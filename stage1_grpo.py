@@ -44,7 +44,7 @@ def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-4) -> Ten
     """Standardise each reward within its prompt's group (equation 2).  (B,) -> (B,), dimensionless.
 
     The rollouts of one prompt are adjacent.  A group whose rewards are all equal prefers nothing:
-    its advantages are exactly 0, and its tokens still count in the token mean.
+    its advantages are exactly 0, and so is its gradient: `main` leaves it out of the passes, but not of the token mean.
     """
     groups = rewards.float().view(-1, group_size)
     centred = groups - groups.mean(dim=1, keepdim=True)
@@ -219,6 +219,7 @@ def main(args) -> None:
     totals = memory.get("totals") or {"optimiser_steps": 0, "nonfinite_steps": 0, "labels_seen": 0, "tokens_sampled": 0,
                                      "seconds": 0.0, "grader_gave_up": 0}
     recent = memory.get("recent", [])                           # figures of the last rollout batches
+    denominators = memory.get("denominators", [])               # of each step: its tokens and sequences, over all ranks
     micro_batches_of = load_rollouts(args.out, done, device)    # step -> what the last of them still has for it
     gave_up_before = totals["grader_gave_up"] - counts["timeout"] - counts["failed"]    # counts are of the process
     say(f"first prompt: {tokenizer.decode(prompts[0])!r}")
@@ -244,6 +245,9 @@ def main(args) -> None:
             if args.mask_truncated:                             # out of the loss and out of the token count
                 rollouts.completion_mask &= rollouts.finished[:, None]
             parts = cut_into_steps(rollouts, places, args, batch_number)
+            denominators = [all_sum(part.completion_mask.sum(), part.completion_mask.any(1).sum()) for part in parts]
+            if not (args.kl_coef or args.entropy_coef):         # without advantage no gradient: no need to compute it
+                parts = [part.select(part.advantages.nonzero()[:, 0]) for part in parts]
             micro_batches_of = {step + i: even_micro_batches(part, args.micro_batch_size)
                                 for i, part in enumerate(parts)}
             every_micro = [micro for micro_batches in micro_batches_of.values() for micro in micro_batches]
@@ -254,11 +258,8 @@ def main(args) -> None:
             totals["labels_seen"] += args.prompts_per_step * args.steps_per_rollout
             totals["tokens_sampled"] += recent[-1]["sampled_tokens"]
 
-        # one denominator: every rank, every micro-batch
-        micro_batches = micro_batches_of.pop(step)
-        num_tokens, num_sequences = all_sum(sum(micro.completion_mask.sum() for micro in micro_batches),
-                                            sum(micro.completion_mask.any(1).sum() for micro in micro_batches))
-        losses, clipped_sum = [], 0.0
+        micro_batches, losses, clipped_sum = micro_batches_of.pop(step), [], 0.0
+        num_tokens, num_sequences = denominators[(step - 1) % args.steps_per_rollout]
         for micro in micro_batches:
             with autocast:
                 logprobs, entropy = completion_logprobs(policy, micro, args.temperature, entropy=True)   # (B, C) nats
@@ -298,7 +299,7 @@ def main(args) -> None:
         log_metrics(args.out, step, **figures)
         bar.set_postfix_str(f"reward {figures['reward_mean']:.3f}, mixed {figures['mixed_groups_fraction']:.2f}, "
                             f"{figures['tokens_per_second']:.0f} tokens/s")
-        memory = {"totals": totals, "recent": recent[-max(args.give_up_after, 1):]}
+        memory = {"totals": totals, "recent": recent[-max(args.give_up_after, 1):], "denominators": denominators}
         save_or_leave(args, step, policy, optimizer, memory, micro_batches_of)
 
     save_model(policy, tokenizer, stop, args.out / "model")
