@@ -230,8 +230,9 @@ def main(args) -> None:
         start = time.perf_counter()
         sample_seconds = 0.0
 
-        # sample, grade; the trainer's own logprobs before the first update, in the micro-batches of training
-        if (step - 1) % args.steps_per_rollout == 0:
+        # sample, grade; for the steps after an update, the trainer's own logprobs, in the micro-batches of training
+        fresh = (step - 1) % args.steps_per_rollout == 0
+        if fresh:
             batch_number = (step - 1) // args.steps_per_rollout
             rollouts, places = make_rollouts(policy, tokenizer, problems, prompts, args, stop, batch_number)
             sample_seconds = time.perf_counter() - start
@@ -250,11 +251,10 @@ def main(args) -> None:
                 parts = [part.select(part.advantages.nonzero()[:, 0]) for part in parts]
             micro_batches_of = {step + i: even_micro_batches(part, args.micro_batch_size)
                                 for i, part in enumerate(parts)}
-            every_micro = [micro for micro_batches in micro_batches_of.values() for micro in micro_batches]
             with torch.no_grad(), autocast:
-                for micro in every_micro:
-                    micro.old_logprobs = completion_logprobs(policy, micro, args.temperature)
-            recent[-1] |= sampler_gap([micro.old_logprobs for micro in every_micro], every_micro)
+                for later_step in range(step + 1, step + len(parts)):
+                    for micro in micro_batches_of[later_step]:
+                        micro.old_logprobs = completion_logprobs(policy, micro, args.temperature)
             totals["labels_seen"] += args.prompts_per_step * args.steps_per_rollout
             totals["tokens_sampled"] += recent[-1]["sampled_tokens"]
 
@@ -263,6 +263,8 @@ def main(args) -> None:
         for micro in micro_batches:
             with autocast:
                 logprobs, entropy = completion_logprobs(policy, micro, args.temperature, entropy=True)   # (B, C) nats
+                if fresh:                                       # the policy is still the one that sampled: ratio 1
+                    micro.old_logprobs = logprobs.detach()
                 objective = clipped_surrogate(logprobs, micro.old_logprobs, micro.advantages,
                                               args.clip_low, args.clip_high, args.dual_clip)
                 if args.entropy_coef:
@@ -280,6 +282,8 @@ def main(args) -> None:
             sign = micro.advantages.sign()[:, None]
             clipped = (ratio < 1 - args.clip_low) & (sign < 0) | (ratio > 1 + args.clip_high) & (sign > 0)
             clipped_sum += (clipped & micro.completion_mask).sum().item()
+        if fresh:
+            recent[-1] |= sampler_gap([micro.old_logprobs for micro in micro_batches], micro_batches)
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
         grad_norm, taken = take_step(optimizer, grad_norm, losses)
         if not taken:
