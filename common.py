@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,18 @@ def setup_distributed() -> torch.device:
         torch.cuda.set_device(local_rank)
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", **store_of_this_start())
-        atexit.register(dist.destroy_process_group)     # gloo's threads, left running, can abort a process as it ends
+        atexit.register(leave_process_group)
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def leave_process_group() -> None:
+    """As the process ends: gloo's threads may not outlive Python with the last collective's tensor in their hands.
+
+    To drop it they need Python's lock, and a thread that asks for it too late aborts the process.  The threads do not
+    end with the group, which DTensor's caches hold.
+    """
+    dist.destroy_process_group()
+    time.sleep(0.2)                                     # releases the lock
 
 
 def store_of_this_start() -> dict:
