@@ -555,7 +555,8 @@ def grpo(flags, model_of, gpus: int, args) -> Stage:
     prompts = math.ceil(flags.prompts_per_step * flags.steps_per_rollout / gpus)
     return Stage("", model, model, readers=(model,) if flags.kl_coef else (), steps=flags.max_steps,
                  divergence=bool(flags.kl_coef or flags.entropy_coef),
-                 rollouts=rollouts, scored_by_sampler=rollouts, scored_by_readers=rollouts,
+                 rollouts=rollouts, scored_by_sampler=rollouts * (1 - 1 / flags.steps_per_rollout),
+                 scored_by_readers=rollouts,
                  waves=(Wave(prompts, flags.samples_per_prompt, 1 / flags.steps_per_rollout),
                         *evaluation(flags, gpus, args)))
 

@@ -1,0 +1,166 @@
+"""Whole optimiser steps of stage 1 beside TRL's GRPOTrainer on the same work, the two taking turns.
+
+    python bench/grpo.py --model DIR --problems FILE [--dtype float32 bfloat16] [--rounds 2]
+
+The same checkpoint, prompts, group size, longest completion, micro-batch, loss (token mean over the step, clips 0.2 and
+0.28, no KL), AdamW, dtype of forward and backward over float32 weights, no activation checkpointing.  The reward is 1
+for every other completion, so that each group has an advantage and each token is trained on.  Sampling is at
+temperature 1 with EOS on: the completions differ, so the figure is completion tokens sampled and trained on per second.
+
+Each measurement is a fresh process with --threads threads, its first rollout batch not counted; memory is the process's
+highest (VmHWM).  The last line of each block is ours over TRL's: the median over the rounds.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint directory")
+    parser.add_argument("--problems", type=Path, required=True, help="problems, JSON lines")
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=2, help="fresh processes per method")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--prompts-per-step", type=int, default=4)
+    parser.add_argument("--samples-per-prompt", type=int, default=8)
+    parser.add_argument("--steps-per-rollout", type=int, default=2)
+    parser.add_argument("--micro-batch-size", type=int, default=8)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=2, help="rollout batches that are measured, after the first")
+    parser.add_argument("--only", help=argparse.SUPPRESS)       # method and dtype that a fresh process measures
+    return parser.parse_args(argv)
+
+
+# ---------------------------------------------------------------- the two
+
+def ours(args, dtype: str, out: str, clock: "Clock") -> None:
+    import stage1_grpo
+
+    log_metrics, grades = stage1_grpo.log_metrics, []
+    make_rollouts = stage1_grpo.make_rollouts
+
+    def make(*rest):
+        rollouts, places = make_rollouts(*rest)
+        clock.sampled(int(rollouts.completion_mask.sum()))
+        return rollouts, places
+
+    def grade(text: str, gold: str) -> bool:
+        grades.append(text)
+        return len(grades) % 2 == 0
+
+    def log(out, step, **figures) -> None:
+        log_metrics(out, step, **figures)
+        if step:
+            clock.step()
+
+    stage1_grpo.make_rollouts, stage1_grpo.grade, stage1_grpo.log_metrics = make, grade, log
+    stage1_grpo.main(stage1_grpo.parse_args([
+        "--model", str(args.model), "--problems", str(args.problems), "--out", out, "--dtype", dtype,
+        "--prompts-per-step", str(args.prompts_per_step), "--samples-per-prompt", str(args.samples_per_prompt),
+        "--steps-per-rollout", str(args.steps_per_rollout), "--micro-batch-size", str(args.micro_batch_size),
+        "--max-new-tokens", str(args.max_new_tokens), "--max-steps", str(clock.steps), "--save-every", "0"]))
+
+
+def trl(args, dtype: str, out: str, clock: "Clock") -> None:
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from common import INSTRUCTION, encode_prompts, load_problems, load_tokenizer
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, *rest, **more):
+            clock.step()
+
+    def reward(completions, completion_ids, **rest) -> list[float]:
+        clock.sampled(sum(map(len, completion_ids)))
+        return [float(i % 2) for i in range(len(completions))]
+
+    tokenizer = load_tokenizer(args.model)
+    chat = argparse.Namespace(instruction=INSTRUCTION, enable_thinking=False)
+    prompts = [tokenizer.decode(ids) for ids in encode_prompts(tokenizer, load_problems(args.problems), chat)]
+    micro_batches = args.prompts_per_step * args.samples_per_prompt // args.micro_batch_size
+    config = GRPOConfig(
+        out, use_cpu=not torch.cuda.is_available(), bf16=dtype == "bfloat16", max_steps=clock.steps, report_to="none",
+        save_strategy="no", logging_strategy="no", disable_tqdm=True, gradient_checkpointing=False,
+        learning_rate=1e-6, lr_scheduler_type="constant", weight_decay=0.1, adam_beta2=0.95, max_grad_norm=1.0,
+        per_device_train_batch_size=args.micro_batch_size, gradient_accumulation_steps=micro_batches,
+        steps_per_generation=micro_batches * args.steps_per_rollout, num_generations=args.samples_per_prompt,
+        max_completion_length=args.max_new_tokens, temperature=1.0, beta=0.0, epsilon=0.2, epsilon_high=0.28,
+        loss_type="dapo")
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    GRPOTrainer(model, reward, config, train_dataset=Dataset.from_dict({"prompt": prompts}),
+                processing_class=tokenizer, callbacks=[Steps()]).train()
+
+
+# ---------------------------------------------------------------- measuring
+
+class Clock:
+    """Seconds and completion tokens from the end of the first rollout batch's steps to the end of the last one's."""
+
+    def __init__(self, args):
+        self.warm_up, self.steps = args.steps_per_rollout, args.steps_per_rollout * (1 + args.batches)
+        self.done, self.tokens, self.start, self.end = 0, 0, 0.0, 0.0
+
+    def sampled(self, tokens: int) -> None:
+        self.tokens += tokens if self.done else 0
+
+    def step(self) -> None:
+        self.done, self.end = self.done + 1, time.perf_counter()
+        self.start = self.end if self.done == self.warm_up else self.start
+
+
+def worker(args) -> None:
+    import torch
+
+    torch.set_num_threads(args.threads)
+    method, dtype = json.loads(args.only)
+    clock = Clock(args)
+    with tempfile.TemporaryDirectory() as folder:
+        {"ours": ours, "TRL": trl}[method](args, dtype, str(Path(folder) / "run"), clock)
+    status = Path("/proc/self/status").read_text()
+    peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    seconds = clock.end - clock.start
+    print(json.dumps({"tokens": clock.tokens, "seconds": seconds, "steps": clock.done - clock.warm_up,
+                      "tokens_per_second": clock.tokens / seconds, "gigabytes": peak / 1e6}))
+
+
+def main(args) -> None:
+    if args.only:
+        return worker(args)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(args.threads)}
+    for dtype in args.dtype:
+        print(f"{dtype}: {args.prompts_per_step} prompts x {args.samples_per_prompt} samples a step, "
+              f"{args.steps_per_rollout} steps a rollout batch, up to {args.max_new_tokens} new tokens, "
+              f"{args.threads} threads")
+        answers: dict = {"ours": [], "TRL": []}
+        for number in range(args.rounds):
+            for method in answers:
+                command = [sys.executable, __file__, *sys.argv[1:], "--only", json.dumps([method, dtype])]
+                answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+                if answer.returncode:
+                    sys.exit(f"{method} failed:\n{answer.stderr[-3000:]}")
+                measured = json.loads(answer.stdout.splitlines()[-1])
+                answers[method].append(measured)
+                print(f"  round {number + 1}  {method:<5} {measured['seconds'] / measured['steps']:8.2f} s a step  "
+                      f"{measured['tokens'] / measured['steps']:7.0f} tokens a step  "
+                      f"{measured['tokens_per_second']:8.1f} tokens/s  {measured['gigabytes']:6.2f} GB", flush=True)
+        speed, memory = ({method: statistics.median(row[key] for row in rows) for method, rows in answers.items()}
+                         for key in ("tokens_per_second", "gigabytes"))
+        print(f"  ours / TRL: {speed['ours'] / speed['TRL']:.2f} times the tokens per second, "
+              f"{memory['ours'] / memory['TRL']:.2f} times the memory")
+
+
+if __name__ == "__main__":
+    main(parse_args())
