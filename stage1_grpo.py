@@ -246,6 +246,7 @@ def main(args) -> None:
             if args.mask_truncated:                             # out of the loss and out of the token count
                 rollouts.completion_mask &= rollouts.finished[:, None]
             parts = cut_into_steps(rollouts, places, args, batch_number)
+            # one denominator a step: every rank, every micro-batch, and the groups that the next lines leave out
             denominators = [all_sum(part.completion_mask.sum(), part.completion_mask.any(1).sum()) for part in parts]
             if not (args.kl_coef or args.entropy_coef):         # without advantage no gradient: no need to compute it
                 parts = [part.select(part.advantages.nonzero()[:, 0]) for part in parts]

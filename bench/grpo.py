@@ -2,17 +2,19 @@
 
     python bench/grpo.py --model DIR --problems FILE [--dtype float32 bfloat16] [--rounds 2]
 
-The same checkpoint, prompts, group size, longest completion, micro-batch, loss (token mean over the step, clips 0.2 and
-0.28, no KL), AdamW, dtype of forward and backward over float32 weights, no activation checkpointing.  The reward is 1
-for every other completion, so that each group has an advantage and each token is trained on.  Sampling is at
-temperature 1 with EOS on: the completions differ, so the figure is completion tokens sampled and trained on per second.
+The same checkpoint, prompts in each rollout batch, group size, longest completion, micro-batch, loss (token mean over
+the step, clips 0.2 and 0.28, no KL), AdamW, dtype of forward and backward over float32 weights, no activation
+checkpointing.  The reward is 1 for every other completion, so that each group has an advantage and each token is
+trained on; sampling is at temperature 1 and no token ends a completion, so that all are as long.
 
 Each measurement is a fresh process with --threads threads, its first rollout batch not counted; memory is the process's
-highest (VmHWM).  The last line of each block is ours over TRL's: the median over the rounds.
+highest.  The last line of each block compares the medians over the rounds.
 """
 import argparse
+import itertools
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -38,7 +40,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--batches", type=int, default=2, help="rollout batches that are measured, after the first")
     parser.add_argument("--only", help=argparse.SUPPRESS)       # method and dtype that a fresh process measures
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.prompts_per_step * args.samples_per_prompt % args.micro_batch_size:
+        parser.error(f"--micro-batch-size {args.micro_batch_size} does not divide a step's rollouts, as TRL wants it: "
+                     "--prompts-per-step times --samples-per-prompt")
+    return args
 
 
 # ---------------------------------------------------------------- the two
@@ -46,24 +52,14 @@ def parse_args(argv=None) -> argparse.Namespace:
 def ours(args, dtype: str, out: str, clock: "Clock") -> None:
     import stage1_grpo
 
-    log_metrics, grades = stage1_grpo.log_metrics, []
-    make_rollouts = stage1_grpo.make_rollouts
-
-    def make(*rest):
-        rollouts, places = make_rollouts(*rest)
-        clock.sampled(int(rollouts.completion_mask.sum()))
-        return rollouts, places
-
-    def grade(text: str, gold: str) -> bool:
-        grades.append(text)
-        return len(grades) % 2 == 0
+    log_metrics, verdicts = stage1_grpo.log_metrics, itertools.cycle([False, True])
 
     def log(out, step, **figures) -> None:
         log_metrics(out, step, **figures)
-        if step:
-            clock.step()
+        clock.step(figures["tokens_sampled"])
 
-    stage1_grpo.make_rollouts, stage1_grpo.grade, stage1_grpo.log_metrics = make, grade, log
+    stage1_grpo.log_metrics, stage1_grpo.grade = log, lambda text, gold: next(verdicts)
+    stage1_grpo.stop_ids = lambda model_dir, tokenizer: []
     stage1_grpo.main(stage1_grpo.parse_args([
         "--model", str(args.model), "--problems", str(args.problems), "--out", out, "--dtype", dtype,
         "--prompts-per-step", str(args.prompts_per_step), "--samples-per-prompt", str(args.samples_per_prompt),
@@ -77,19 +73,23 @@ def trl(args, dtype: str, out: str, clock: "Clock") -> None:
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from common import INSTRUCTION, encode_prompts, load_problems, load_tokenizer
+    from common import INSTRUCTION, batch_indices, encode_prompts, load_problems, load_tokenizer
+
+    tokens = []                                                 # of each rollout batch
 
     class Steps(TrainerCallback):
         def on_step_end(self, *rest, **more):
-            clock.step()
+            clock.step(sum(tokens))
 
     def reward(completions, completion_ids, **rest) -> list[float]:
-        clock.sampled(sum(map(len, completion_ids)))
+        tokens.append(sum(map(len, completion_ids)))
         return [float(i % 2) for i in range(len(completions))]
 
     tokenizer = load_tokenizer(args.model)
     chat = argparse.Namespace(instruction=INSTRUCTION, enable_thinking=False)
     prompts = [tokenizer.decode(ids) for ids in encode_prompts(tokenizer, load_problems(args.problems), chat)]
+    in_our_order = [prompts[i] for batch in range(1 + args.batches)
+                    for i in batch_indices(len(prompts), args.prompts_per_step * args.steps_per_rollout, batch, seed=0)]
     micro_batches = args.prompts_per_step * args.samples_per_prompt // args.micro_batch_size
     config = GRPOConfig(
         out, use_cpu=not torch.cuda.is_available(), bf16=dtype == "bfloat16", max_steps=clock.steps, report_to="none",
@@ -98,27 +98,28 @@ def trl(args, dtype: str, out: str, clock: "Clock") -> None:
         per_device_train_batch_size=args.micro_batch_size, gradient_accumulation_steps=micro_batches,
         steps_per_generation=micro_batches * args.steps_per_rollout, num_generations=args.samples_per_prompt,
         max_completion_length=args.max_new_tokens, temperature=1.0, beta=0.0, epsilon=0.2, epsilon_high=0.28,
-        loss_type="dapo")
+        loss_type="dapo", shuffle_dataset=False, generation_kwargs={"min_new_tokens": args.max_new_tokens})
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    GRPOTrainer(model, reward, config, train_dataset=Dataset.from_dict({"prompt": prompts}),
+    GRPOTrainer(model, reward, config, train_dataset=Dataset.from_dict({"prompt": in_our_order}),
                 processing_class=tokenizer, callbacks=[Steps()]).train()
 
 
 # ---------------------------------------------------------------- measuring
 
 class Clock:
-    """Seconds and completion tokens from the end of the first rollout batch's steps to the end of the last one's."""
+    """Seconds and completion tokens a step, without the first rollout batch's steps."""
 
     def __init__(self, args):
         self.warm_up, self.steps = args.steps_per_rollout, args.steps_per_rollout * (1 + args.batches)
-        self.done, self.tokens, self.start, self.end = 0, 0, 0.0, 0.0
+        self.ends = []                                          # of each step: the time, the tokens sampled so far
 
-    def sampled(self, tokens: int) -> None:
-        self.tokens += tokens if self.done else 0
+    def step(self, tokens: int) -> None:
+        self.ends.append((time.perf_counter(), tokens))
 
-    def step(self) -> None:
-        self.done, self.end = self.done + 1, time.perf_counter()
-        self.start = self.end if self.done == self.warm_up else self.start
+    def measured(self) -> dict:
+        (start, before), (end, after) = self.ends[self.warm_up - 1], self.ends[-1]
+        steps = self.steps - self.warm_up
+        return {"seconds": (end - start) / steps, "tokens": (after - before) / steps}
 
 
 def worker(args) -> None:
@@ -129,11 +130,7 @@ def worker(args) -> None:
     clock = Clock(args)
     with tempfile.TemporaryDirectory() as folder:
         {"ours": ours, "TRL": trl}[method](args, dtype, str(Path(folder) / "run"), clock)
-    status = Path("/proc/self/status").read_text()
-    peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
-    seconds = clock.end - clock.start
-    print(json.dumps({"tokens": clock.tokens, "seconds": seconds, "steps": clock.done - clock.warm_up,
-                      "tokens_per_second": clock.tokens / seconds, "gigabytes": peak / 1e6}))
+    print(json.dumps({**clock.measured(), "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
 
 
 def main(args) -> None:
@@ -153,13 +150,12 @@ def main(args) -> None:
                     sys.exit(f"{method} failed:\n{answer.stderr[-3000:]}")
                 measured = json.loads(answer.stdout.splitlines()[-1])
                 answers[method].append(measured)
-                print(f"  round {number + 1}  {method:<5} {measured['seconds'] / measured['steps']:8.2f} s a step  "
-                      f"{measured['tokens'] / measured['steps']:7.0f} tokens a step  "
-                      f"{measured['tokens_per_second']:8.1f} tokens/s  {measured['gigabytes']:6.2f} GB", flush=True)
-        speed, memory = ({method: statistics.median(row[key] for row in rows) for method, rows in answers.items()}
-                         for key in ("tokens_per_second", "gigabytes"))
-        print(f"  ours / TRL: {speed['ours'] / speed['TRL']:.2f} times the tokens per second, "
-              f"{memory['ours'] / memory['TRL']:.2f} times the memory")
+                print(f"  round {number + 1}  {method:<5} {measured['seconds']:8.2f} s a step  "
+                      f"{measured['tokens']:7.0f} tokens a step  {measured['gigabytes']:6.2f} GB", flush=True)
+        time_ratio, memory_ratio = (statistics.median(row[key] for row in answers["TRL"])
+                                    / statistics.median(row[key] for row in answers["ours"])
+                                    for key in ("seconds", "gigabytes"))
+        print(f"  TRL takes {time_ratio:.2f} times our time and {memory_ratio:.2f} times our memory")
 
 
 if __name__ == "__main__":
