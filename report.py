@@ -527,16 +527,18 @@ def draw_learning(rows: list[dict], colours: dict, seed_dirs: list[Path], axis: 
             axes.plot(*mean.T, linewidth=2.2, **style)
             if len(names) > 1:
                 axes.annotate(name, mean[len(mean) // 2], (8, -10), textcoords="offset points", color=colour,
-                              fontsize=7.5)
+                              fontsize=7.5,
+                              bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})     # it may lie on a curve
         if mean is not None:
             axes.plot(*mean[-1], "o", color=colour, markersize=5)
             ends.append((*mean[-1], row["row"], colour))
-    right, height = max((end[0] for end in ends), default=1), 2.0
+    right, height = max((end[0] for end in ends), default=1), 1.09
     axes.set(xlim=(0, 1.22 * right), ylim=(0, 1.05), ylabel="accuracy, fraction right",
              xlabel=f"{TOTALS[axis]}, of every run that led there")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    for x, y, name, colour in sorted(ends, key=lambda end: -end[1]):      # from the top, each label clear of the last
-        height = min(y - 0.05 * (x < 0.95 * right), height - 0.07)
+    for place, (x, y, name, colour) in enumerate(sorted(ends, key=lambda end: -end[1])):
+        above, below = 0.04 * (place == 0), 0.05 * (0 < place and x < 0.95 * right)
+        height = min(y + above - below, height - 0.07)                      # from the top, each clear of the last
         axes.annotate(name, (x, height), (8, 0), textcoords="offset points", color=colour, va="center", fontsize=8.5,
                       fontweight="bold")
     return svg(figure, f"accuracy against {TOTALS[axis]}")
