@@ -17,6 +17,14 @@ torch.set_num_threads(1)
 EOS, PAD = prepare.EOS, prepare.PAD
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that share a fixture which takes minutes stay on one of pytest-xdist's processes, and begin first."""
+    items.sort(key=lambda item: "many" not in item.fixturenames)
+    for item in items:
+        if "many" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("ranks"))
+
+
 @pytest.fixture(autouse=True)
 def no_pages(monkeypatch, request):
     """Drawing a page takes longer than a tiny run; tests marked `pages` draw theirs."""
