@@ -1,6 +1,6 @@
 # make demo    from nothing to the toy table and its report
 # make test    the tests
-# make kernels compile csrc/ for GPUs from A100 to RTX 50 (needs nvcc), to see that it does: it is built on first use
+# make kernels compile engine/logprobs.cu for GPUs from A100 to RTX 50 (needs nvcc), to see that it does: it is built on first use
 # make gpu     on a machine with a GPU: the kernels' tests, the same under compute-sanitizer, and their speed
 # All but kernels make .venv first.  With a GPU: make TORCH=torch demo
 
@@ -23,14 +23,14 @@ kernels:
 	mkdir -p build
 	nvcc -O3 -std=c++17 -shared -Xcompiler -fPIC,-fvisibility=hidden -Xptxas -warn-spills -Werror all-warnings \
 		$(foreach sm,80 90 100 120,-gencode arch=compute_$(sm),code=sm_$(sm)) \
-		-gencode arch=compute_120,code=compute_120 csrc/logprobs.cu -o build/logprobs.so
+		-gencode arch=compute_120,code=compute_120 engine/logprobs.cu -o build/logprobs.so
 
 gpu: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	$(BIN)/python -m pytest tests/test_kernels.py
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest tests/test_kernels.py -k cuda
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python -m pytest tests/test_kernels.py -k cuda
-	$(BIN)/python bench/kernels.py
+	$(BIN)/python bench/cuda_kernels.py
 
 # torch first and by itself: a bare `torch` brings gigabytes of CUDA to machines that have no GPU.
 .venv/installed: pyproject.toml

@@ -1,233 +1,22 @@
-"""What at least two scripts use and no equation of the method needs, in five sections:
-distributed, files, data, model, scoring.  Anything else stays in the stage that brings it in.
+"""What at least two scripts use and no equation of the method needs, in three sections: data, model, scoring.
+Anything else stays in the stage that brings it in, or is the engine's.
 """
-import atexit
 import copy
 import hashlib
 import json
-import os
-import shutil
-import sys
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from logprobs import Head, linear_divergence_loss, linear_logprobs
-from sampler import Rollouts, pad, positions, sample  # noqa: F401  (the stages import them from here)
-from sharding import WeightFiles, allocate_parameters, parameters_on_meta, shard, whole_state
-
-# ================================================================ distributed
-# One process is the plain case; under torchrun each rank works on its share of the prompts (and see sharding.py).
-
-
-def setup_distributed() -> torch.device:
-    """Join torchrun's process group, if this is one of its processes.  -> the device of this rank."""
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
-    if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", **store_of_this_start())
-        atexit.register(leave_process_group)
-    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def leave_process_group() -> None:
-    """As the process ends: gloo's threads may not outlive Python with the last collective's tensor in their hands.
-
-    To drop it they need Python's lock, and a thread that asks for it too late aborts the process.  The threads do not
-    end with the group, which DTensor's caches hold.
-    """
-    dist.destroy_process_group()
-    time.sleep(0.2)                                     # releases the lock
-
-
-def store_of_this_start() -> dict:
-    """Where the ranks find each other, if torchrun may start them again; as arguments of init_process_group.
-
-    torchrun keeps one store for all its starts: without a prefix, new ranks find the addresses of the dead ones there,
-    and hang (pytorch issue 135712).
-    """
-    if not int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) or os.environ["TORCHELASTIC_USE_AGENT_STORE"] != "True":
-        return {}
-    if int(os.environ["GROUP_WORLD_SIZE"]) > 1:                 # each node counts its own restarts
-        fail("torchrun --max-restarts over several nodes needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's "
-             "environment: otherwise the new ranks find the addresses of the dead ones and hang (pytorch issue 135712)")
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    return {"store": dist.PrefixStore(f"start{os.environ['TORCHELASTIC_RESTART_COUNT']}", store),
-            "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def share(items: list) -> list:
-    """This rank's part of a list that all ranks hold."""
-    return items[rank()::world_size()]
-
-
-def even_batches(items: list, size: int) -> list[list]:
-    """This rank's share in batches; every rank has equally many, the last may be empty: they call models together."""
-    most, mine = -(-len(items) // world_size()), share(items)
-    return [mine[start:start + size] for start in range(0, most, size)]
-
-
-def balanced_share(sizes: list[int]) -> list[int]:
-    """This rank's part of items of these sizes: the largest first, each to the rank that has least.  -> their places"""
-    loads, places = [0] * world_size(), []
-    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
-        least = loads.index(min(loads))
-        loads[least] += sizes[place]
-        places += [place] if least == rank() else []
-    return sorted(places)
-
-
-def all_sum(*values) -> list[float]:
-    """The sum over all ranks of each number."""
-    total = torch.tensor([float(value) for value in values], dtype=torch.float64)
-    if dist.is_initialized():
-        total = total.cuda() if dist.get_backend() == "nccl" else total
-        dist.all_reduce(total)
-    return total.tolist()
-
-
-def gather_list(items: list) -> list:
-    """The items of all ranks, in the order of the list that `share` cut up; every rank gets them."""
-    if not dist.is_initialized():
-        return items
-    parts: list = [None] * world_size()
-    dist.all_gather_object(parts, items)
-    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
-
-
-def from_rank_0(function):
-    """What the function returns on rank 0, on every rank: work on files that one should do."""
-    answer = [function() if rank() == 0 else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(answer)
-    return answer[0]
-
-
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def say(message: str) -> None:
-    """Print, once and not once for each rank."""
-    if rank() == 0:
-        print(message, flush=True)
-
-
-def fail(sentence: str) -> None:
-    """End on bad input: one sentence on stderr, exit code 2."""
-    if rank() == 0:
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
-
-
-def random_generator(*key, device="cpu") -> torch.Generator:
-    """A random stream that is a function of its key, such as (seed, "rollouts", step, rank).
-
-    Nothing random has a state that outlives a step: this is why a resumed run is the same to the bit.
-    """
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "little"))
-
-
-# ================================================================ files
-# What is written goes to a temporary name, is synced and renamed: whole or not at all, whenever the power goes.
-
-
-def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with saving(path):
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:  # half a surrogate pair: \ud83d
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync(path.parent)
-
-
-def write_json(path: Path, content) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """The objects of a file of JSON lines, if there is one; without a last line that its writer did not live to end."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-    rows = [json.loads(line) for line in lines[:-1]]
-    try:
-        return [*rows, json.loads(lines[-1])] if lines else []
-    except json.JSONDecodeError:                        # torn, or nothing after the last newline
-        return rows
-
-
-def empty_directory(path: Path) -> Path:
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    return path
-
-
-def sync(path: Path) -> None:
-    """Make sure that a file, or the names in a directory, outlive the power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def file_digest(path: Path) -> dict | None:
-    """What a manifest says of a file: its size and SHA-256; None where there is no file."""
-    if not path.is_file():
-        return None
-    with open(path, "rb") as stream:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def put_in_place(temporary: Path, directory: Path) -> None:
-    """Sync a directory that was written under a temporary name, and give it its own."""
-    for file in temporary.iterdir():
-        sync(file)
-    sync(temporary)
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary.rename(directory)
-    sync(directory.parent)
-
-
-@contextmanager
-def saving(path: Path):
-    """A write that fails ends the run with one sentence and exit code 1."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, (OSError, SafetensorError)) and "os error" not in str(error):      # of tokenizers
-            raise
-        stop_on_write_error(path, getattr(error, "strerror", None) or str(error))
-
-
-def stop_on_write_error(path: Path, reason: str) -> None:
-    folder = next(folder for folder in path.absolute().parents if folder.is_dir())
-    free = shutil.disk_usage(folder).free
-    reason = "the disk is full" if free < 2**20 else f"{reason}; {free / 1e9:.1f} GB are free there"
-    print(f"error: {path} could not be written ({reason}); what was saved before is as it was: make room, then run the "
-          "same command again, it goes on from there", file=sys.stderr, flush=True)
-    raise SystemExit(1)
-
+from engine.logprobs import Head, linear_divergence_loss, linear_logprobs
+from engine.ranks import fail, world_size
+from engine.rollouts import Rollouts, positions
+from engine.sampler import sample  # noqa: F401  (the stages import it from here)
+from engine.sharding import WeightFiles, allocate_parameters, parameters_on_meta, shard
 
 # ================================================================ data
 
@@ -406,24 +195,6 @@ def check_pair(student_dir: Path, student_tokenizer, teacher_dir: Path, teacher_
              "no end token in common (a base and an instruct model?); set eos_token_id in one generation_config.json")
 
 
-def save_model(model, tokenizer, stop: list[int], directory: Path) -> None:
-    """An ordinary Hugging Face checkpoint directory with a manifest.json, whole or not at all.
-
-    All ranks call it, rank 0 writes.
-    """
-    state = whole_state(model)
-    if rank() > 0:
-        return
-    with saving(directory):
-        temporary = empty_directory(directory.with_name(directory.name + ".tmp"))
-        model.generation_config.eos_token_id = stop
-        model.generation_config.do_sample = True        # else transformers refuses to save a temperature beside it
-        model.save_pretrained(temporary, state_dict=state)
-        tokenizer.save_pretrained(temporary)
-        write_json(temporary / "manifest.json", {file.name: file_digest(file) for file in sorted(temporary.iterdir())})
-        put_in_place(temporary, directory)
-
-
 # ================================================================ scoring
 # What was sampled (sampler.py) and its logprobs under a model.
 
@@ -545,5 +316,3 @@ def sampler_gap(logprobs: list[Tensor], rollouts: list[Rollouts]) -> dict:
         return {}
     return {"sampler_gap_mean_nats": gaps.mean().item(), "sampler_gap_max_nats": gaps[-1].item(),
             "sampler_gap_p99_nats": gaps[int(0.99 * (len(gaps) - 1))].item()}
-
-

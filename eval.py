@@ -1,10 +1,4 @@
-r"""Judging: is a completion right, and how often is a model right?
-
-As a module it is the reward (equation 1) of every stage, the judge of the certificates and of the tables:
-
-    extract_answer(text) -> str | None        is_equal(answer, gold) -> bool        grade(completion, gold) -> bool
-
-As a script it samples a model on problems, or takes the completions that another engine made, and writes a table row:
+r"""How often is a model right?  Sample it on problems, or take the completions that another engine made.
 
     python eval.py --model runs/student --problems test.jsonl --samples 16 --out runs/student_eval
     torchrun --nproc_per_node=2 eval.py …                               # the ranks share the problems
@@ -14,206 +8,29 @@ Writes OUT/completions.jsonl (a line a problem: completions, verdicts, lengths),
 truncation, length, with 95% intervals; by level and subject where rows have them) and OUT/failures.html, for people
 who want to read what went wrong.  The same command again goes on where an evaluation was interrupted.
 
-Importing this file is light: torch, by way of common.py, comes only with the tool.  When in doubt the judge says no:
-a false "right" corrupts a reward, a false "wrong" only thins it.
+What is right is decided by judge/answers.py: extract_answer, is_equal and grade can be imported from here, too.
 """
 import argparse
-import atexit
 import json
 import math
-import os
-import re
-import selectors
-import subprocess
-import sys
-import threading
 import time
-from fractions import Fraction
 from html import escape
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-# ================================================================ reading
-
-BRACE = re.compile(
-    r"\\\\(?!boxed|fbox)|\\[{}]"  # a line break and escaped braces: nothing to count
-    r"|\\(?:boxed|fbox)(?![a-zA-Z])\s*(?:(?P<box>\{)|(?P<bare>-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|[A-Z](?![a-zA-Z])))"
-    r"|(?P<open>\{)|(?P<close>\})"
+from common import (
+    INSTRUCTION, bootstrap_interval, check_context, encode_prompts, load_model, load_problems, load_tokenizer,
+    numbered_rows, sample, stop_ids,
 )
-NOT_SPACE = re.compile(r"\S")
-ANSWER_LINE = re.compile(
-    r"(?<![a-zA-Z0-9])answer(?:\s{1,3}is)?[ *_]{0,4}[:：][\s*_}]{0,6}(?:\\\[|\$\$)?\s{0,3}", re.IGNORECASE
-)
-GSM8K_LINE = re.compile(r"(?<!#)####(?!#)")
+from engine.files import write_json, write_text
+from engine.ranks import fail, gather_list, random_generator, rank, say, setup_distributed, share
+from engine.runs import find_model, finish_run, keep_rows, kept_rows, leave_if_asked, open_run
+from engine.sharding import sampling_weights
+from judge.answers import counts, extract_answer, grade, is_equal
 
-
-def extract_answer(text: str) -> str | None:
-    r"""The answer that a completion gives, or None; never just the last number in it.
-
-    The last closed, not empty \boxed{} or \fbox{}; with none, the last "Answer: ..." line; with none, the last GSM8K
-    "#### ..." line.  A box that never closes, as in a truncated completion, is no answer and hides no earlier one.
-    Takes time linear in the text, whatever it is.
-    """
-    return last_box(text) or last_line(text, ANSWER_LINE) or last_line(text, GSM8K_LINE)
-
-
-def last_box(text: str) -> str | None:
-    r"""The content of the box that closes last, so the outer of two nested ones; also `\boxed 3`."""
-    span, starts = None, []  # of the open braces: where a box's content starts, None for other braces
-    for brace in BRACE.finditer(text):
-        if brace["box"] or brace["open"]:
-            starts.append(brace.end() if brace["box"] else None)
-        elif brace["bare"]:
-            span = brace.span("bare")
-        elif brace["close"] and starts and (start := starts.pop()) is not None:
-            span = (start, brace.start()) if NOT_SPACE.search(text, start, brace.start()) else span
-    return text[slice(*span)].strip() if span else None  # cut once: nested boxes must not cost a copy each
-
-
-def last_line(text: str, marker: re.Pattern) -> str | None:
-    """What follows the last marker on its line, without Markdown's emphasis."""
-    ends = [match.end() for match in marker.finditer(text)]
-    if not ends:
-        return None
-    line = text[ends[-1] :].split("\n", 1)[0].strip(" \t\r*_`").removesuffix("**.")
-    if line.count("}") > line.count("{"):  # \textbf{Answer: 5}
-        line = line.removesuffix("}")
-    return line or None
-
-
-# ================================================================ equality
-
-MAX_LENGTH = 1000  # characters; a longer answer is right only if it is the gold, letter by letter
-COMPARE_SECONDS = 1.2  # after which the worker is killed; with its restart, an answer costs less than 2 s
-START_SECONDS = 60  # for importing sympy on a busy machine
-
-counts = {"sympy": 0, "unreadable": 0, "timeout": 0, "failed": 0}  # comparisons that reached the worker, for the log
-
-NOISE = re.compile(  # spacing and dollars, but between digits only the spaces of thousands; "1, 234" is a list
-    r"(?<!\\)\\(?:(?:left|right|displaystyle)(?![a-zA-Z])|\$|[!,;: ](?![0-9](?![0-9]{2}(?![0-9]))))"
-    r"|(?<![0-9\\])\$|\$(?![0-9])|\{,\}(?=[0-9]{3})|(?<![0-9a-zA-Z,])\s+|\s+(?!\w)"
-)
-WORDS = re.compile(r"^\\(?:text|textbf|mathrm|mbox)\{([^{}\\]*)\}$")  # \text{June 20} is June 20
-DECIMAL = re.compile(r"[+-]?(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(?:\.[0-9]*)?")
-FRACTION = re.compile(
-    r"([+-]?)(?:([0-9]+)/([0-9]+)|\\[dt]?frac *(?:([0-9])|\{([+-]?[0-9]+)\}) *(?:([0-9])|\{([0-9]+)\}))"
-)
-
-
-def grade(completion: str, gold: str) -> bool:
-    """Does the completion give an answer that is the gold's equal?"""
-    answer = extract_answer(completion)
-    return answer is not None and is_equal(answer, gold)
-
-
-def is_equal(answer: str, gold: str) -> bool:
-    """Would a careful marker take the answer for the gold?  Symmetric; False for whatever is not understood.
-
-    The cheapest test that decides comes first: the text, the text without noise, plain numbers (exactly), and only
-    then the worker, which reads both with latex.py and compares them with sympy.  Costs at most 2 s.
-    """
-    if answer == gold:
-        return bool(gold.strip())
-    if max(len(answer), len(gold)) > MAX_LENGTH:
-        return False
-    tidy_answer, tidy_gold = (WORDS.sub(r"\1", NOISE.sub("", text).removesuffix(".")) for text in (answer, gold))
-    if not tidy_answer or not tidy_gold or tidy_answer == tidy_gold:
-        return bool(tidy_gold) and tidy_answer == tidy_gold
-    numbers = plain_number(tidy_answer), plain_number(tidy_gold)
-    return numbers[0] == numbers[1] if None not in numbers else WORKER.compare(answer, gold)
-
-
-def plain_number(text: str) -> Fraction | None:
-    r"""The value of 42, 1,000, -.5, 3/4, \frac{3}{4} or \frac34; None for anything else."""
-    if DECIMAL.fullmatch(text) and text[-1:] not in ("+", "-", ".", ""):
-        return Fraction(text.replace(",", ""))
-    if not (parts := FRACTION.fullmatch(text)):
-        return None
-    top, bottom = (int(parts[2] or parts[4] or parts[5]), int(parts[3] or parts[6] or parts[7]))
-    return Fraction(-top if parts[1] == "-" else top, bottom) if bottom else None
-
-
-class Worker:
-    """A process that runs latex.py (see `latex.serve`): started when first needed, killed when it takes too long.
-
-    It is a fresh interpreter (neither a fork nor an import of the caller's main module), limits its own memory, and
-    ends when its stdin closes, that is, at the latest with its caller.  Threads take turns.
-    """
-
-    def __init__(self):
-        self.process, self.ready, self.ever_ready, self.lock = None, False, False, threading.Lock()
-
-    def compare(self, answer: str, gold: str) -> bool:
-        """Are the two equal?  What fails or takes too long is counted, and not equal."""
-        request = json.dumps([answer, gold]).encode() + b"\n"
-        with self.lock:
-            began = time.monotonic()
-            verdict = self.ask(request, COMPARE_SECONDS)
-            if verdict == "":  # it may have died before: once more, on what is left of the time
-                verdict = self.ask(request, COMPARE_SECONDS - (time.monotonic() - began))
-            counts["sympy"] += 1
-            if verdict not in ("equal", "different"):
-                counts[verdict or "failed"] += 1
-            return verdict == "equal"
-
-    def ask(self, request: bytes, seconds: float) -> str:
-        """The worker's verdict; "timeout", or "" where it died: then the next one is starting already."""
-        verdict = ""
-        try:
-            if self.start():
-                self.process.stdin.write(request)
-                verdict = self.receive(seconds)
-        except OSError:  # a broken pipe
-            pass
-        except BaseException:  # Ctrl-C, say: a reply that nobody waits for must not answer the next question
-            self.stop()
-            raise
-        if verdict in ("", "timeout"):
-            self.stop()
-            self.launch()
-        return verdict
-
-    def start(self) -> bool:
-        """Wait until a worker is ready, and say whether it is; raises RuntimeError where none ever was."""
-        if self.process is None:
-            self.launch()
-        self.ready = self.ready or self.receive(START_SECONDS) == "ready"
-        self.ever_ready = self.ever_ready or self.ready
-        if not self.ever_ready:
-            raise RuntimeError("the grader's worker does not start: does `python latex.py` say why?")
-        return self.ready
-
-    def launch(self):
-        """Start a process, without waiting for it."""
-        atexit.unregister(self.stop)
-        atexit.register(self.stop)
-        self.ready = False
-        command = [sys.executable, str(Path(__file__).with_name("latex.py"))]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, bufsize=0, start_new_session=True, **pipes)
-
-    def receive(self, seconds: float) -> str:
-        """One line from the worker, "timeout" after so many seconds, "" where it has died."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            arrived = selector.select(max(seconds, 0))
-            return self.process.stdout.readline().decode().strip() if arrived else "timeout"
-
-    def stop(self):
-        """Kill the process, if there is one, and leave no zombie."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.communicate()  # closes the pipes and waits
-            self.process = None
-
-
-WORKER = Worker()
-os.register_at_fork(after_in_child=WORKER.__init__)  # a forked child (a data loader) starts a worker of its own
-
-
-# ================================================================ the tool
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
@@ -238,8 +55,6 @@ def score(rows: list[dict]) -> dict:
     Intervals are 95%: over problems (bootstrap: had the problems been others), and for avg@k over samples too (had the
     completions for these problems been others).
     """
-    from common import bootstrap_interval
-
     right = [np.array(row["verdicts"], dtype=float) for row in rows]
     sizes = {len(verdicts) for verdicts in right}
     k = min(sizes)
@@ -283,10 +98,6 @@ def evaluate(model, tokenizer, problems, prompts, *, samples: int, max_new_token
     batch_size: rollouts sampled at a time.  A problem's completions depend on the seed and its place, on nothing else.
     keep: a run directory where each batch is written down; what it holds already is not done again.
     """
-    from common import gather_list, random_generator, rank, sample, share
-    from runs import keep_rows, kept_rows, leave_if_asked
-    from sharding import sampling_weights
-
     indices, tokens, start = share(list(range(len(problems)))), 0, time.perf_counter()
     per_batch = max(1, batch_size // samples)
     rows, own_lines = kept_rows(keep, "evaluation") if keep else ({}, [])
@@ -337,8 +148,6 @@ def judge(rollouts, problems, tokenizer, samples: int) -> list[dict]:
 
 def read_graded_rows(path: Path) -> list[dict]:
     """Rows of another engine: `completion` or `completions`, and `answer`; rows of one `id` or `problem` are joined."""
-    from common import fail, numbered_rows
-
     if not path.is_file():
         fail(f"--grade {path}: no such file")
     rows: dict = {}
@@ -404,8 +213,6 @@ def accuracy(model, tokenizer, problems, prompts, args, eos_ids: list[int]) -> f
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    from common import INSTRUCTION
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="checkpoint directory, or a finished run")
     parser.add_argument("--problems", type=Path, help="problems, JSON lines")
@@ -431,9 +238,6 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def main(args) -> None:
-    from common import fail, rank, say, write_json, write_text
-    from runs import finish_run
-
     if (args.grade is None) == (args.model is None) or (args.model is None) != (args.problems is None):
         fail("give --model and --problems to sample and judge, or --grade to judge the completions of a file")
     if args.samples < 1 or args.max_new_tokens < 1 or args.temperature < 0:
@@ -455,20 +259,11 @@ def main(args) -> None:
 
 
 def grade_file(args) -> list[dict] | None:
-    from runs import open_run
-
     rows = read_graded_rows(args.grade)
     return grade_rows(rows) if open_run(args) else None
 
 
 def sample_and_judge(args) -> list[dict] | None:
-    import torch
-
-    from common import (
-        check_context, encode_prompts, load_model, load_problems, load_tokenizer, setup_distributed, stop_ids,
-    )
-    from runs import find_model, open_run
-
     device = setup_distributed()
     problems = load_problems(args.problems)[:args.num_problems or None]
     parent = find_model(args.model, args.allow_failed_certificate)

@@ -31,8 +31,8 @@ import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common import fail
-from logprobs import WORKSPACE_BYTES
+from engine.ranks import fail
+from engine.logprobs import WORKSPACE_BYTES
 
 GIB = 2**30
 WORKSPACE = WORKSPACE_BYTES["cuda"]             # of logits alive at a time

@@ -33,8 +33,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import fail, write_text
-from runs import finish_run, open_run
+from engine.files import write_text
+from engine.ranks import fail
+from engine.runs import finish_run, open_run
 
 SHIPPED_PAIR = Path(__file__).parent / "toy_base"
 NUM_DIGITS, NUM_COLUMNS = 10, 2                        # five numbers of two digits

@@ -20,7 +20,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from common import fail, read_jsonl, write_text
+from engine.files import read_jsonl, write_text
+from engine.ranks import fail
 
 TOTALS = {"optimiser_steps": "optimiser steps", "labels_seen": "labels seen", "tokens_sampled": "tokens sampled",
           "seconds": "seconds"}

@@ -27,7 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common import fail, say, write_json, write_text
+from engine.files import write_json, write_text
+from engine.ranks import fail, say
 
 HERE = Path(__file__).parent
 

@@ -32,13 +32,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION, all_sum, bootstrap_interval, check_context, check_pair, completion_logprobs, encode_prompts,
-    even_batches, fail, gather_list, load_model, load_problems, load_tokenizer, random_generator, rank, sample, say,
-    setup_distributed, share, stop_ids, write_json, write_text,
+    INSTRUCTION,
+    bootstrap_interval,
+    check_context,
+    check_pair,
+    completion_logprobs,
+    encode_prompts,
+    load_model,
+    load_problems,
+    load_tokenizer,
+    sample,
+    stop_ids,
 )
-from eval import grade
-from runs import find_model, finish_run, keep_rows, kept_rows, leave_if_asked, open_run
-from sharding import even_micro_batches, sampling_weights
+from engine.files import write_json, write_text
+from engine.ranks import all_sum, even_batches, fail, gather_list, random_generator, rank, say, setup_distributed, share
+from engine.rollouts import even_micro_batches
+from engine.runs import find_model, finish_run, keep_rows, kept_rows, leave_if_asked, open_run
+from engine.sharding import sampling_weights
+from judge.answers import grade
 
 # ---------------------------------------------------------------- equations
 

@@ -29,17 +29,49 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION, Rollouts, all_sum, balanced_share, batch_indices, bootstrap_interval, check_context, check_pair,
-    completion_divergence, encode_prompts, even_batches, fail, gather_list, load_model, load_problems, load_tokenizer,
-    pad, random_generator, rank, read_jsonl, sample, save_model, say, setup_distributed, share, stop_ids,
-    vocabulary_size, write_json,
+    INSTRUCTION,
+    batch_indices,
+    bootstrap_interval,
+    check_context,
+    check_pair,
+    completion_divergence,
+    encode_prompts,
+    load_model,
+    load_problems,
+    load_tokenizer,
+    sample,
+    stop_ids,
+    vocabulary_size,
 )
+from engine.files import read_jsonl, write_json
+from engine.ranks import (
+    all_sum,
+    balanced_share,
+    even_batches,
+    fail,
+    gather_list,
+    random_generator,
+    rank,
+    say,
+    setup_distributed,
+    share,
+)
+from engine.rollouts import Rollouts, even_micro_batches, pad
+from engine.runs import (
+    check_parent_run,
+    find_model,
+    finish_run,
+    load_state,
+    log_metrics,
+    log_nonfinite,
+    log_samples,
+    open_run,
+    save_model,
+    save_or_leave,
+    take_step,
+)
+from engine.sharding import sampling_weights
 from eval import accuracy
-from runs import (
-    check_parent_run, find_model, finish_run, load_state, log_metrics, log_nonfinite, log_samples, open_run,
-    save_or_leave, take_step,
-)
-from sharding import even_micro_batches, sampling_weights
 
 # ---------------------------------------------------------------- equations
 

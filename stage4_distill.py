@@ -23,15 +23,36 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION, all_sum, balanced_share, batch_indices, check_context, check_pair, completion_divergence,
-    completion_logprobs, encode_prompts, fail, load_model, load_problems, load_tokenizer, random_generator, rank,
-    sample, sampler_gap, save_model, say, setup_distributed, stop_ids,
+    INSTRUCTION,
+    batch_indices,
+    check_context,
+    check_pair,
+    completion_divergence,
+    completion_logprobs,
+    encode_prompts,
+    load_model,
+    load_problems,
+    load_tokenizer,
+    sample,
+    sampler_gap,
+    stop_ids,
 )
+from engine.ranks import all_sum, balanced_share, fail, random_generator, rank, say, setup_distributed
+from engine.rollouts import even_micro_batches
+from engine.runs import (
+    find_model,
+    finish_run,
+    load_state,
+    log_metrics,
+    log_nonfinite,
+    log_samples,
+    open_run,
+    save_model,
+    save_or_leave,
+    take_step,
+)
+from engine.sharding import sampling_weights
 from eval import accuracy
-from runs import (
-    find_model, finish_run, load_state, log_metrics, log_nonfinite, log_samples, open_run, save_or_leave, take_step,
-)
-from sharding import even_micro_batches, sampling_weights
 from stage3_kl import forward_kl
 
 # ---------------------------------------------------------------- equations

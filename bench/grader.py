@@ -348,7 +348,7 @@ def load_judges() -> dict:
     """name -> (function for pairs, function for completions)."""
     import math_verify
 
-    from eval import grade, is_equal
+    from judge.answers import grade, is_equal
 
     def verify_pair(answer, gold):
         return math_verify.verify(math_verify.parse(f"${gold}$"), math_verify.parse(f"${answer}$"))
@@ -410,7 +410,7 @@ def mutate(gold: str, golds: list[str], chance: random.Random) -> str:
 
 def fuzz(golds: list[str], seconds: float):
     """No crash, no hang, no asymmetry, no file written; prints the mutants that count as right, to be looked at."""
-    from eval import counts, is_equal
+    from judge.answers import counts, is_equal
 
     chance, began, slowest, n = random.Random(4), time.monotonic(), 0.0, 0
     files = set(ROOT.rglob("*"))

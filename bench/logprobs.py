@@ -38,18 +38,18 @@ def trl_logprobs(hidden, weight, teacher_hidden, teacher_weight, token_ids, toke
 
 
 def our_logprobs(hidden, weight, teacher_hidden, teacher_weight, token_ids, token_weights):
-    from logprobs import linear_logprobs
+    from engine.logprobs import linear_logprobs
     return -(linear_logprobs(hidden, weight, token_ids) * token_weights).sum()
 
 
 def our_logprobs_entropy(hidden, weight, teacher_hidden, teacher_weight, token_ids, token_weights):
-    from logprobs import linear_logprobs
+    from engine.logprobs import linear_logprobs
     logprobs, entropy = linear_logprobs(hidden, weight, token_ids, entropy=True)
     return -((logprobs + 0.01 * entropy) * token_weights).sum()
 
 
 def our_token_loss(hidden, weight, teacher_hidden, teacher_weight, token_ids, token_weights):
-    from logprobs import linear_token_loss
+    from engine.logprobs import linear_token_loss
     return linear_token_loss(hidden, weight, token_ids, lambda logprobs, rows: -logprobs * token_weights[rows])[0]
 
 
@@ -69,12 +69,12 @@ def trl_reverse_kl(hidden, weight, teacher_hidden, teacher_weight, token_ids, to
 
 
 def our_reverse_kl(hidden, weight, teacher_hidden, teacher_weight, token_ids, token_weights):
-    from logprobs import linear_divergence
+    from engine.logprobs import linear_divergence
     return (linear_divergence(hidden, weight, teacher_hidden, teacher_weight, "reverse") * token_weights).sum()
 
 
 def our_reverse_kl_loss(hidden, weight, teacher_hidden, teacher_weight, token_ids, token_weights):
-    from logprobs import linear_divergence_loss
+    from engine.logprobs import linear_divergence_loss
     return linear_divergence_loss(hidden, weight, teacher_hidden, teacher_weight, "reverse",
                                   token_weights, token_ids)[0]
 

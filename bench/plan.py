@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import plan  # noqa: E402
-from logprobs import WORKSPACE_BYTES  # noqa: E402
+from engine.logprobs import WORKSPACE_BYTES  # noqa: E402
 from plan import GIB, Model, Stage, Wave, moments, peak, total  # noqa: E402
 
 plan.WORKSPACE = WORKSPACE_BYTES["cpu"]                     # where these cases run
@@ -102,7 +102,7 @@ def random_rollouts(stage: Stage):
     """A micro-batch of full length; where it holds two rollouts or more, the first is a little shorter."""
     import torch
 
-    from common import Rollouts
+    from engine.rollouts import Rollouts
 
     vocab = min(model.vocab for model in (stage.sampler, *stage.readers))
 
@@ -122,7 +122,7 @@ def run(stage: Stage) -> None:
 
     import torch
 
-    import hardware
+    from engine import hardware
     from common import completion_logprobs, sample
 
     hardware.quick_linears = nullcontext

@@ -31,8 +31,10 @@ import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from hardware import quick_linears  # noqa: E402
-from sampler import has_plain_attention, pad, sample  # noqa: E402
+from common import sample  # noqa: E402
+from engine.hardware import quick_linears  # noqa: E402
+from engine.rollouts import pad  # noqa: E402
+from engine.sampler import has_plain_attention  # noqa: E402
 
 
 CLOCK = time.perf_counter

@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from engine import ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -92,7 +93,6 @@ def worker(stage: str, out: str, *flags: str) -> None:
     """One run in this process (or on this rank), its collectives recorded from the second step to the last."""
     import torch
 
-    import common
 
     module, profiler = importlib.import_module(stage), torch.profiler.profile()
     log_metrics, measured = module.log_metrics, {"tokens": 0}
@@ -109,7 +109,7 @@ def worker(stage: str, out: str, *flags: str) -> None:
     module.log_metrics = log
     module.main(module.parse_args([*flags, "--out", out]))
     profiler.stop()
-    if common.rank() == 0:
+    if ranks.rank() == 0:
         begin = measured["start"]
         Path(out).with_suffix(".json").write_text(json.dumps({
             "tokens": measured["tokens"], "seconds": measured["end"] - begin, "communication": in_flight(profiler)}))

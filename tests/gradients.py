@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-import common
-from sharding import whole
+from engine import ranks, rollouts
+from engine.sharding import whole
 
 
 def canned_sample(model, prompts, *, samples_per_prompt, max_new_tokens, eos_ids, pad_id, **_):
@@ -25,10 +25,10 @@ def canned_sample(model, prompts, *, samples_per_prompt, max_new_tokens, eos_ids
         for _ in range(samples_per_prompt):
             length = int(torch.randint(1, max_new_tokens, (), generator=generator))
             rows.append(torch.randint(5, 15, (length,), generator=generator).tolist() + eos_ids[:length % 3])
-    prompt_ids, prompt_mask = common.pad([prompt for prompt in prompts for _ in range(samples_per_prompt)], pad_id, "cpu", left=True)
-    completion_ids, completion_mask = common.pad(rows, pad_id, "cpu", left=False)
+    prompt_ids, prompt_mask = rollouts.pad([prompt for prompt in prompts for _ in range(samples_per_prompt)], pad_id, "cpu", left=True)
+    completion_ids, completion_mask = rollouts.pad(rows, pad_id, "cpu", left=False)
     finished = torch.tensor([row[-1] in eos_ids for row in rows], dtype=torch.bool)
-    return common.Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask, finished, torch.zeros(completion_ids.shape))
+    return rollouts.Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask, finished, torch.zeros(completion_ids.shape))
 
 
 def main(file, stage, *flags):
@@ -43,7 +43,7 @@ def main(file, stage, *flags):
 
     torch.optim.AdamW.step = keep_gradients
     module.main(module.parse_args(list(flags)))
-    if common.rank() == 0:
+    if ranks.rank() == 0:
         torch.save(gradients, file)
 
 

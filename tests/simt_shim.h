@@ -1,4 +1,4 @@
-// A GPU for tests: what csrc/logprobs.cu uses of CUDA, on a CPU.  One block at a time; each of its threads is a fiber
+// A GPU for tests: what engine/logprobs.cu uses of CUDA, on a CPU.  One block at a time; each of its threads is a fiber
 // that runs until a barrier or a shuffle, where it waits for the others as on a GPU.
 //
 //   - shared memory holds NaN when a block begins;

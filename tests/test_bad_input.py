@@ -6,8 +6,8 @@ import pytest
 from conftest import run
 
 import common
+from engine import runs
 import prepare
-import runs
 import stage1_grpo
 import stage2_shape
 import stage3_kl

@@ -16,9 +16,8 @@ import torch
 from conftest import metrics, run
 
 import common
+from engine import files, ranks, rollouts, runs
 import eval as judge
-import runs
-import sampler
 import stage1_grpo
 import stage2_shape
 import stage3_kl
@@ -201,11 +200,11 @@ def test_a_pickle_in_a_state_is_not_opened_before_its_hash_is_checked(flags_of, 
     assert not (tmp_path / "opened").exists()
 
 
-def rollouts_like(seed: int, count: int) -> sampler.Rollouts:
+def rollouts_like(seed: int, count: int) -> rollouts.Rollouts:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(2, 9, (count, 3 + seed), generator=generator)
     mask = torch.ones_like(ids, dtype=torch.bool)
-    return sampler.Rollouts(ids, mask, ids + 1, mask, torch.zeros(count, dtype=torch.bool), torch.rand(ids.shape, generator=generator),
+    return rollouts.Rollouts(ids, mask, ids + 1, mask, torch.zeros(count, dtype=torch.bool), torch.rand(ids.shape, generator=generator),
                             advantages=torch.rand(count, generator=generator))
 
 
@@ -218,8 +217,8 @@ def test_rollouts_saved_on_four_ranks_are_all_there_on_any_number(tmp_path, patc
         runs.save_rollouts(state / f"rollouts_rank{rank:05d}.safetensors", micro_batches_of)
     found: dict = {8: [], 9: []}
     for rank in range(num_ranks):
-        patch.setattr(common, "rank", lambda rank=rank: rank)
-        patch.setattr(common, "world_size", lambda: num_ranks)
+        patch.setattr(ranks, "rank", lambda rank=rank: rank)
+        patch.setattr(ranks, "world_size", lambda: num_ranks)
         mine = runs.load_rollouts(tmp_path, 7, "cpu")
         for step in found:
             found[step] += mine.get(step, [])
@@ -261,10 +260,10 @@ def test_disk_full_while_a_state_or_the_model_is_saved(flags_of, undisturbed, tm
 
 def test_disk_full_under_the_tokenizer(tmp_path, capsys):
     """Its library raises a bare Exception; one that tells of something else is not taken for it."""
-    with pytest.raises(SystemExit) as stop, common.saving(tmp_path / "model"):
+    with pytest.raises(SystemExit) as stop, files.saving(tmp_path / "model"):
         raise Exception("No space left on device (os error 28)")
     assert stop.value.code == 1 and "model could not be written (No space left" in capsys.readouterr().err
-    with pytest.raises(ZeroDivisionError), common.saving(tmp_path / "model"):
+    with pytest.raises(ZeroDivisionError), files.saving(tmp_path / "model"):
         print(1 / 0)
 
 
@@ -308,7 +307,7 @@ def test_a_signal_while_a_state_is_saved_asks_for_no_further_step(flags_of, tmp_
 @pytest.mark.parametrize("module, name", [(stage2_shape, "stage2_shape"), (judge, "eval")])
 def test_a_signal_lets_the_batch_end_and_what_is_done_is_not_done_again(flags_of, undisturbed, tmp_path, patch, module, name):
     expected = undisturbed(name)
-    home = common if module is judge else stage2_shape          # eval.py imports sample where it uses it
+    home = module
     sample, calls = home.sample, []
 
     def signal_in_the_second_batch(*args, **kwargs):
@@ -390,9 +389,9 @@ def test_a_restart_by_torchrun_does_not_overwrite_what_it_began(flags_of, crashe
 
 def test_ranks_that_torchrun_starts_again_find_each_other(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("import os, signal, sys, common\ncommon.setup_distributed()\ncommon.barrier()\n"
-                      "if common.rank() == 1 and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-                      "sys.stdout.write(f'together {common.all_sum(1)}\\n')\n")     # one write: the ranks share a pipe
+    script.write_text("import os, signal, sys\nfrom engine import ranks\nranks.setup_distributed()\nranks.barrier()\n"
+                      "if ranks.rank() == 1 and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+                      "sys.stdout.write(f'together {ranks.all_sum(1)}\\n')\n")     # one write: the ranks share a pipe
     answer = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1", script],
                             capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
     assert answer.returncode == 0 and answer.stdout.count("together [2.0]") == 2, answer.stderr[-2000:]
@@ -403,10 +402,10 @@ def test_torchrun_restarts_over_nodes_are_refused_where_they_would_hang(patch, c
         patch.setenv(f"TORCHELASTIC_{name}", value)
     patch.setenv("GROUP_WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as stop:
-        common.store_of_this_start()
+        ranks.store_of_this_start()
     assert stop.value.code == 2 and "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().err
     patch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
-    assert common.store_of_this_start() == {}
+    assert ranks.store_of_this_start() == {}
 
 
 # ---------------------------------------------------------------- steps that are not taken
@@ -443,7 +442,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_logged(flags_of, t
     assert [rows[i]["nonfinite_steps"] for i in range(1, 7)] == [0, 1, 2, 2, 3, 3]
     assert rows[3]["grad_norm"] is None and rows[4]["grad_norm"] > 0
     assert json.loads((tmp_path / "run" / "DONE").read_text())["nonfinite_steps"] == 3
-    logged = common.read_jsonl(tmp_path / "run" / "nonfinite.jsonl")
+    logged = files.read_jsonl(tmp_path / "run" / "nonfinite.jsonl")
     assert [row["step"] for row in logged] == sorted([2, 3, 5] * (16 if stage == "stage1_grpo" else 4))
     assert all(row["prompt"] and row["completion"] for row in logged)
 
@@ -458,9 +457,9 @@ def test_the_rollouts_of_the_micro_batch_with_the_bad_loss_are_logged(flags_of, 
 
     patch.setattr(stage4_distill, "completion_divergence", sometimes_nan)
     run(stage4_distill, *flags_of["stage4_distill"], "--micro-batch-size", 1, "--out", tmp_path / "run")
-    row, = common.read_jsonl(tmp_path / "run" / "nonfinite.jsonl")
+    row, = files.read_jsonl(tmp_path / "run" / "nonfinite.jsonl")
     assert row["step"] == 1 and row["loss"] == "nan"
-    assert row["completion"] == common.read_jsonl(tmp_path / "run" / "samples.jsonl")[1]["completion"]
+    assert row["completion"] == files.read_jsonl(tmp_path / "run" / "samples.jsonl")[1]["completion"]
     assert metrics(tmp_path / "run")[1]["loss"] is None
 
 

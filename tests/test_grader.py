@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import eval as grader
-from eval import counts, extract_answer, grade, is_equal
+from judge import answers as grader
+from judge.answers import counts, extract_answer, grade, is_equal
 
 SOON = 20  # seconds: far above what the cases below take, far below what they would take without limits
 
@@ -1011,10 +1011,10 @@ def test_hostile_answers_cost_little_and_are_not_right(answer):
 
 
 def test_importing_is_light_and_starts_nothing():
-    code = "import sys, eval; assert not {'torch', 'transformers', 'sympy', 'latex'} & set(sys.modules); print(eval.WORKER.process)"
+    code = "import sys; from judge import answers; assert not {'torch', 'transformers', 'sympy', 'judge.latex'} & set(sys.modules); print(answers.WORKER.process)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "None", done.stderr
-    code = "import sys, latex; assert not {'torch', 'numpy', 'eval', 'common'} & set(sys.modules)"
+    code = "import sys; from judge import latex; assert not {'torch', 'numpy', 'eval', 'common', 'judge.answers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
@@ -1062,14 +1062,15 @@ def test_threads_share_the_worker():
 
 def test_a_forked_child_has_its_own_worker_and_nothing_outlives_its_parent():
     code = r"""
-import os, eval
-assert eval.is_equal(r"\sqrt{8}", r"2\sqrt{2}")
-parent = eval.WORKER.process.pid
+import os
+from judge import answers
+assert answers.is_equal(r"\sqrt{8}", r"2\sqrt{2}")
+parent = answers.WORKER.process.pid
 if (child := os.fork()) == 0:
-    good = eval.is_equal(r"\sqrt{8}", r"2\sqrt{2}") and eval.WORKER.process.pid != parent
-    print(eval.WORKER.process.pid, flush=True)
+    good = answers.is_equal(r"\sqrt{8}", r"2\sqrt{2}") and answers.WORKER.process.pid != parent
+    print(answers.WORKER.process.pid, flush=True)
     os._exit(0 if good else 1)
-assert os.waitpid(child, 0)[1] == 0 and eval.is_equal(r"\sqrt{18}", r"3\sqrt{2}")
+assert os.waitpid(child, 0)[1] == 0 and answers.is_equal(r"\sqrt{18}", r"3\sqrt{2}")
 print(parent)
 """
     done = subprocess.run(

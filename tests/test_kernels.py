@@ -1,4 +1,4 @@
-"""csrc/logprobs.cu against float64 closed forms: on a GPU if there is one, and by a C++ compiler over tests/simt_shim.h.
+"""engine/logprobs.cu against float64 closed forms: on a GPU if there is one, and by a C++ compiler over tests/simt_shim.h.
 
     python -m pytest tests/test_kernels.py                                          both
     compute-sanitizer --tool memcheck python -m pytest tests/test_kernels.py -k cuda
@@ -14,9 +14,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import cuda_logprobs
-import logprobs
-from logprobs import KINDS, Head, linear_divergence, linear_divergence_loss, linear_logprobs, linear_token_loss
+from engine.logprobs import KINDS, Head, linear_divergence, linear_divergence_loss, linear_logprobs, linear_token_loss
+from engine import cuda_logprobs, logprobs
 
 TESTS = Path(__file__).parent
 SOURCE = cuda_logprobs.SOURCE.read_text()

@@ -3,11 +3,11 @@ import pytest
 import torch
 from conftest import assert_rounded
 
-import logprobs
-from logprobs import KINDS, Head, linear_divergence, linear_divergence_loss, linear_logprobs, linear_token_loss
+from engine.logprobs import KINDS, Head, linear_divergence, linear_divergence_loss, linear_logprobs, linear_token_loss
 from stage3_kl import forward_kl
 from stage4_distill import jsd, reverse_kl
 from test_kernels import near_equal_models
+from engine import logprobs
 
 EQUATIONS = {"reverse": reverse_kl, "forward": forward_kl, "jsd": jsd}
 HEADS = {"plain": {}, "bias": {"bias": True}, "soft cap": {"softcap": 5.0}, "bias and soft cap": {"bias": True, "softcap": 5.0},

@@ -77,7 +77,7 @@ def test_activations_are_what_autograd_keeps(model_class, config_class, dtype, a
 
 
 def test_the_cache_is_what_the_sampler_allocates():
-    from sampler import SharedPrefixCache
+    from engine.sampler import SharedPrefixCache
     shape = Model(96, 48, 112, 3, 4, 2, 16, tied=True, qk_norm=True)
     model = Qwen3ForCausalLM(config_of(shape, Qwen3Config)).eval()
     stage = Stage("", shape, width=4, max_prompt=5, max_new=64)

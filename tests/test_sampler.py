@@ -5,11 +5,10 @@ import pytest
 import torch
 from conftest import EOS, PAD
 
-import common
-import hardware
-import sampler
-from common import completion_logits, completion_logprobs, load_model, load_tokenizer, pad, sample
-from sampler import draw
+from engine import hardware, rollouts, runs, sampler
+from common import completion_logits, completion_logprobs, load_model, load_tokenizer, sample
+from engine.rollouts import pad
+from engine.sampler import draw
 
 
 def draw_many(model, prompts, count=1, **changes):
@@ -22,7 +21,7 @@ def one_rollout(prompt, completion, extra_pads=0):
     """A rollout alone, its prompt left-padded and its completion right-padded by hand."""
     prompt_ids, prompt_mask = pad([prompt, [PAD] * (len(prompt) + extra_pads)], PAD, "cpu", left=True)
     completion_ids, completion_mask = pad([completion, [PAD] * (len(completion) + extra_pads)], PAD, "cpu", left=False)
-    return common.Rollouts(prompt_ids[:1], prompt_mask[:1], completion_ids[:1], completion_mask[:1], torch.tensor([True]))
+    return rollouts.Rollouts(prompt_ids[:1], prompt_mask[:1], completion_ids[:1], completion_mask[:1], torch.tensor([True]))
 
 
 @pytest.mark.parametrize("pads", [1, 17])
@@ -166,7 +165,7 @@ def test_dropout_is_off_in_a_loaded_model(toy, copy_of):
 def test_tied_embeddings_stay_tied(toy, tmp_path):
     tokenizer = load_tokenizer(toy / "student")
     model = load_model(toy / "student", tokenizer, torch.float32, "cpu")
-    common.save_model(model, tokenizer, [EOS], tmp_path / "model")
+    runs.save_model(model, tokenizer, [EOS], tmp_path / "model")
     again = load_model(tmp_path / "model", tokenizer, torch.float32, "cpu")
     assert again.get_output_embeddings().weight.data_ptr() == again.get_input_embeddings().weight.data_ptr()
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 import transformers
 
-from common import completion_divergence, completion_logits, completion_logprobs, has_known_head, pad, setup_distributed
-from sampler import Rollouts
+from common import completion_divergence, completion_logits, completion_logprobs, has_known_head
+from engine.ranks import setup_distributed
+from engine.rollouts import pad
+from engine.rollouts import Rollouts
 from stage3_kl import forward_kl
 from stage4_distill import jsd, reverse_kl
 

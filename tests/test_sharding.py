@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import common
-import sharding
+from engine import ranks, sharding
 import stage2_shape
 
 HERE = Path(__file__).parent
@@ -113,8 +113,8 @@ VARIANTS = {"stage1_grpo_three": ["--kl-coef", "0.1", "--loss-mean", "sequence",
 def many(flags_of, tmp_path_factory):
     """Every job on 1, 2 and 4 ranks.  -> the folder of each"""
     folders = {}
-    for ranks in (1, 2, 4):
-        folder = folders[ranks] = tmp_path_factory.mktemp(f"ranks{ranks}")
+    for num_ranks in (1, 2, 4):
+        folder = folders[num_ranks] = tmp_path_factory.mktemp(f"ranks{num_ranks}")
         jobs = [[str(folder / f"{stage}_{name}.pt"), stage, *flags_of[stage], *uneven,
                  *VARIANTS.get(f"{stage}_{name}", []), "--max-steps", "1", "--out", str(folder / f"{stage}_{name}")]
                 for stage in STAGES for name, uneven in UNEVEN.items()]
@@ -125,7 +125,7 @@ def many(flags_of, tmp_path_factory):
         jobs.append(["real", "stage4_distill", *flags_of["stage4_distill"], *steps, *extra, "--out", str(folder / "stage4_distill_shards")])
         jobs.append(["real", "stage2_shape", *flags_of["stage2_shape"], "--out", str(folder / "stage2_shape")])
         (folder / "jobs.json").write_text(json.dumps(jobs))
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"][:None if ranks > 1 else 1]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"][:None if num_ranks > 1 else 1]
         answer = subprocess.run([*launch, str(HERE / "gradients.py"), str(folder / "jobs.json")], capture_output=True, text=True,
                                 env={**os.environ, "PYTHONPATH": str(HERE.parent)})
         assert answer.returncode == 0, answer.stderr[-3000:]
@@ -171,11 +171,11 @@ def test_certificate_is_the_same_on_any_number_of_ranks(many, ranks):
 
 @pytest.mark.parametrize("sizes, world_size", [([5, 1, 1, 1, 2], 2), ([3, 3, 3], 4), ([], 2), ([7], 1)])
 def test_shares_are_balanced_and_complete(monkeypatch, sizes, world_size):
-    monkeypatch.setattr(common, "world_size", lambda: world_size)
+    monkeypatch.setattr(ranks, "world_size", lambda: world_size)
     shares = []
     for rank in range(world_size):
-        monkeypatch.setattr(common, "rank", lambda rank=rank: rank)
-        shares.append(common.balanced_share(sizes))
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        shares.append(ranks.balanced_share(sizes))
     assert sorted(sum(shares, [])) == list(range(len(sizes)))
     loads = [sum(sizes[place] for place in share) for share in shares]
     assert max(loads) - min(loads) <= max(sizes, default=0)

@@ -8,6 +8,7 @@ from conftest import metrics, run
 from safetensors.torch import load_file
 
 import common
+from engine import ranks
 import stage1_grpo
 import stage2_shape
 import stage3_kl
@@ -74,8 +75,8 @@ def test_any_number_of_ranks_draws_the_same_rollouts_and_takes_the_same_steps(to
     prompts = common.encode_prompts(tokenizer, problems, args)
 
     def steps_of(rank, world_size):
-        monkeypatch.setattr(common, "rank", lambda: rank)
-        monkeypatch.setattr(common, "world_size", lambda: world_size)
+        monkeypatch.setattr(ranks, "rank", lambda: rank)
+        monkeypatch.setattr(ranks, "world_size", lambda: world_size)
         rollouts, places = stage1_grpo.make_rollouts(policy, tokenizer, problems, prompts, args, [1], batch=5)
         return [sorted(zip(map(tuple, part.prompts()), map(tuple, part.completions()), part.advantages.tolist()))
                 for part in stage1_grpo.cut_into_steps(rollouts, places, args, batch=5)]

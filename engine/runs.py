@@ -37,12 +37,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common import (
-    all_sum, barrier, empty_directory, fail, file_digest, from_rank_0, gather_list, put_in_place, rank, read_jsonl,
-    saving, say, share, stop_on_write_error, sync, world_size, write_json, write_text,
+from engine.files import (
+    empty_directory, file_digest, put_in_place, read_jsonl, saving, stop_on_write_error, sync, write_json, write_text,
 )
-from sampler import Rollouts
-from sharding import whole, without_tokens
+from engine.ranks import all_sum, barrier, fail, from_rank_0, gather_list, rank, say, share, world_size
+from engine.rollouts import Rollouts, without_tokens
+from engine.sharding import whole, whole_state
 
 # ================================================================ parents
 
@@ -99,6 +99,24 @@ def check_parent_run(run: Path, allow_failed_certificate: bool) -> None:
     certificate = run / "certificate.json"
     if certificate.is_file() and not json.loads(certificate.read_text())["passed"] and not allow_failed_certificate:
         fail(f"{run}: the certificate of this run did not pass (see {certificate}); --allow-failed-certificate goes on")
+
+
+def save_model(model, tokenizer, stop: list[int], directory: Path) -> None:
+    """An ordinary Hugging Face checkpoint directory with a manifest.json, whole or not at all.
+
+    All ranks call it, rank 0 writes.
+    """
+    state = whole_state(model)
+    if rank() > 0:
+        return
+    with saving(directory):
+        temporary = empty_directory(directory.with_name(directory.name + ".tmp"))
+        model.generation_config.eos_token_id = stop
+        model.generation_config.do_sample = True        # else transformers refuses to save a temperature beside it
+        model.save_pretrained(temporary, state_dict=state)
+        tokenizer.save_pretrained(temporary)
+        write_json(temporary / "manifest.json", {file.name: file_digest(file) for file in sorted(temporary.iterdir())})
+        put_in_place(temporary, directory)
 
 
 # ================================================================ begin and finish
@@ -175,7 +193,8 @@ def differences(old: dict, new: dict) -> str:
 
 
 def git_commit() -> str | None:
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    root = Path(__file__).parent.parent
+    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
     return answer.stdout.strip() or None
 
 

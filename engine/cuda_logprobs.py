@@ -1,4 +1,4 @@
-"""csrc/logprobs.cu for PyTorch: built by nvcc on first use, loaded by ctypes, registered as custom operators.
+"""logprobs.cu for PyTorch: built by nvcc on first use, loaded by ctypes, registered as custom operators.
 
 A plain C interface needs no header of PyTorch or Python: one library serves every version of both, and compiling takes
 seconds.  Without nvcc or a driver logprobs.py does the same in PyTorch's own operations; a line on stderr says so once.
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).resolve().parent / "csrc" / "logprobs.cu"
+SOURCE = Path(__file__).resolve().with_name("logprobs.cu")
 NVCC_FLAGS = ["-O3", "-std=c++17", "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 

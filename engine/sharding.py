@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from sampler import Rollouts, is_sharded
+from engine.sampler import is_sharded
 
 
 def shard(model, compute_dtype: torch.dtype, trainable: bool):
@@ -175,27 +175,6 @@ def calling(mine: int) -> int:
     count = torch.tensor(mine, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(count)
     return int(count)
-
-
-def even_micro_batches(rollouts: Rollouts, size: int) -> list[Rollouts]:
-    """Cut into micro-batches, one or more; a rank with fewer than the others adds some without any token."""
-    micro_batches = rollouts.split(size) or [without_tokens(rollouts)]
-    if dist.is_initialized():
-        most = torch.tensor(len(micro_batches), device=rollouts.finished.device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        micro_batches += [without_tokens(rollouts)] * (int(most) - len(micro_batches))
-    return micro_batches
-
-
-def without_tokens(like: Rollouts) -> Rollouts:
-    """One rollout whose mask is all False: a forward and backward pass over it adds zero to the gradient."""
-    device = like.finished.device
-    ids, one, none = torch.zeros(1, 1, dtype=torch.int64, device=device), torch.ones, torch.zeros
-    numbers = {name: none(1, 1, device=device) for name in ("sampler_logprobs", "old_logprobs")}
-    numbers |= {name: none(1, device=device) for name in ("rewards", "advantages", "weights")}
-    return Rollouts(prompt_ids=ids, prompt_mask=one(1, 1, dtype=torch.bool, device=device), completion_ids=ids,
-                    completion_mask=none(1, 1, dtype=torch.bool, device=device),
-                    finished=one(1, dtype=torch.bool, device=device), **numbers)
 
 
 def whole(tensor: Tensor) -> Tensor:

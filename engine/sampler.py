@@ -33,12 +33,10 @@ A model whose attention is more than softmax(q k) v over all or the last `slidin
 ALiBi, chunks, linear attention) is found out by one comparison with its own forward pass, and takes PlainCache: the
 model's own cache, a copy of the prompt's for each row.
 """
-import dataclasses
 import functools
 import inspect
 import math
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -46,76 +44,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-import hardware
-
-# ================================================================ what comes out
-
-
-@dataclass
-class Rollouts:
-    """B rollouts; those of one prompt are adjacent.  A literal example, pad = 0, EOS = 9:
-
-    prompt_ids  [[0, 5, 6], [4, 5, 6]]         prompt_mask      [[0, 1, 1], [1, 1, 1]]    left-padded
-    completion_ids [[7, 9, 0], [7, 7, 7]]      completion_mask  [[1, 1, 0], [1, 1, 1]]    the mask covers the EOS
-    finished    [True, False]                  the second was cut at max_new_tokens
-    """
-    prompt_ids: Tensor            # (B, P) int64
-    prompt_mask: Tensor           # (B, P) bool
-    completion_ids: Tensor        # (B, C) int64
-    completion_mask: Tensor       # (B, C) bool
-    finished: Tensor              # (B,) bool
-    sampler_logprobs: Tensor | None = None   # (B, C) float32, nats, at the sampling temperature, 0 where masked
-    old_logprobs: Tensor | None = None       # (B, C) float32, nats, by the trainer before the first update
-    rewards: Tensor | None = None            # (B,) float32
-    advantages: Tensor | None = None         # (B,) float32
-    weights: Tensor | None = None            # (B,) float32, of each rollout in the bridge's loss
-
-    def __len__(self) -> int:
-        return len(self.finished)
-
-    def select(self, index) -> "Rollouts":
-        """The rollouts at `index` (a slice or an index tensor), without columns that are padding in all of them."""
-        part = Rollouts(**{field.name: None if (value := getattr(self, field.name)) is None else value[index]
-                           for field in dataclasses.fields(self)})
-        completion_length = int(part.completion_mask.sum(1).max()) if len(part) else 0
-        prompt_length = int(part.prompt_mask.sum(1).max()) if len(part) else 0
-        for name in ("prompt_ids", "prompt_mask"):
-            setattr(part, name, getattr(part, name)[:, part.prompt_mask.shape[1] - prompt_length:].contiguous())
-        for name in ("completion_ids", "completion_mask", "sampler_logprobs", "old_logprobs"):
-            if getattr(part, name) is not None:
-                setattr(part, name, getattr(part, name)[:, :completion_length].contiguous())
-        return part
-
-    def to(self, device) -> "Rollouts":
-        return Rollouts(**{field.name: None if (value := getattr(self, field.name)) is None else value.to(device)
-                           for field in dataclasses.fields(self)})
-
-    def split(self, size: int) -> list["Rollouts"]:
-        """Micro-batches of at most `size` rollouts."""
-        return [self.select(slice(start, start + size)) for start in range(0, len(self), size)]
-
-    def completions(self) -> list[list[int]]:
-        return [ids[mask].tolist() for ids, mask in zip(self.completion_ids.cpu(), self.completion_mask.cpu())]
-
-    def prompts(self) -> list[list[int]]:
-        return [ids[mask].tolist() for ids, mask in zip(self.prompt_ids.cpu(), self.prompt_mask.cpu())]
-
-
-def pad(rows: list[list[int]], pad_id: int, device, left: bool) -> tuple[Tensor, Tensor]:
-    """Rows of unequal length -> ids (B, T) int64 and mask (B, T) bool, padded on the left or on the right."""
-    length = max(map(len, rows), default=0)
-    fill = [[pad_id] * (length - len(row)) for row in rows]
-    ids = torch.tensor([f + row if left else row + f for f, row in zip(fill, rows)], dtype=torch.int64)
-    ids, lengths = ids.view(len(rows), length), torch.tensor([len(row) for row in rows])[:, None]
-    columns = torch.arange(length)
-    mask = columns >= length - lengths if left else columns < lengths
-    return ids.to(device), mask.to(device)
-
-
-def positions(mask: Tensor) -> Tensor:
-    """RoPE positions that ignore padding.  (B, T) -> (B, T) int64.  Without them left padding shifts every position."""
-    return (mask.long().cumsum(1) - 1).clamp(min=0)
-
+from engine import hardware
+from engine.rollouts import Rollouts, pad, positions
 
 # ================================================================ the loop
 

@@ -5,7 +5,7 @@ its expressions become sympy objects, each built by one function below, under li
 
     read -> clean -> tokenise -> read_statement -> read_item -> read_sum -> read_product -> read_power -> read_atom
 
-Run as a script, it is the worker of eval.py: see `serve`.
+Run by `python -m judge.latex`, it is the worker of answers.py: see `serve`.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from unicodedata import name, normalize
 
 import sympy
 
-from values import Bag, Equation, Interval, Numeral, Quantity, Relation, Text, Tuple, Union, same
+from judge.values import Bag, Equation, Interval, Numeral, Quantity, Relation, Text, Tuple, Union, same
 
 MAX_LENGTH = 1000  # characters of an answer
 MAX_TOKENS = 500

@@ -10,7 +10,7 @@ the gradient needs them.  There are two ways to cut them:
     chunks of tokens          the others.  A chunk has whole rows, so where each token's loss is known (the _loss forms)
                               its gradient is made while its logits are there: 6 N D V flops, nothing made twice.
 
-What is done to a piece of logits is plain PyTorch in this file; on a GPU it is csrc/logprobs.cu, by way of
+What is done to a piece of logits is plain PyTorch in this file; on a GPU it is logprobs.cu, by way of
 cuda_logprobs.py, if that can be built.  In both the row's maximum and the log of its sum stay two numbers: at a maximum
 of 1000 the float32 nearest to their sum is up to 3e-5 off, and so would be every logprob.
 """
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-import cuda_logprobs
+from engine import cuda_logprobs
 
 KINDS = ("reverse", "forward", "jsd")
 WORKSPACE_BYTES = {"cpu": 2**26, "cuda": 2**29}         # of logits alive at a time
@@ -419,7 +419,7 @@ def _slices(total: int, bytes_each: int, device: torch.device, workspace: int | 
 
 
 # ---------------------------------------------------------------- a piece of logits
-# Each of these is one kernel of csrc/logprobs.cu, or plain PyTorch on a few rows at a time.
+# Each of these is one kernel of logprobs.cu, or plain PyTorch on a few rows at a time.
 
 
 def _kernels(logits: Tensor):

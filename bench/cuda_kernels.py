@@ -1,6 +1,6 @@
 """The CUDA kernels on a GPU: bytes a second beside a device copy, PyTorch and TRL's Triton kernels; whole functions.
 
-    python bench/kernels.py [--rows 8192 --vocab 151936 --width 2048] [--dtype bfloat16 float32]
+    python bench/cuda_kernels.py [--rows 8192 --vocab 151936 --width 2048] [--dtype bfloat16 float32]
 
 Kernels: each row of logits counts as often as its result needs it read or written (`passes`: forward 1, gradient in
 place 2, divergence 2, its gradient 3; the JSD's second reading counts against it), over the median time; the share is
@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import cuda_logprobs  # noqa: E402
-import logprobs  # noqa: E402
-from logprobs import KINDS, linear_divergence, linear_divergence_loss, linear_logprobs, linear_token_loss  # noqa: E402
+from engine import cuda_logprobs  # noqa: E402
+from engine import logprobs  # noqa: E402
+from engine.logprobs import KINDS, linear_divergence, linear_divergence_loss, linear_logprobs, linear_token_loss# noqa: E402
 
 
 def parse_args(argv=None):
@@ -180,7 +180,7 @@ def bench_whole(args, dtype: torch.dtype) -> None:
 
 def main(args) -> None:
     if not torch.cuda.is_available():
-        print("error: bench/kernels.py measures on a GPU, and there is none here; bench/logprobs.py is for CPUs",
+        print("error: bench/cuda_kernels.py measures on a GPU, and there is none here; bench/logprobs.py is for CPUs",
               file=sys.stderr)
         raise SystemExit(2)
     if cuda_logprobs.library() is None:

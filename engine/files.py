@@ -1,0 +1,88 @@
+"""Files that are whole or not there: written to a temporary name, synced and renamed, whenever the power goes."""
+import hashlib
+import json
+import os
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with saving(path):
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:  # half a surrogate pair: \ud83d
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync(path.parent)
+
+
+def write_json(path: Path, content) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The objects of a file of JSON lines, if there is one; without a last line that its writer did not live to end."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    rows = [json.loads(line) for line in lines[:-1]]
+    try:
+        return [*rows, json.loads(lines[-1])] if lines else []
+    except json.JSONDecodeError:                        # torn, or nothing after the last newline
+        return rows
+
+
+def empty_directory(path: Path) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def sync(path: Path) -> None:
+    """Make sure that a file, or the names in a directory, outlive the power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_digest(path: Path) -> dict | None:
+    """What a manifest says of a file: its size and SHA-256; None where there is no file."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as stream:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def put_in_place(temporary: Path, directory: Path) -> None:
+    """Sync a directory that was written under a temporary name, and give it its own."""
+    for file in temporary.iterdir():
+        sync(file)
+    sync(temporary)
+    shutil.rmtree(directory, ignore_errors=True)
+    temporary.rename(directory)
+    sync(directory.parent)
+
+
+@contextmanager
+def saving(path: Path):
+    """A write that fails ends the run with one sentence and exit code 1."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, (OSError, SafetensorError)) and "os error" not in str(error):      # of tokenizers
+            raise
+        stop_on_write_error(path, getattr(error, "strerror", None) or str(error))
+
+
+def stop_on_write_error(path: Path, reason: str) -> None:
+    folder = next(folder for folder in path.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(folder).free
+    reason = "the disk is full" if free < 2**20 else f"{reason}; {free / 1e9:.1f} GB are free there"
+    print(f"error: {path} could not be written ({reason}); what was saved before is as it was: make room, then run the "
+          "same command again, it goes on from there", file=sys.stderr, flush=True)
+    raise SystemExit(1)

@@ -1,0 +1,1 @@
+"""Is an answer right?  Needs no torch."""

@@ -1,0 +1,194 @@
+r"""Is a completion right?  The reward (equation 1) of every stage, the judge of the certificates and of the tables.
+
+    extract_answer(text) -> str | None        is_equal(answer, gold) -> bool        grade(completion, gold) -> bool
+
+When in doubt the judge says no: a false "right" corrupts a reward, a false "wrong" only thins it.
+"""
+import atexit
+import json
+import os
+import re
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from fractions import Fraction
+from pathlib import Path
+
+# ================================================================ reading
+
+BRACE = re.compile(
+    r"\\\\(?!boxed|fbox)|\\[{}]"  # a line break and escaped braces: nothing to count
+    r"|\\(?:boxed|fbox)(?![a-zA-Z])\s*(?:(?P<box>\{)|(?P<bare>-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|[A-Z](?![a-zA-Z])))"
+    r"|(?P<open>\{)|(?P<close>\})"
+)
+NOT_SPACE = re.compile(r"\S")
+ANSWER_LINE = re.compile(
+    r"(?<![a-zA-Z0-9])answer(?:\s{1,3}is)?[ *_]{0,4}[:：][\s*_}]{0,6}(?:\\\[|\$\$)?\s{0,3}", re.IGNORECASE
+)
+GSM8K_LINE = re.compile(r"(?<!#)####(?!#)")
+
+
+def extract_answer(text: str) -> str | None:
+    r"""The answer that a completion gives, or None; never just the last number in it.
+
+    The last closed, not empty \boxed{} or \fbox{}; with none, the last "Answer: ..." line; with none, the last GSM8K
+    "#### ..." line.  A box that never closes, as in a truncated completion, is no answer and hides no earlier one.
+    Takes time linear in the text, whatever it is.
+    """
+    return last_box(text) or last_line(text, ANSWER_LINE) or last_line(text, GSM8K_LINE)
+
+
+def last_box(text: str) -> str | None:
+    r"""The content of the box that closes last, so the outer of two nested ones; also `\boxed 3`."""
+    span, starts = None, []  # of the open braces: where a box's content starts, None for other braces
+    for brace in BRACE.finditer(text):
+        if brace["box"] or brace["open"]:
+            starts.append(brace.end() if brace["box"] else None)
+        elif brace["bare"]:
+            span = brace.span("bare")
+        elif brace["close"] and starts and (start := starts.pop()) is not None:
+            span = (start, brace.start()) if NOT_SPACE.search(text, start, brace.start()) else span
+    return text[slice(*span)].strip() if span else None  # cut once: nested boxes must not cost a copy each
+
+
+def last_line(text: str, marker: re.Pattern) -> str | None:
+    """What follows the last marker on its line, without Markdown's emphasis."""
+    ends = [match.end() for match in marker.finditer(text)]
+    if not ends:
+        return None
+    line = text[ends[-1] :].split("\n", 1)[0].strip(" \t\r*_`").removesuffix("**.")
+    if line.count("}") > line.count("{"):  # \textbf{Answer: 5}
+        line = line.removesuffix("}")
+    return line or None
+
+
+# ================================================================ equality
+
+MAX_LENGTH = 1000  # characters; a longer answer is right only if it is the gold, letter by letter
+COMPARE_SECONDS = 1.2  # after which the worker is killed; with its restart, an answer costs less than 2 s
+START_SECONDS = 60  # for importing sympy on a busy machine
+
+counts = {"sympy": 0, "unreadable": 0, "timeout": 0, "failed": 0}  # comparisons that reached the worker, for the log
+
+NOISE = re.compile(  # spacing and dollars, but between digits only the spaces of thousands; "1, 234" is a list
+    r"(?<!\\)\\(?:(?:left|right|displaystyle)(?![a-zA-Z])|\$|[!,;: ](?![0-9](?![0-9]{2}(?![0-9]))))"
+    r"|(?<![0-9\\])\$|\$(?![0-9])|\{,\}(?=[0-9]{3})|(?<![0-9a-zA-Z,])\s+|\s+(?!\w)"
+)
+WORDS = re.compile(r"^\\(?:text|textbf|mathrm|mbox)\{([^{}\\]*)\}$")  # \text{June 20} is June 20
+DECIMAL = re.compile(r"[+-]?(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(?:\.[0-9]*)?")
+FRACTION = re.compile(
+    r"([+-]?)(?:([0-9]+)/([0-9]+)|\\[dt]?frac *(?:([0-9])|\{([+-]?[0-9]+)\}) *(?:([0-9])|\{([0-9]+)\}))"
+)
+
+
+def grade(completion: str, gold: str) -> bool:
+    """Does the completion give an answer that is the gold's equal?"""
+    answer = extract_answer(completion)
+    return answer is not None and is_equal(answer, gold)
+
+
+def is_equal(answer: str, gold: str) -> bool:
+    """Would a careful marker take the answer for the gold?  Symmetric; False for whatever is not understood.
+
+    The cheapest test that decides comes first: the text, the text without noise, plain numbers (exactly), and only
+    then the worker, which reads both with latex.py and compares them with sympy.  Costs at most 2 s.
+    """
+    if answer == gold:
+        return bool(gold.strip())
+    if max(len(answer), len(gold)) > MAX_LENGTH:
+        return False
+    tidy_answer, tidy_gold = (WORDS.sub(r"\1", NOISE.sub("", text).removesuffix(".")) for text in (answer, gold))
+    if not tidy_answer or not tidy_gold or tidy_answer == tidy_gold:
+        return bool(tidy_gold) and tidy_answer == tidy_gold
+    numbers = plain_number(tidy_answer), plain_number(tidy_gold)
+    return numbers[0] == numbers[1] if None not in numbers else WORKER.compare(answer, gold)
+
+
+def plain_number(text: str) -> Fraction | None:
+    r"""The value of 42, 1,000, -.5, 3/4, \frac{3}{4} or \frac34; None for anything else."""
+    if DECIMAL.fullmatch(text) and text[-1:] not in ("+", "-", ".", ""):
+        return Fraction(text.replace(",", ""))
+    if not (parts := FRACTION.fullmatch(text)):
+        return None
+    top, bottom = (int(parts[2] or parts[4] or parts[5]), int(parts[3] or parts[6] or parts[7]))
+    return Fraction(-top if parts[1] == "-" else top, bottom) if bottom else None
+
+
+class Worker:
+    """A process that runs judge/latex.py (see `latex.serve`): started when first needed, killed when it takes too long.
+
+    It is a fresh interpreter (neither a fork nor an import of the caller's main module), limits its own memory, and
+    ends when its stdin closes, that is, at the latest with its caller.  Threads take turns.
+    """
+
+    def __init__(self):
+        self.process, self.ready, self.ever_ready, self.lock = None, False, False, threading.Lock()
+
+    def compare(self, answer: str, gold: str) -> bool:
+        """Are the two equal?  What fails or takes too long is counted, and not equal."""
+        request = json.dumps([answer, gold]).encode() + b"\n"
+        with self.lock:
+            began = time.monotonic()
+            verdict = self.ask(request, COMPARE_SECONDS)
+            if verdict == "":  # it may have died before: once more, on what is left of the time
+                verdict = self.ask(request, COMPARE_SECONDS - (time.monotonic() - began))
+            counts["sympy"] += 1
+            if verdict not in ("equal", "different"):
+                counts[verdict or "failed"] += 1
+            return verdict == "equal"
+
+    def ask(self, request: bytes, seconds: float) -> str:
+        """The worker's verdict; "timeout", or "" where it died: then the next one is starting already."""
+        verdict = ""
+        try:
+            if self.start():
+                self.process.stdin.write(request)
+                verdict = self.receive(seconds)
+        except OSError:  # a broken pipe
+            pass
+        except BaseException:  # Ctrl-C, say: a reply that nobody waits for must not answer the next question
+            self.stop()
+            raise
+        if verdict in ("", "timeout"):
+            self.stop()
+            self.launch()
+        return verdict
+
+    def start(self) -> bool:
+        """Wait until a worker is ready, and say whether it is; raises RuntimeError where none ever was."""
+        if self.process is None:
+            self.launch()
+        self.ready = self.ready or self.receive(START_SECONDS) == "ready"
+        self.ever_ready = self.ever_ready or self.ready
+        if not self.ever_ready:
+            raise RuntimeError("the grader's worker does not start: does `python -m judge.latex` say why?")
+        return self.ready
+
+    def launch(self):
+        """Start a process, without waiting for it."""
+        atexit.unregister(self.stop)
+        atexit.register(self.stop)
+        self.ready = False
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        command, root = [sys.executable, "-m", "judge.latex"], Path(__file__).resolve().parent.parent
+        self.process = subprocess.Popen(command, cwd=root, bufsize=0, start_new_session=True, **pipes)
+
+    def receive(self, seconds: float) -> str:
+        """One line from the worker, "timeout" after so many seconds, "" where it has died."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            arrived = selector.select(max(seconds, 0))
+            return self.process.stdout.readline().decode().strip() if arrived else "timeout"
+
+    def stop(self):
+        """Kill the process, if there is one, and leave no zombie."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()  # closes the pipes and waits
+            self.process = None
+
+
+WORKER = Worker()
+os.register_at_fork(after_in_child=WORKER.__init__)  # a forked child (a data loader) starts a worker of its own
