@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.logprobs import Head, linear_divergence_loss, linear_logprobs
+from engine.logprobs import Head, linear_divergence, linear_logprobs
 from engine.ranks import fail, world_size
 from engine.rollouts import Rollouts, positions
 from engine.sampler import sample  # noqa: F401  (the stages import it from here)
@@ -279,11 +279,12 @@ def completion_logprobs(model, rollouts: Rollouts, temperature: float = 1.0, ent
     return tuple(spread(figure, mask) for figure in figures) if entropy else spread(figures, mask)
 
 
-def completion_divergence(student, teacher, rollouts: Rollouts, kind: str, temperature: float = 1.0,
+def completion_divergence(student, teacher, rollouts: Rollouts, divergence, temperature: float = 1.0,
                           token_weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The loss Σ token_weights · divergence over the completions, ready for one backward().
 
-    kind: "reverse", "forward" or "jsd", as the stages define them on whole logits; token_weights (B, C), default 1.
+    divergence: a stage's function of student_logits and teacher_logits, called on the logits of some tokens at a time;
+    token_weights (B, C), default 1.
     -> the loss; the divergence and the student's logprobs, (B, C) float32, nats, without gradient, 0 where masked.
     """
     mask, with_gradient = rollouts.completion_mask, torch.is_grad_enabled()
@@ -291,12 +292,13 @@ def completion_divergence(student, teacher, rollouts: Rollouts, kind: str, tempe
 
     def in_both(teacher_hidden, teacher_head):          # while the teacher's head is whole, too
         with torch.set_grad_enabled(with_gradient):
-            return forward_with_head(student, rollouts, lambda hidden, head: linear_divergence_loss(
-                hidden, head, teacher_hidden, teacher_head, kind, weights, rollouts.completion_ids[mask], temperature))
+            return forward_with_head(student, rollouts, lambda hidden, head: linear_divergence(
+                hidden, head, teacher_hidden, teacher_head, divergence, weights, rollouts.completion_ids[mask],
+                temperature))
 
     with torch.no_grad():
-        loss, divergence, logprobs = forward_with_head(teacher, rollouts, in_both)
-    return loss, spread(divergence, mask), spread(logprobs, mask)
+        loss, nats, logprobs = forward_with_head(teacher, rollouts, in_both)
+    return loss, spread(nats, mask), spread(logprobs, mask)
 
 
 def spread(figures: Tensor, mask: Tensor) -> Tensor:

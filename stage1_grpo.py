@@ -58,6 +58,7 @@ from engine.runs import (
 from engine.sharding import sampling_weights
 from eval import accuracy
 from judge.answers import counts, grade
+from stage4_distill import reverse_kl
 
 # ---------------------------------------------------------------- equations
 
@@ -296,7 +297,7 @@ def main(args) -> None:
                                         max(num_sequences, 1))
                 loss = -(objective * weights).sum()
                 if args.kl_coef:                                # exact over the vocabulary, as stage 4's reverse_kl
-                    loss = loss + completion_divergence(policy, reference, micro, "reverse", args.temperature,
+                    loss = loss + completion_divergence(policy, reference, micro, reverse_kl, args.temperature,
                                                         args.kl_coef * weights)[0]
             loss.backward()
 

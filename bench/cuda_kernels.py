@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine import cuda_logprobs  # noqa: E402
-from engine import logprobs  # noqa: E402
-from engine.logprobs import KINDS, linear_divergence, linear_divergence_loss, linear_logprobs, linear_token_loss# noqa: E402
+from engine import cuda_logprobs, tiles  # noqa: E402
+from engine.logprobs import linear_divergence, linear_logprobs  # noqa: E402
+from stage4_distill import jsd, reverse_kl  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -64,9 +64,9 @@ def kernel_methods(rows: int, vocab: int, dtype: torch.dtype, device: str = "cud
     target = torch.empty_like(student)
     ids = torch.randint(0, vocab, (rows,), device=device)
     ones = torch.ones(rows, device=device)
-    state = logprobs._new_state(student)
+    state = tiles.new_state(student)
     cuda_logprobs.add_tile(state, student, ids, 0, 1.0)
-    _, entropies, maximum, log_total = logprobs._read_state(state, ids, 1.0)
+    _, entropies, maximum, log_total = tiles.read_state(state, ids, 1.0)
 
     # a gradient overwrites its logits: those that it leaves are as good to measure on
     methods = {"device copy": (2, lambda: target.copy_(student)),
@@ -75,8 +75,7 @@ def kernel_methods(rows: int, vocab: int, dtype: torch.dtype, device: str = "cud
                    target, ids, 0, 1.0, maximum, log_total, ones, None, None)),
                "to_gradient, of both": (2, lambda: cuda_logprobs.to_gradient(
                    target, ids, 0, 1.0, maximum, log_total, ones, entropies, ones))}
-    for kind in KINDS:
-        number = KINDS.index(kind)
+    for number, kind in enumerate(cuda_logprobs.KINDS):
         figures = cuda_logprobs.divergence(student, teacher, number, 1.0)[1]
         methods[f"divergence, {kind}"] = (2, lambda number=number: cuda_logprobs.divergence(
             student, teacher, number, 1.0))
@@ -150,17 +149,14 @@ def whole_methods(rows: int, vocab: int, width: int, dtype: torch.dtype, device:
     pair = (hidden, weight, teacher_hidden, teacher_weight)
     return {
         "floor: products, logits once": lambda: products(1),
-        "linear_token_loss": lambda: backward(
-            linear_token_loss(hidden, weight, ids, lambda values, part: -values * weights[part])[0]),
         "Liger fused linear cross entropy": liger_cross_entropy,
         "F.cross_entropy of the logits": lambda: backward(F.cross_entropy((hidden @ weight.T).float(), ids)),
         "floor: products, logits twice": lambda: products(2),
         "linear_logprobs": lambda: backward(-linear_logprobs(hidden, weight, ids).sum() / rows),
         "TRL ChunkedLogProbFunction": trl_logprobs,
-        "linear_divergence_loss, reverse": lambda: backward(linear_divergence_loss(*pair, "reverse", weights, ids)[0]),
-        "linear_divergence, reverse": lambda: backward(linear_divergence(*pair, "reverse").sum() / rows),
+        "linear_divergence, reverse": lambda: backward(linear_divergence(*pair, reverse_kl, weights, ids)[0]),
         "TRL ChunkedDivergenceFunction, reverse": trl_divergence,
-        "linear_divergence_loss, jsd": lambda: backward(linear_divergence_loss(*pair, "jsd", weights, ids)[0]),
+        "linear_divergence, jsd": lambda: backward(linear_divergence(*pair, jsd, weights, ids)[0]),
         "Liger fused linear JSD": liger_jsd,
     }
 

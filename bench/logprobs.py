@@ -48,11 +48,6 @@ def our_logprobs_entropy(hidden, weight, teacher_hidden, teacher_weight, token_i
     return -((logprobs + 0.01 * entropy) * token_weights).sum()
 
 
-def our_token_loss(hidden, weight, teacher_hidden, teacher_weight, token_ids, token_weights):
-    from engine.logprobs import linear_token_loss
-    return linear_token_loss(hidden, weight, token_ids, lambda logprobs, rows: -logprobs * token_weights[rows])[0]
-
-
 def plain_reverse_kl(hidden, weight, teacher_hidden, teacher_weight, token_ids, token_weights):
     import torch
 
@@ -70,21 +65,16 @@ def trl_reverse_kl(hidden, weight, teacher_hidden, teacher_weight, token_ids, to
 
 def our_reverse_kl(hidden, weight, teacher_hidden, teacher_weight, token_ids, token_weights):
     from engine.logprobs import linear_divergence
-    return (linear_divergence(hidden, weight, teacher_hidden, teacher_weight, "reverse") * token_weights).sum()
-
-
-def our_reverse_kl_loss(hidden, weight, teacher_hidden, teacher_weight, token_ids, token_weights):
-    from engine.logprobs import linear_divergence_loss
-    return linear_divergence_loss(hidden, weight, teacher_hidden, teacher_weight, "reverse",
-                                  token_weights, token_ids)[0]
+    from stage4_distill import reverse_kl
+    return linear_divergence(hidden, weight, teacher_hidden, teacher_weight, reverse_kl, token_weights, token_ids)[0]
 
 
 CASES = {
     "logprobs": {"log_softmax + gather": log_softmax_and_gather, "F.cross_entropy": cross_entropy,
                  "TRL ChunkedLogProbFunction": trl_logprobs, "linear_logprobs": our_logprobs,
-                 "linear_logprobs, entropy": our_logprobs_entropy, "linear_token_loss": our_token_loss},
+                 "linear_logprobs, entropy": our_logprobs_entropy},
     "reverse KL": {"reverse_kl of the logits": plain_reverse_kl, "TRL ChunkedDivergenceFunction": trl_reverse_kl,
-                   "linear_divergence": our_reverse_kl, "linear_divergence_loss": our_reverse_kl_loss},
+                   "linear_divergence": our_reverse_kl},
 }
 
 

@@ -1,8 +1,8 @@
-"""logprobs.cu for PyTorch: built by nvcc on first use, loaded by ctypes, registered as custom operators.
+"""logprobs.cu for PyTorch: built by nvcc on first use, loaded by ctypes.
 
 A plain C interface needs no header of PyTorch or Python: one library serves every version of both, and compiling takes
-seconds.  Without nvcc or a driver logprobs.py does the same in PyTorch's own operations; a line on stderr says so once.
-The operators work on the current stream of their tensors' device; torch.compile takes them as they are.
+seconds.  Without nvcc or a driver tiles.py does the same in PyTorch's own operations; a line on stderr says so once.
+They work on the current stream of their tensors' device.
 """
 import ctypes
 import functools
@@ -33,7 +33,6 @@ ARGUMENTS = {
 # ---------------------------------------------------------------- the library
 
 
-@torch.compiler.assume_constant_result
 def available() -> bool:
     return library() is not None
 
@@ -134,18 +133,16 @@ def check(logits: Tensor, vectors: tuple = (), ids: Tensor | None = None, table:
                              f"{tensor.dtype} on {tensor.device}")
 
 
-# ---------------------------------------------------------------- the operators
-# What each does, and how in PyTorch, stands in logprobs.py: _add_tile, _to_gradient, _divergence.
+# ---------------------------------------------------------------- the kernels
+# What each does, and how in PyTorch, stands in tiles.py; a divergence's is the stage's own function.
 
 
-@torch.library.custom_op("sparse_to_dense::add_tile", mutates_args={"state"})
 def add_tile(state: Tensor, logits: Tensor, token_ids: Tensor, start: int, inverse_temperature: float) -> None:
     check(logits, ids=token_ids, table=state, width=4)
     call("add_tile", logits, logits, DTYPES[logits.dtype], logits.stride(0), *logits.shape, token_ids, start,
          inverse_temperature, state)
 
 
-@torch.library.custom_op("sparse_to_dense::to_gradient", mutates_args={"logits"})
 def to_gradient(logits: Tensor, token_ids: Tensor, start: int, inverse_temperature: float, maximum: Tensor,
                 log_total: Tensor, grad_logprobs: Tensor, entropies: Tensor | None,
                 grad_entropies: Tensor | None) -> None:
@@ -154,7 +151,6 @@ def to_gradient(logits: Tensor, token_ids: Tensor, start: int, inverse_temperatu
          inverse_temperature, maximum, log_total, grad_logprobs, entropies, grad_entropies)
 
 
-@torch.library.custom_op("sparse_to_dense::divergence", mutates_args=())
 def divergence(student: Tensor, teacher: Tensor, kind: int, inverse_temperature: float) -> tuple[Tensor, Tensor]:
     """-> values (n,), and for the gradient (n, 5): each side's maximum and log of its sum, and the centre"""
     check_pair(student, teacher)
@@ -165,14 +161,9 @@ def divergence(student: Tensor, teacher: Tensor, kind: int, inverse_temperature:
     return values, figures
 
 
-@divergence.register_fake
-def _(student, teacher, kind, inverse_temperature):
-    return tuple(student.new_empty(shape, dtype=torch.float32) for shape in ((len(student),), (len(student), 5)))
-
-
-@torch.library.custom_op("sparse_to_dense::divergence_to_gradient", mutates_args={"student"})
 def divergence_to_gradient(student: Tensor, teacher: Tensor, kind: int, inverse_temperature: float, figures: Tensor,
                            weights: Tensor) -> None:
+    """Overwrite the student's logits by weights (n,) · d divergence / d logits."""
     check_pair(student, teacher)
     check(student, (weights,), table=figures, width=5)
     call("divergence_to_gradient", student, student, student.stride(0), teacher, teacher.stride(0),
@@ -185,3 +176,56 @@ def check_pair(student: Tensor, teacher: Tensor) -> None:
     if student.shape != teacher.shape or student.dtype != teacher.dtype or student.device != teacher.device:
         raise ValueError(f"logits of student {tuple(student.shape)} {student.dtype} and teacher {tuple(teacher.shape)} "
                          f"{teacher.dtype} differ")
+
+
+# ---------------------------------------------------------------- in place of a stage's function
+
+KINDS = ("reverse KL", "forward KL", "Jensen-Shannon divergence")      # as logprobs.cu counts them
+
+
+@functools.lru_cache(maxsize=64)
+def kind_of(function, device: torch.device) -> int | None:
+    """Which kernel computes this function of student and teacher logits, or None.  Asked once for each function.
+
+    Each is compared with it on rows from near-equal to far apart, values and gradients at a temperature of 0.7: a
+    function that somebody has edited is not what any of them computes, and then it runs itself.
+    """
+    generator = torch.Generator().manual_seed(0)
+    apart = torch.tensor([0.01, 0.3, 3.0, 30.0])[:, None]
+    student = 3 * torch.randn(4, 1000, generator=generator)
+    teacher = student + apart * torch.randn(4, 1000, generator=generator)
+    student, teacher, weights = student.to(device), teacher.to(device), torch.linspace(1, 2, 4, device=device)
+    logits = student.clone().requires_grad_()
+    with torch.enable_grad():
+        expected = function(logits / 0.7, teacher / 0.7)
+        slopes, = torch.autograd.grad(expected, logits, weights.to(expected.dtype), materialize_grads=True)
+    for kind in range(len(KINDS)):
+        values, figures = divergence(student, teacher, kind, 1 / 0.7)
+        gradient = student.clone()
+        divergence_to_gradient(gradient, teacher, kind, 1 / 0.7, figures, weights)
+        if torch.allclose(values, expected, rtol=1e-4, atol=1e-6) and near(gradient, slopes):
+            return kind
+    say(f"{getattr(function, '__name__', function)} runs as plain PyTorch: no CUDA kernel computes what it computes")
+    return None
+
+
+def near(gradient: Tensor, expected: Tensor) -> bool:
+    """Row by row: a near-equal pair has a gradient a thousand times smaller than one far apart."""
+    return bool(((gradient - expected).norm(dim=1) <= 1e-3 * expected.norm(dim=1) + 1e-7).all())
+
+
+def divergence_of_kind(student: Tensor, teacher: Tensor, kind: int, temperature: float, token_ids: Tensor,
+                       weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """From logits 2 x (n, V) to divergences and the student's logprobs of token_ids, 2 x (n,).
+
+    With weights (n,), the student's logits are overwritten by weights · d divergence / d logits.
+    """
+    logits, common = student, torch.promote_types(student.dtype, teacher.dtype)
+    student, teacher = student.to(common), teacher.to(common)
+    values, figures = divergence(student, teacher, kind, 1 / temperature)
+    target = student.gather(1, token_ids[:, None])[:, 0]
+    logprobs = (target - figures[:, 0]) / temperature - figures[:, 1]
+    if weights is not None:
+        divergence_to_gradient(student, teacher, kind, 1 / temperature, figures, weights.contiguous())
+        logits.copy_(student)                           # no work where both had one dtype
+    return values, logprobs

@@ -14,10 +14,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.logprobs import KINDS, Head, linear_divergence, linear_divergence_loss, linear_logprobs, linear_token_loss
-from engine import cuda_logprobs, logprobs
+from stage3_kl import forward_kl
+from stage4_distill import jsd, reverse_kl
+from engine.logprobs import Head, linear_divergence, linear_logprobs
+from engine import cuda_logprobs, logprobs, tiles
+from engine.tiles import new_state, read_state
 
 TESTS = Path(__file__).parent
+EQUATIONS = {"reverse": reverse_kl, "forward": forward_kl, "jsd": jsd}       # in the order of logprobs.cu
+KINDS = tuple(EQUATIONS)
 SOURCE = cuda_logprobs.SOURCE.read_text()
 GXX = shutil.which("g++")
 ORDERS = {"ascending": (0, 0), "descending": (1, 0), "random": (2, 7)}
@@ -87,15 +92,15 @@ def expected_divergence(student, teacher, kind, temperature):
 # ---------------------------------------------------------------- the kernels on given logits
 
 
-def run_logprobs(logits, ids, temperature, tiles=1):
+def run_logprobs(logits, ids, temperature, num_tiles=1):
     """-> logprobs, entropy and the gradients of each alone, by the operators"""
     ids = ids.to(logits.device)
-    edges = [round(i * logits.shape[1] / tiles) for i in range(tiles + 1)]
-    state = logprobs._new_state(logits)
+    edges = [round(i * logits.shape[1] / num_tiles) for i in range(num_tiles + 1)]
+    state = new_state(logits)
     for start, stop in zip(edges, edges[1:]):
         cuda_logprobs.add_tile(state, logits[:, start:stop], ids, start, 1 / temperature)
         assert torch.equal(state[:, 3].isnan(), (ids < 0) | (ids >= stop)), "a token's logit comes with its own tile"
-    values, entropies, maximum, log_total = logprobs._read_state(state, ids, temperature)
+    values, entropies, maximum, log_total = read_state(state, ids, temperature)
     gradients = []
     for of_logprobs, of_entropies in ((1.0, None), (0.0, 1.0)):
         gradient = copy_of_rows(logits)
@@ -174,11 +179,11 @@ def test_logprobs_entropy_and_gradients(device, dtype, temperature, case):
     ids = torch.tensor([0, vocab - 1, -1, vocab // 2])[:len(logits)]           # -1: masked; the middle is where tiles meet
     if "infinite" in CASES[case]:
         ids[1:2] = 0
-    for tiles in (1, 2, 3) if vocab > 3 else (1,):
-        got = run_logprobs(logits, ids, temperature, tiles)
+    for num_tiles in (1, 2, 3) if vocab > 3 else (1,):
+        got = run_logprobs(logits, ids, temperature, num_tiles)
         for name, limit, mine, wanted in zip(("logprob", "entropy", "gradient", "entropy's gradient"), (5e-6, 5e-6, LIMITS[dtype], LIMITS[dtype]),
                                              got, expected_logprobs(logits, ids, temperature)):
-            close(mine, wanted, limit, f"{name}, {tiles} tiles")
+            close(mine, wanted, limit, f"{name}, {num_tiles} tiles")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -237,10 +242,10 @@ def test_rows_beyond_two_to_the_31_elements(device):
     memory = torch.empty(stride + 128, dtype=torch.bfloat16)
     student, teacher = (memory[start:].as_strided((2, 64), (stride, 1)) for start in (0, 64))
     student.copy_(make_logits(64, torch.bfloat16, rows=2)), teacher.copy_(make_logits(64, torch.bfloat16, rows=2, seed=1))
-    ids, state, expected = torch.tensor([1, 2]), logprobs._new_state(student), expected_logprobs(student, torch.tensor([1, 2]), 1.0)
+    ids, state, expected = torch.tensor([1, 2]), new_state(student), expected_logprobs(student, torch.tensor([1, 2]), 1.0)
     value, gradient = expected_divergence(student, teacher, "reverse", 1.0)
     cuda_logprobs.add_tile(state, student, ids, 0, 1.0)
-    got, _, maximum, log_total = logprobs._read_state(state, ids, 1.0)
+    got, _, maximum, log_total = read_state(state, ids, 1.0)
     close(got, expected[0], 5e-6, "logprob")
     got, figures = cuda_logprobs.divergence(student, teacher, 0, 1.0)
     close(got, value, 5e-6, "divergence")
@@ -265,7 +270,7 @@ def everything(dtype=torch.float32):
         if "infinite" in case:
             ids[1] = int(student[1].argmax())
         expected = expected_logprobs(student, ids, 0.7)
-        yield from zip(run_logprobs(student, ids, 0.7, tiles=2 if vocab > 1 else 1), expected)
+        yield from zip(run_logprobs(student, ids, 0.7, num_tiles=2 if vocab > 1 else 1), expected)
         for kind in KINDS:
             yield from zip(run_divergence(student, teacher, kind, 0.7), expected_divergence(student, teacher, kind, 0.7))
 
@@ -343,23 +348,32 @@ def test_mutants_are_caught(mutant, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- operators, whole functions, building
 
 
-def test_operators_pass_opcheck_and_compile(device, monkeypatch):
-    logits, teacher = (make_logits(40, seed=seed, device=device) for seed in (0, 1))
-    ids, ones = torch.arange(4, device=device), torch.ones(4, device=device)
-    for operator, arguments in ((cuda_logprobs.add_tile, (logprobs._new_state(logits), logits, ids, 0, 1.0)),
-                                (cuda_logprobs.to_gradient, (logits, ids, 0, 1.0, ones, ones, ones, None, None)),
-                                (cuda_logprobs.divergence, (logits, teacher, 0, 1.0)),
-                                (cuda_logprobs.divergence_to_gradient, (logits, teacher, 0, 1.0, torch.ones(4, 5, device=device), ones))):
-        torch.library.opcheck(operator, tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in arguments))
+def test_a_kernel_stands_in_only_for_a_function_that_it_computes(device, capfd):
+    """Which one is found by comparing, not by name: an edited equation runs itself, and a line says so once."""
+    where = torch.device(device)
+    cuda_logprobs.kind_of.cache_clear()
+    assert [cuda_logprobs.kind_of(function, where) for function in EQUATIONS.values()] == [0, 1, 2]
+    assert cuda_logprobs.kind_of(lambda student, teacher: forward_kl(teacher, student), where) == 0
+    assert capfd.readouterr().err == ""
 
-    monkeypatch.setattr(logprobs, "_kernels", lambda logits: cuda_logprobs)
-    hidden, weight = logits.requires_grad_(), make_logits(40, rows=50, seed=2, device=device)
+    def scaled(student, teacher):
+        return 1.01 * reverse_kl(student, teacher)
 
-    def loss(hidden):
-        return (linear_divergence(hidden, weight, teacher, weight, "reverse") * linear_logprobs(hidden, weight, ids)).sum()
+    def clipped(student, teacher):
+        return reverse_kl(student, teacher).clamp(max=10)
 
-    got, expected = (torch.autograd.grad(function(hidden), hidden)[0] for function in (torch.compile(loss, fullgraph=True, backend="aot_eager"), loss))
-    torch.testing.assert_close(got, expected)
+    def same_value_other_gradient(student, teacher):
+        return reverse_kl(student, teacher).detach() + 0 * student.sum(-1)
+
+    def top_100(student, teacher):
+        ids = teacher.topk(100).indices
+        return reverse_kl(student.gather(-1, ids), teacher.gather(-1, ids))
+
+    for function in (scaled, clipped, same_value_other_gradient, top_100):
+        for _ in range(2):
+            assert cuda_logprobs.kind_of(function, where) is None
+        assert capfd.readouterr().err.count(f"{function.__name__} runs as plain PyTorch") == 1
+    cuda_logprobs.kind_of.cache_clear()
 
 
 def test_bad_arguments_are_refused(device):
@@ -367,7 +381,7 @@ def test_bad_arguments_are_refused(device):
     with pytest.raises(ValueError, match="float64"):
         cuda_logprobs.divergence(logits.double(), logits.double(), 0, 1.0)
     with pytest.raises(ValueError, match="int64"):
-        cuda_logprobs.add_tile(logprobs._new_state(logits), logits, torch.zeros(2, dtype=torch.int64, device=device), 0, 1.0)
+        cuda_logprobs.add_tile(new_state(logits), logits, torch.zeros(2, dtype=torch.int64, device=device), 0, 1.0)
     with pytest.raises(RuntimeError, match="bad argument"):
         cuda_logprobs.divergence(logits, logits, 7, 1.0)
 
@@ -384,16 +398,18 @@ def test_the_functions_are_the_same_with_and_without_kernels(device, monkeypatch
     def results():
         head = Head(weight, bias, softcap=5.0)
         values, entropy = linear_logprobs(hidden, head, ids, 0.7, entropy=True)
-        losses = [(values * entropy).sum(), values.sum() + entropy.sum(), linear_token_loss(hidden, head, ids, lambda values, rows: values.exp(), 0.7)[0]]
-        for kind in KINDS:
-            losses.append(linear_divergence(hidden, head, teacher_hidden, teacher_weight, kind, 0.7).sum())
-            losses.append(linear_divergence_loss(hidden, head, teacher_hidden, teacher_weight, kind, ids / 150, ids, 0.7)[0])
-        return [x for loss in losses for x in (loss.detach(), *torch.autograd.grad(loss, wanted, retain_graph=True))]
+        figures = [(values * entropy).sum(), values.sum() + entropy.sum(), linear_logprobs(hidden, head, ids, 0.7).exp().sum()]
+        for function in EQUATIONS.values():
+            figures += linear_divergence(hidden, head, teacher_hidden, teacher_weight, function, ids / 150, ids, 0.7)
+        gradients = [torch.autograd.grad(loss, wanted, retain_graph=True) for loss in figures if loss.requires_grad]
+        return [*(figure.detach() for figure in figures), *sum(gradients, ())]
 
-    monkeypatch.setattr(logprobs, "_kernels", lambda logits: cuda_logprobs)
+    for module in (tiles, logprobs):
+        monkeypatch.setattr(module, "kernels_for", lambda logits: cuda_logprobs)
     with_kernels = results()
-    monkeypatch.setattr(logprobs, "_kernels", lambda logits: None)
-    for got, expected in zip(with_kernels, results()):
+    for module in (tiles, logprobs):
+        monkeypatch.setattr(module, "kernels_for", lambda logits: None)
+    for got, expected in zip(with_kernels, results(), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -1,28 +1,32 @@
-"""linear_* in plain PyTorch: against the equations of the stage files in float64, and what they keep in memory."""
+"""linear_* in plain PyTorch: against closed forms in float64, the function that runs, and what they keep in memory."""
+import functools
+import weakref
+
 import pytest
 import torch
 from conftest import assert_rounded
 
-from engine.logprobs import KINDS, Head, linear_divergence, linear_divergence_loss, linear_logprobs, linear_token_loss
+from engine.logprobs import Head, linear_divergence, linear_logprobs
 from stage3_kl import forward_kl
+from stage3_kl import reverse_kl as c2_kl
 from stage4_distill import jsd, reverse_kl
 from test_kernels import near_equal_models
-from engine import logprobs
+from engine import hardware, logprobs, tiles
 
 EQUATIONS = {"reverse": reverse_kl, "forward": forward_kl, "jsd": jsd}
 HEADS = {"plain": {}, "bias": {"bias": True}, "soft cap": {"softcap": 5.0}, "bias and soft cap": {"bias": True, "softcap": 5.0},
-         "padded": {"vocab_size": 290, "bias": True}}
+         "two hundred words": {"vocab": 200}}
 
 
 def random(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def inputs(num_tokens=9, width=16, vocab=301, dtype=torch.float32, bias=False, softcap=None, vocab_size=None):
-    """-> hidden, head, ids below 290; leaves that want gradients"""
+def inputs(num_tokens=9, width=16, vocab=301, dtype=torch.float32, bias=False, softcap=None):
+    """-> hidden, head, ids; leaves that want gradients"""
     hidden, weight = random(num_tokens, width, dtype=dtype).requires_grad_(), random(vocab, width, seed=1, dtype=dtype).requires_grad_()
-    head = Head(weight, random(vocab, seed=2, dtype=dtype).requires_grad_() if bias else None, softcap, vocab_size)
-    return hidden, head, torch.randint(0, 290, (num_tokens,), generator=torch.Generator().manual_seed(3))
+    head = Head(weight, random(vocab, seed=2, dtype=dtype).requires_grad_() if bias else None, softcap)
+    return hidden, head, torch.randint(0, vocab, (num_tokens,), generator=torch.Generator().manual_seed(3))
 
 
 def leaves(hidden, head):
@@ -34,7 +38,7 @@ def plain_logits(hidden, head):
     logits = hidden.double() @ head.weight.double().T
     logits = logits if head.bias is None else logits + head.bias.double()
     logits = logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
-    return logits[:, :head.vocab_size]
+    return logits
 
 
 def compare(got, got_loss, expected, expected_loss, tensors, tolerance=1e-5):
@@ -49,7 +53,7 @@ def compare(got, got_loss, expected, expected_loss, tensors, tolerance=1e-5):
 def pieces(request, monkeypatch):
     monkeypatch.setattr(logprobs, "WORKSPACE_BYTES", {"cpu": request.param})
     monkeypatch.setattr(logprobs, "PIECE_BYTES", request.param)
-    monkeypatch.setattr(logprobs, "CACHED_ELEMENTS", request.param)
+    monkeypatch.setattr(tiles, "CACHED_ELEMENTS", request.param)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
@@ -66,31 +70,34 @@ def test_logprobs_and_entropy_match_float64(pieces, kind_of_head, temperature):
     alone = linear_logprobs(hidden, head, ids, temperature)
     compare([alone], (alone * scale).sum(), expected[:1], (expected[0] * scale).sum(), leaves(hidden, head))
 
-    loss, values = linear_token_loss(hidden, head, ids, lambda values, rows: scale[rows] * values.exp(), temperature)
-    assert not values.requires_grad
-    compare([values, loss], 3 * loss, [expected[0], (scale * live * expected[0].exp()).sum()],
-            3 * (scale * live * expected[0].exp()).sum(), leaves(hidden, head))
 
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EQUATIONS)
 @pytest.mark.parametrize("kind_of_head", HEADS)
 def test_divergences_match_the_equations_of_the_stages(pieces, kind_of_head, kind):
     """Student and teacher of different width; the teacher has a head of its own kind."""
     hidden, head, ids = inputs(**HEADS[kind_of_head])
-    teacher_hidden, teacher_head = random(9, 24, seed=4), Head(random(301, 24, seed=5), softcap=9.0, vocab_size=head.vocab_size)
+    vocab = len(head.weight)
+    teacher_hidden, teacher_head = random(9, 24, seed=4), Head(random(vocab, 24, seed=5), softcap=9.0)
     student_logits, teacher_logits = plain_logits(hidden, head) / 0.7, plain_logits(teacher_hidden, teacher_head) / 0.7
-    expected = float64_equation(kind, student_logits, teacher_logits)
-    scale = torch.linspace(-1, 2, 9)
-    got = linear_divergence(hidden, head, teacher_hidden, teacher_head, kind, 0.7)
-    compare([got], (got * scale).sum(), [expected], (expected * scale).sum(), leaves(hidden, head))
-    torch.testing.assert_close(got, EQUATIONS[kind](student_logits, teacher_logits), rtol=1e-4, atol=1e-5)
-
-    loss, values, chosen = linear_divergence_loss(hidden, head, teacher_hidden, teacher_head, kind, scale, ids, 0.7)
+    expected, scale = float64_equation(kind, student_logits, teacher_logits), torch.linspace(-1, 2, 9)
+    loss, values, chosen = linear_divergence(hidden, head, teacher_hidden, teacher_head, EQUATIONS[kind], scale, ids, 0.7)
     assert not values.requires_grad and not chosen.requires_grad
     expected_chosen = student_logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-    compare([values, chosen], loss, [expected, expected_chosen], (expected * scale).sum(), leaves(hidden, head))
+    compare([values, chosen], 3 * loss, [expected, expected_chosen], 3 * (expected * scale).sum(), leaves(hidden, head))
     with torch.no_grad():
-        assert not linear_divergence_loss(hidden, head, teacher_hidden, teacher_head, kind, scale, ids)[0].requires_grad
+        assert not linear_divergence(hidden, head, teacher_hidden, teacher_head, EQUATIONS[kind], scale, ids)[0].requires_grad
+
+
+def test_any_function_of_a_row_of_logits_is_a_divergence(pieces):
+    """Total variation, in three lines: no name that the engine knows."""
+    def total_variation(student_logits, teacher_logits):
+        return (student_logits.softmax(-1) - teacher_logits.softmax(-1)).abs().sum(-1) / 2
+
+    hidden, head, ids = inputs(bias=True)
+    teacher_hidden, teacher_weight, scale = random(9, 24, seed=4), random(301, 24, seed=5), torch.linspace(-1, 2, 9)
+    expected = total_variation(plain_logits(hidden, head), plain_logits(teacher_hidden, Head(teacher_weight)))
+    loss, values, _ = linear_divergence(hidden, head, teacher_hidden, teacher_weight, total_variation, scale, ids)
+    compare([values], loss, [expected], (expected * scale).sum(), leaves(hidden, head))
 
 
 def float64_equation(kind, student, teacher):
@@ -108,7 +115,7 @@ def test_without_a_weight_the_states_are_the_logits():
     got = linear_logprobs(logits, Head(None), ids)
     compare([got], got.square().sum(), [expected], expected.square().sum(), [logits], 1e-5)
     teacher = logits.detach() + random(9, 301)
-    got = linear_divergence_loss(logits, Head(None), teacher, Head(None), "reverse", torch.ones(9), ids)[0]
+    got = linear_divergence(logits, Head(None), teacher, Head(None), reverse_kl, torch.ones(9), ids)[0]
     expected = float64_equation("reverse", logits.double(), teacher.double()).sum()
     compare([got], got, [expected], expected, [logits], 1e-5)
 
@@ -118,8 +125,11 @@ def test_a_small_reverse_kl_at_a_large_offset(offset):
     """C2 is read there: 4e-5 nats between near-equal models within 1%, whatever is added to all logits."""
     student, teacher = near_equal_models(offset)
     expected = float64_equation("reverse", student.double(), teacher.double())
-    got = linear_divergence(student, Head(None), teacher, Head(None), "reverse")
-    assert 3e-5 < expected.mean() < 5e-5 and (got.double() / expected - 1).abs().max() < 0.01
+    ids = torch.zeros(len(student), dtype=torch.int64)
+    _, got, _ = linear_divergence(student, Head(None), teacher, Head(None), reverse_kl, torch.ones(len(ids)), ids)
+    assert 3e-5 < expected.mean() < 5e-5
+    for figures in (got, reverse_kl(student, teacher), c2_kl(student, teacher), forward_kl(teacher, student)):
+        assert (figures.double() / expected - 1).abs().max() < 0.01
 
 
 def test_logits_of_minus_infinity():
@@ -127,43 +137,50 @@ def test_logits_of_minus_infinity():
     student[:, 10:40], teacher[:, 20:40] = -torch.inf, -torch.inf
     student.requires_grad_()
     s, t = student.double()[:, [*range(10), *range(40, 50)]].log_softmax(-1), teacher.double().log_softmax(-1)[:, [*range(10), *range(40, 50)]]
-    got = linear_divergence(student, Head(None), teacher, Head(None), "reverse")
+    ids = torch.tensor([0, 9])
+    loss, got, chosen = linear_divergence(student, Head(None), teacher, Head(None), reverse_kl, torch.ones(2), ids)
     assert_rounded(got, (s.exp() * (s - t)).sum(-1), operations=50)
-    values, entropy = linear_logprobs(student, Head(None), torch.tensor([0, 9]), entropy=True)
+    values, entropy = linear_logprobs(student, Head(None), ids, entropy=True)
+    assert_rounded(chosen, values.double(), operations=50)
     assert_rounded(entropy, -(s.exp() * s).sum(-1), operations=50)
-    for loss in (got, values, entropy):
-        assert torch.autograd.grad(loss.sum(), student, retain_graph=True)[0].isfinite().all()
+    for figure in (loss, values, entropy):
+        assert torch.autograd.grad(figure.sum(), student, retain_graph=True)[0].isfinite().all()
 
 
 # ---------------------------------------------------------------- dtypes
 
 
 def test_float64_is_float64_throughout():
-    hidden, head, ids = inputs(num_tokens=5, width=3, vocab=7, dtype=torch.float64, bias=True, softcap=3.0, vocab_size=6)
-    ids, teacher = torch.tensor([0, 5, -1, 2, 3]), (random(5, 4, seed=4).double(), Head(random(7, 4, seed=5).double(), vocab_size=6))
-    check = torch.autograd.gradcheck
-    assert check(lambda *tensors: linear_logprobs(tensors[0], Head(*tensors[1:], 3.0, 6), ids, 0.7, entropy=True), leaves(hidden, head))
-    for kind in KINDS:
-        assert check(lambda *tensors: linear_divergence(tensors[0], Head(*tensors[1:], 3.0, 6), *teacher, kind, 0.7), leaves(hidden, head))     # noqa: B023
-    scale = torch.linspace(-1, 2, 5).double()
-    for loss, expected in ((linear_token_loss(hidden, head, ids, lambda values, rows: values * scale[rows])[0], (linear_logprobs(hidden, head, ids) * scale).sum()),
-                           (linear_divergence_loss(hidden, head, *teacher, "jsd", scale, ids.abs())[0], (linear_divergence(hidden, head, *teacher, "jsd") * scale).sum())):
-        for got, wanted in zip(torch.autograd.grad(loss, leaves(hidden, head)), torch.autograd.grad(expected, leaves(hidden, head))):
-            torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+    hidden, head, ids = inputs(dtype=torch.float64, bias=True, softcap=3.0)
+    teacher, scale = (random(9, 4, seed=4).double(), random(301, 4, seed=5).double()), torch.linspace(-1, 2, 9).double()
+    log_p = (plain_logits(hidden, head) / 0.7).log_softmax(-1)
+    expected = log_p.gather(-1, ids[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+    results = [(linear_logprobs(hidden, head, ids, 0.7, entropy=True), expected)]
+    for kind in EQUATIONS:
+        equation = functools.partial(float64_equation, kind)
+        expected = equation(plain_logits(hidden, head) / 0.7, plain_logits(teacher[0], Head(teacher[1])) / 0.7)
+        results.append((linear_divergence(hidden, head, *teacher, equation, scale, ids, 0.7)[:1], [(expected * scale).sum()]))
+    for got, expected in results:
+        for mine, wanted in zip(got, expected):
+            torch.testing.assert_close(mine, wanted, rtol=1e-12, atol=1e-12)
+            gradients = [torch.autograd.grad(figure.sum(), leaves(hidden, head), retain_graph=True) for figure in (mine, wanted)]
+            torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-12)
 
 
 def test_autocast_on_a_cpu_without_bfloat16_is_float32(monkeypatch):
-    monkeypatch.setattr(logprobs, "_cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: False)
     hidden, head, ids = inputs()
-    expected = linear_logprobs(hidden, head, ids), linear_divergence(hidden, head, hidden.detach() / 2, head.weight, "jsd")
+    def both():
+        return linear_logprobs(hidden, head, ids), linear_divergence(hidden, head, hidden.detach() / 2, head.weight, jsd, torch.ones(9), ids)[1]
+    expected = both()
     with torch.autocast("cpu", torch.bfloat16):
-        got = linear_logprobs(hidden, head, ids), linear_divergence(hidden, head, hidden.detach() / 2, head.weight, "jsd")
+        got = both()
     assert all(map(torch.equal, got, expected))
 
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])
 def test_bfloat16_on_cpus_with_and_without_it(monkeypatch, has_bfloat16, pieces):
-    monkeypatch.setattr(logprobs, "_cpu_has_bfloat16", lambda: has_bfloat16)
+    monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: has_bfloat16)
     hidden, head, ids = inputs(dtype=torch.bfloat16)
     teacher_hidden, teacher_weight = random(9, 24, seed=4, dtype=torch.bfloat16), random(301, 24, seed=5, dtype=torch.bfloat16)
     log_p = plain_logits(hidden, head).log_softmax(-1)
@@ -171,13 +188,13 @@ def test_bfloat16_on_cpus_with_and_without_it(monkeypatch, has_bfloat16, pieces)
     got = linear_logprobs(hidden, head, ids)
     compare([got], got.square().sum(), [expected], expected.square().sum(), leaves(hidden, head), 3e-2)
     expected = float64_equation("reverse", plain_logits(hidden, head), plain_logits(teacher_hidden, Head(teacher_weight)))
-    loss, values, _ = linear_divergence_loss(hidden, head, teacher_hidden, teacher_weight, "reverse", torch.ones(9), ids)
+    loss, values, _ = linear_divergence(hidden, head, teacher_hidden, teacher_weight, reverse_kl, torch.ones(9), ids)
     compare([values], loss, [expected], expected.sum(), leaves(hidden, head), 3e-2)
 
 
 def test_autocast_uses_one_dtype_forward_and_backward(monkeypatch):
     """The softmax that the gradient recomputes is that of the forward pass, and weights' gradients stay float32."""
-    monkeypatch.setattr(logprobs, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: True)
     hidden, head, ids = inputs(num_tokens=5)
     rounded_hidden, rounded_head, _ = inputs(num_tokens=5, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
@@ -192,30 +209,35 @@ def test_autocast_uses_one_dtype_forward_and_backward(monkeypatch):
 # ---------------------------------------------------------------- memory
 
 
+class Kept:
+    """A tensor that autograd has saved; gone when the graph that wanted it is."""
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
 def kept_bytes(function):
     """What autograd keeps for backward."""
-    kept = {}
+    kept = weakref.WeakSet()
 
     def keep(tensor):
-        kept[tensor.data_ptr()] = tensor.nbytes
-        return tensor
+        kept.add(packed := Kept(tensor))
+        return packed
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda packed: packed.tensor):
         result = function()
     assert (result[0] if isinstance(result, tuple) else result).requires_grad
-    return sum(kept.values())
+    return sum({packed.tensor.data_ptr(): packed.tensor.nbytes for packed in kept}.values())
 
 
 def test_what_is_kept_for_backward_is_not_the_logits():
-    """The arguments and a few numbers a token, or in the _loss forms the gradients: nothing of N·V."""
+    """The arguments and a few numbers a token, or for a divergence the gradients: nothing of N·V."""
     n, vocab, width = 64, 5000, 16
     hidden, head, ids = inputs(num_tokens=n, vocab=vocab)
     teacher_hidden, teacher_weight, ones = random(n, 8, seed=4), random(vocab, 8, seed=5), torch.ones(n)
     arguments = 4 * (n * width + vocab * width)
+    assert kept_bytes(lambda: linear_logprobs(hidden, head, ids)) == arguments + 8 * n + 2 * 4 * n
     assert kept_bytes(lambda: linear_logprobs(hidden, head, ids, entropy=True)) == arguments + 8 * n + 3 * 4 * n
-    assert kept_bytes(lambda: linear_token_loss(hidden, head, ids, lambda values, rows: -values)) <= arguments + n
-    assert kept_bytes(lambda: linear_divergence(hidden, head, teacher_hidden, teacher_weight, "jsd")) == arguments
-    assert kept_bytes(lambda: linear_divergence_loss(hidden, head, teacher_hidden, teacher_weight, "jsd", ones, ids)) == arguments
+    assert kept_bytes(lambda: linear_divergence(hidden, head, teacher_hidden, teacher_weight, jsd, ones, ids)) == arguments
     assert arguments + 20 * n < 4 * n * vocab / 3
 
 
@@ -223,58 +245,60 @@ def test_no_tensor_of_all_logits_is_ever_alive(monkeypatch):
     """On neither pass: each piece of logits is at most the workspace, or half of it beside the teacher's."""
     monkeypatch.setattr(logprobs, "WORKSPACE_BYTES", {"cpu": 4 * 64 * 128})
     sizes, make = [], Head.logits
-    monkeypatch.setattr(Head, "logits", lambda *args: (sizes.append((out := make(*args)).numel()), out)[1])
+    monkeypatch.setattr(Head, "logits", lambda *args, **kwargs: (sizes.append((out := make(*args, **kwargs)).numel()), out)[1])
     hidden, head, ids = inputs(num_tokens=64, vocab=512)
     linear_logprobs(hidden, head, ids).sum().backward()
     assert len(sizes) == 8 and max(sizes) <= 64 * 128
     sizes.clear()
-    linear_divergence(hidden, head, hidden.detach(), head.weight, "forward").sum().backward()
-    assert len(sizes) == 32 and max(sizes) <= 32 * 128
+    linear_divergence(hidden, head, hidden.detach(), head.weight, forward_kl, torch.ones(64), ids)[0].backward()
+    assert len(sizes) == 16 and max(sizes) <= 32 * 128
 
 
 # ---------------------------------------------------------------- arguments
 
 
-def test_batches_of_rows_and_masked_tokens():
-    """(B, C, D) is as (B · C, D); a masked token has no figures, no gradient and no part in the loss, whatever its states are."""
+def test_batches_of_rows_and_tokens_that_do_not_count():
+    """(B, C, D) is as (B · C, D); a token that is masked, or has weight 0, adds nothing, whatever its states are."""
     hidden, head, ids = inputs(num_tokens=6)
     hidden.data[4] = torch.nan
+    teacher, weights, batch = (random(6, 8, seed=4), random(301, 8, seed=5)), torch.ones(6), (2, 3)
+    weights[4] = 0
+    loss, *figures = linear_divergence(hidden.view(2, 3, 16), head, teacher[0].view(2, 3, 8), teacher[1], reverse_kl, weights.view(batch), ids.view(batch))
+    assert all(figure.shape == batch for figure in figures)
+    gradient, = torch.autograd.grad(loss, hidden, retain_graph=True)
+    assert loss.isfinite() and (gradient[4] == 0).all() and gradient.isfinite().all()
+    with pytest.raises(RuntimeError, match="once"):
+        loss.backward()
     ids[4] = -1
-    teacher, ones, batch = (random(6, 8, seed=4), random(301, 8, seed=5)), torch.ones(6), (2, 3)
-    for loss, *figures in (linear_token_loss(hidden.view(2, 3, 16), head, ids.view(batch), lambda values, rows: -values),
-                           linear_divergence_loss(hidden.view(2, 3, 16), head, teacher[0].view(2, 3, 8), teacher[1], "reverse", ones.view(batch), ids.view(batch))):
-        gradient, = torch.autograd.grad(loss, hidden, retain_graph=True)
-        assert loss.isfinite() and (gradient[4] == 0).all() and gradient.isfinite().all()
-        assert all(figure.shape == batch and figure[1, 1] == 0 and figure.isfinite().all() for figure in figures)
-        with pytest.raises(RuntimeError, match="once"):
-            loss.backward()
+    logprobs = linear_logprobs(hidden.view(2, 3, 16), head, ids.view(batch))
+    gradient, = torch.autograd.grad(logprobs.sum(), hidden, retain_graph=True)
+    assert logprobs.shape == batch and logprobs[1, 1] == 0 and (gradient[4] == 0).all() and gradient.isfinite().all()
     strided = torch.stack([ids, ids], 1)[:, 0]
-    assert torch.equal(linear_logprobs(hidden, head, strided), linear_logprobs(hidden.view(2, 3, 16), head, ids.view(batch)).flatten())
+    assert torch.equal(linear_logprobs(hidden, head, strided), logprobs.flatten())
 
 
 def test_no_tokens_at_all():
     hidden, head, ids = inputs(num_tokens=0)
-    for loss in (linear_logprobs(hidden, head, ids).sum(), linear_token_loss(hidden, head, ids, lambda values, rows: values)[0],
-                 linear_divergence_loss(hidden, head, hidden, head, "jsd", torch.ones(0), ids)[0]):
+    for loss in (linear_logprobs(hidden, head, ids).sum(),
+                 linear_divergence(hidden, head, hidden, head, jsd, torch.ones(0), ids)[0]):
         assert loss == 0 and (torch.autograd.grad(loss, head.weight)[0] == 0).all()
 
 
 def test_what_does_not_fit_is_refused():
     hidden, head, ids = inputs()
+    ones = torch.ones(9)
     with pytest.raises(ValueError, match="301"):
         linear_logprobs(hidden, head, ids + 301)
     with pytest.raises(ValueError, match="do not fit"):
         linear_logprobs(hidden[:, :3], head, ids)
     with pytest.raises(ValueError, match="vocabular"):
-        linear_divergence(hidden, head, hidden, head.weight[:5], "jsd")
-    with pytest.raises(ValueError, match="different tokens"):
-        linear_divergence(hidden, head, hidden[:5], head, "jsd")
-    with pytest.raises(ValueError, match="reverse, forward, jsd"):
-        linear_divergence(hidden, head, hidden, head, "kl")
+        linear_divergence(hidden, head, hidden, head.weight[:300], jsd, ones, ids.clamp(max=299))
+    with pytest.raises(ValueError, match="do not fit"):
+        linear_divergence(hidden, head, hidden[:5], head, jsd, ones, ids)
     for temperature in (0.0, float("nan")):
         with pytest.raises(ValueError, match="temperature"):
             linear_logprobs(hidden, head, ids, temperature)
-    for bad in (head._replace(bias=torch.ones(1)), head._replace(vocab_size=302), Head(head.weight[0])):
+    for bad in (head._replace(bias=torch.ones(1)), Head(head.weight[0])):
         with pytest.raises(ValueError, match="do not fit"):
             linear_logprobs(hidden, bad, ids)
     with pytest.raises(ValueError, match="softcap"):
@@ -282,6 +306,4 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="int64"):
         linear_logprobs(hidden, head, ids.float())
     with pytest.raises(ValueError, match="token_weights"):
-        linear_divergence_loss(hidden, head, hidden, head, "jsd", torch.ones(1), ids)
-    with pytest.raises(ValueError, match="token_loss"):
-        linear_token_loss(hidden, head, ids, lambda values, rows: values.mean())
+        linear_divergence(hidden, head, hidden, head, jsd, torch.ones(1), ids)

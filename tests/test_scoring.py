@@ -63,10 +63,10 @@ def test_scores_are_those_of_the_plain_equations(family):
     close(gradients((got[0] + 0.3 * got[1]).square().sum(), student), expected_gradient)
 
     weights = mask * torch.tensor([[1.0], [0.5]])
-    for kind, equation in (("reverse", reverse_kl), ("forward", forward_kl), ("jsd", jsd)):
+    for equation in (reverse_kl, forward_kl, jsd):
         divergence = equation(completion_logits(student, rollouts, 0.7), completion_logits(teacher, rollouts, 0.7).detach())
         expected_gradient = gradients((divergence * weights).sum(), student)
-        loss, got, logprobs = completion_divergence(student, teacher, rollouts, kind, 0.7, weights)
+        loss, got, logprobs = completion_divergence(student, teacher, rollouts, equation, 0.7, weights)
         torch.testing.assert_close(got, divergence * mask, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(logprobs, expected[0], rtol=1e-5, atol=1e-5)
         close(gradients(loss, student), expected_gradient)
@@ -102,7 +102,7 @@ def compare_sharded_with_whole():
         for model, guide in ((whole, teacher), (student, sharded_teacher)):
             loss = completion_logprobs(model, mine, 0.7, entropy=True)
             loss = loss[0].square().sum() + loss[1].sum()
-            (loss + completion_divergence(model, guide, mine, "reverse", 0.7)[0]).backward()
+            (loss + completion_divergence(model, guide, mine, reverse_kl, 0.7)[0]).backward()
         for (name, expected), got in zip(whole.named_parameters(), student.parameters()):
             dist.all_reduce(expected.grad)
             torch.testing.assert_close(got.grad.full_tensor(), expected.grad / 2, rtol=1e-4, atol=1e-5, msg=name)
