@@ -1,9 +1,8 @@
-"""What at least two scripts use and no equation of the method needs, in three sections: data, model, scoring.
+"""What at least two scripts use and no equation of the method needs: flags, data, model, sampling and scoring.
 Anything else stays in the stage that brings it in, or is the engine's.
 """
-import copy
-import hashlib
-import json
+import argparse
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,84 +11,104 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.checkpoints import (
+    WeightFiles, allocate_parameters, check_finite, empty_model, find_model, first_line, generation_config, load_whole,
+    parameters_on_meta, read_object,
+)
 from engine.logprobs import Head, linear_divergence, linear_logprobs
-from engine.ranks import fail, world_size
+from engine.problems import (
+    Problem, check_runs_prompts, check_teacher_prompts, contents, encode_prompts, load_problems, longest_completion,
+    prompt_inputs, with_readable_golds,
+)
+from engine.ranks import balanced_share, fail, random_generator, world_size
 from engine.rollouts import Rollouts, positions
-from engine.sampler import sample  # noqa: F401  (the stages import it from here)
-from engine.sharding import WeightFiles, allocate_parameters, parameters_on_meta, shard
+from engine.sampler import sample
+from engine.sharding import sampling_weights, shard
+from judge.answers import grade
+
+# ================================================================ flags
+
+
+class FlagParser(argparse.ArgumentParser):
+    """--help shows the docstring as it is written and what every flag is by default; a wrong flag is one sentence."""
+
+    def __init__(self, docstring: str, **more):
+        super().__init__(description=docstring, formatter_class=WithDefaults, **more)
+
+    def error(self, message: str) -> None:
+        fail(f"{message} ({self.prog} --help lists the flags)")
+
+
+class WithDefaults(argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action) -> str:
+        if not action.option_strings or action.dest == "help" or "default" in (action.help or ""):
+            return action.help
+        default = "none" if action.default is None else "off" if action.default is False else action.default
+        default = " ".join(map(str, default)) if isinstance(default, list) else default
+        return f"{action.help or ''} ({'required' if action.required else f'default: {default}'})".lstrip()
+
+
+def positive(text: str) -> int:
+    """The type of a flag that counts what there must be: 1 or more."""
+    return bounded(int(text), int(text) >= 1, "give 1 or more")
+
+
+def natural(text: str) -> int:
+    """The type of a flag whose 0 means none, never or all."""
+    return bounded(int(text), int(text) >= 0, "give 0 or more")
+
+
+def above_zero(text: str) -> float:
+    """The type of --temperature: training samples, it does not decode greedily."""
+    return bounded(float(text), 0 < float(text) < float("inf"), "give a number above 0")
+
+
+def bounded(number, holds: bool, wanted: str):
+    if not holds:
+        raise argparse.ArgumentTypeError(f"{number}: {wanted}")
+    return number
+
 
 # ================================================================ data
 
-INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
+
+def load_graded_problems(paths: list[Path] | None, args) -> list[Problem]:
+    """Problems with golds that the judge can read, or whose unreadable ones have been named (--skip-unreadable)."""
+    return with_readable_golds(load_problems(paths or []), args.skip_unreadable)
 
 
 @dataclass
-class Problem:
-    id: str              # of its text: the same problem has the same id in every file
-    text: str
-    answer: str | None
-    source: str          # "file, line 12", for messages
-    tags: dict           # level, subject, … where the row has them
+class Prepared:
+    """What a script knows before any weights load."""
+    parents: dict[str, dict]            # flag -> what find_model returned
+    dirs: list[Path]                    # checkpoint directories, in the order of the flags
+    tokenizer: object                   # of the first, which samples
+    vocab_size: int                     # ids that all of them have rows for
+    stop: list[int]                     # ids that end a completion
+    prompts: list[list[list[int]]]      # of each group of problems, their token ids
+    inputs: dict[str, dict]             # digests of all that decides prompts and rewards, for open_run
 
 
-def load_problems(path: Path, need_answers: bool = True) -> list[Problem]:
-    """Read problems in JSON lines: `problem` or `question`, and `answer` (GSM8K's: what stands after `####`)."""
-    path = Path(path)
-    if not path.is_file():
-        fail(f"{path}: no such file of problems")
-    problems = [read_problem(row, f"{path}, line {number}", need_answers) for number, row in numbered_rows(path)]
-    if not problems:
-        fail(f"{path}: the file holds no problems")
-    return problems
+def prepare(args, flags: list[str], **groups: list[Problem]) -> Prepared:
+    """Find the models that `flags` name and check all that can be checked before weights load: that files are whole,
+    that a pair's vocabularies and prompts agree, that prompts leave room for completions.
 
-
-def numbered_rows(path: Path):
-    """(line number, object) of a user's file of JSON lines; refuses a line that is no JSON object."""
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):       # not splitlines: text may hold U+2028
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:                       # also of bytes that are not UTF-8
-            reason = getattr(error, "msg", error)
-            fail(f"{path}, line {number}: not JSON ({reason}); one object a line is expected")
-        if not isinstance(row, dict):
-            fail(f"{path}, line {number}: one JSON object a line is expected, this is a {type(row).__name__}")
-        yield number, row
-
-
-def read_problem(row: dict, source: str, need_answer: bool) -> Problem:
-    text = row.get("problem", row.get("question"))
-    if not isinstance(text, str) or not text.strip():
-        fail(f"{source}: no text under `problem` or `question`")
-    answer = row.get("answer")
-    answer = None if answer is None else str(answer).split("####")[-1].strip()
-    if need_answer and not answer:
-        fail(f"{source}: no answer under `answer`; the reward needs one for each problem")
-    tags = {key: row[key] for key in ("level", "subject") if key in row}
-    return Problem(hashlib.sha256(text.encode()).hexdigest()[:16], text, answer, source, tags)
-
-
-def encode_prompts(tokenizer, problems: list[Problem], args) -> list[list[int]]:
-    """Token ids of each problem's prompt.
-
-    With a chat template: one user message, the problem and --instruction.  Without one: the problem's text as it is.
-    Ids come straight from the template; rendering text and tokenising that would add a second BOS.
+    groups: problems, by the name of their flag.  Sets args.max_new_tokens where it was not given.
     """
-    if not tokenizer.chat_template or not problems:
-        return [tokenizer(problem.text)["input_ids"] for problem in problems]
-    messages = [[{"role": "user", "content": f"{problem.text}\n{args.instruction}"}] for problem in problems]
-    return tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=True,
-                                         enable_thinking=args.enable_thinking)["input_ids"]
-
-
-def check_context(model_dir: Path, problems: list[Problem], prompts: list[list[int]], max_new_tokens: int) -> None:
-    """Refuse a prompt that leaves no room for its completion, before any weights load."""
-    context = json.loads((model_dir / "config.json").read_text()).get("max_position_embeddings")
-    for problem, prompt in zip(problems, prompts):
-        if context and len(prompt) + max_new_tokens > context:
-            fail(f"{problem.source}: a prompt of {len(prompt)} tokens and --max-new-tokens {max_new_tokens} exceed "
-                 f"the {context} tokens of context of {model_dir}")
+    parents = {flag: find_model(getattr(args, flag), args.allow_failed_certificate) for flag in flags}
+    dirs = [Path(parent["path"]) for parent in parents.values()]
+    tokenizer, other = load_tokenizer(dirs[0]), load_tokenizer(dirs[-1])
+    vocab_size, stop = check_pair(dirs[0], tokenizer, dirs[-1], other), stop_ids(dirs[0], tokenizer)
+    prompts = [encode_prompts(tokenizer, problems, args) for problems in groups.values()]
+    every_problem, every_prompt = sum(groups.values(), []), sum(prompts, [])
+    check_prompt_ids(every_problem, every_prompt, vocab_size)
+    args.max_new_tokens = longest_completion(dirs[0], every_problem, every_prompt, args.max_new_tokens)
+    if "student" in flags:
+        check_teacher_prompts(tokenizer, other, every_problem, every_prompt, args)
+        check_runs_prompts(tokenizer, args, parents)
+    inputs = {name: contents(problems) for name, problems in groups.items()}
+    return Prepared(parents, dirs, tokenizer, vocab_size, stop, prompts,
+                    inputs | prompt_inputs(tokenizer, args, every_prompt, stop))
 
 
 def batch_indices(num_items: int, batch_size: int, batch: int, seed: int) -> list[int]:
@@ -111,79 +130,115 @@ def bootstrap_interval(statistic, count: int, num_resamples: int = 1000) -> list
 # ================================================================ model
 
 def load_tokenizer(model_dir: Path):
-    """The tokenizer of a checkpoint directory; its padding token is its EOS where it has none of its own."""
+    """The tokenizer of a checkpoint directory; padding is an id that the model has a row for, an EOS if need be."""
     from transformers import AutoTokenizer
 
-    if not any((Path(model_dir) / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    model_dir = Path(model_dir)
+    if not any((model_dir / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         fail(f"{model_dir}: the model directory has no tokenizer (tokenizer.json); copy its tokenizer's files there")
-    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (model_dir / name).is_file():
+            read_object(model_dir / name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
+    except Exception as error:
+        fail(f"{model_dir}: transformers cannot read the tokenizer there ({first_line(error)}); copy or download its "
+             "files again")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary_size(tokenizer, model_dir):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(stop_ids(model_dir, tokenizer)[0])
     return tokenizer
 
 
-def load_model(model_dir: Path, tokenizer, dtype: torch.dtype, device, trainable: bool = False,
-               activation_checkpointing: bool = False):
-    """A causal LM from safetensors, without dropout, its vocabulary cut to the tokenizer's, sharded over the ranks.
+def load_model(model_dir: Path, tokenizer, dtype: str, device, trainable: bool = False,
+               activation_checkpointing: bool = False, vocab_size: int | None = None):
+    """A causal LM from safetensors, without dropout, its vocabulary cut to `vocab_size`, sharded over the ranks.
 
-    It computes in `dtype`.  A model that is trained keeps float32 weights whatever it computes in: in bf16,
-    0.02 − 1e-6 is 0.02.  activation_checkpointing: forget a block's activations and compute them again when needed.
+    It computes in `dtype`, "float32" or "bfloat16".  A model that is trained keeps float32 weights whatever it computes
+    in: in bf16, 0.02 − 1e-6 is 0.02.  vocab_size: default its own, with this tokenizer.
+    activation_checkpointing: forget a block's activations and compute them again when needed.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()                              # the stages' own bars are the ones to look at
-    config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
-    for name in [name for name in config.to_dict() if "dropout" in name or "pdrop" in name]:
-        setattr(config, name, 0.0)                      # the policy that sampled is the policy that is scored
-    weights_dtype, files = torch.float32 if trainable else dtype, WeightFiles(model_dir)
-    with parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=weights_dtype, trust_remote_code=False)
-        model = cut_vocabulary(model, model_dir, tokenizer)
-    if files.fit(model):
-        model = shard(model, dtype, trainable) if world_size() > 1 else model
+    weights_dtype, compute_dtype = "float32" if trainable else dtype, getattr(torch, dtype)
+    vocab_size = vocab_size or vocabulary_size(tokenizer, model_dir)
+    files, model = WeightFiles(model_dir), empty_model(model_dir, weights_dtype)
+    if sources := files.sources(model):
+        with parameters_on_meta():
+            model = cut_vocabulary(model, vocab_size)
+        model = shard(model, compute_dtype, trainable) if world_size() > 1 else model
         allocate_parameters(model, device)
-        files.read_into(model)
+        files.read_into(model, sources)
         if (model_dir / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(model_dir)
-    else:                                               # its tensors have other names than its modules: read it whole
-        model = AutoModelForCausalLM.from_pretrained(model_dir, config=config, dtype=weights_dtype,
-                                                     use_safetensors=True, trust_remote_code=False)
-        model = cut_vocabulary(model, model_dir, tokenizer).to(device)
-        model = shard(model, dtype, trainable) if world_size() > 1 else model
+            model.generation_config = generation_config(model_dir)
+    else:
+        model = cut_vocabulary(load_whole(model_dir, model.config, weights_dtype), vocab_size).to(device)
+        model = shard(model, compute_dtype, trainable) if world_size() > 1 else model
+    check_finite(model.eval(), model_dir, dtype)
     model.requires_grad_(trainable)
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train(activation_checkpointing)        # without dropout both modes compute the same
 
 
-def cut_vocabulary(model, model_dir: Path, tokenizer):
+def cut_vocabulary(model, vocab_size: int):
     """Padded rows of embeddings and head are untrained: never sampled, in no softmax."""
-    vocab_size, columns = vocabulary_size(tokenizer), model.get_output_embeddings().weight.shape[0]
-    if columns < vocab_size:
-        fail(f"{model_dir}: the tokenizer has {vocab_size} tokens and the model only {columns}")
-    if columns > vocab_size:
+    if model.get_output_embeddings().weight.shape[0] > vocab_size:
         model.resize_token_embeddings(vocab_size)
     return model
 
 
-def vocabulary_size(tokenizer) -> int:
-    return max(tokenizer.get_vocab().values()) + 1
+def vocabulary_size(tokenizer, *model_dirs: Path) -> int:
+    """How many ids the tokenizer has and each of the models has a row for; the rest no model here samples or reads."""
+    return min(max(tokenizer.get_vocab().values()) + 1, *map(number_of_rows, model_dirs), sys.maxsize)
+
+
+def number_of_rows(model_dir: Path) -> int:
+    config = read_object(Path(model_dir) / "config.json")
+    return next((part["vocab_size"] for part in (config.get("text_config") or {}, config) if "vocab_size" in part),
+                sys.maxsize)
+
+
+def check_prompt_ids(problems: list[Problem], prompts: list[list[int]], vocab_size: int) -> None:
+    """Refuse a prompt with an id that the model has no row for, such as an image's in a model of text."""
+    for problem, prompt in zip(problems, prompts):
+        if max(prompt, default=0) >= vocab_size:
+            fail(f"{problem.source}: its prompt has the id {max(prompt)}, and the model only ids below {vocab_size}")
 
 
 def stop_ids(model_dir: Path, tokenizer) -> list[int]:
-    """The ids that end a completion: the checkpoint's generation_config, else its config, else its tokenizer."""
-    for name in ("generation_config.json", "config.json"):
-        file = Path(model_dir) / name
-        ids = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-        if ids is not None:
-            return [ids] if isinstance(ids, int) else list(ids)
-    return [tokenizer.eos_token_id]
+    """The ids that end a completion: those that the checkpoint's generation_config, config and tokenizer name.
+
+    All of them: a base model's configs under a chat model's tokenizer name its <|endoftext|>, not its <|im_end|>.
+    config.json's must be a special token: a class's default, often 2, may be a word of this tokenizer.
+    """
+    rows = vocabulary_size(tokenizer, model_dir)
+    generation, config = (named_eos(Path(model_dir) / name) for name in ("generation_config.json", "config.json"))
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    ids = [*generation, *(id for id in config if id in special), tokenizer.eos_token_id]
+    ids = [id for id in dict.fromkeys(ids) if id is not None and id < rows] or [id for id in config if id < rows]
+    if not ids:
+        fail(f"{model_dir}: nothing there names an end token that the model has; set eos_token_id, the id that ends a "
+             "completion, in generation_config.json")
+    return ids
 
 
-def check_pair(student_dir: Path, student_tokenizer, teacher_dir: Path, teacher_tokenizer) -> None:
-    """A teacher can score a student's ids only where both give every id the same meaning and end alike."""
-    student_vocab, teacher_vocab = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+def named_eos(file: Path) -> list[int]:
+    ids = read_object(file).get("eos_token_id") if file.is_file() else None
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not all(isinstance(id, int) and id >= 0 for id in ids):
+        fail(f"{file}: eos_token_id is {ids}; an id, or a list of ids, is expected")
+    return ids
+
+
+def check_pair(student_dir: Path, student_tokenizer, teacher_dir: Path, teacher_tokenizer) -> int:
+    """A teacher can score a student's ids only where both give every id the same meaning and end alike.
+
+    -> the size of their common vocabulary: the ids that both have rows for.
+    """
+    size = min(vocabulary_size(student_tokenizer, student_dir), vocabulary_size(teacher_tokenizer, teacher_dir))
+    student_vocab, teacher_vocab = ({token: id for token, id in tokenizer.get_vocab().items() if id < size}
+                                    for tokenizer in (student_tokenizer, teacher_tokenizer))
     if student_vocab != teacher_vocab:
         token = next(token for token in {**student_vocab, **teacher_vocab}
                      if student_vocab.get(token) != teacher_vocab.get(token))
@@ -193,10 +248,39 @@ def check_pair(student_dir: Path, student_tokenizer, teacher_dir: Path, teacher_
     if not set(student_stop) & set(teacher_stop):
         fail(f"student {student_dir} ends with id {student_stop}, teacher {teacher_dir} with {teacher_stop}: "
              "no end token in common (a base and an instruct model?); set eos_token_id in one generation_config.json")
+    return size
 
 
-# ================================================================ scoring
-# What was sampled (sampler.py) and its logprobs under a model.
+# ================================================================ sampling and scoring
+
+
+def sample_share(model, tokenizer, prompts: list[list[int]], args, stop: list[int], *purpose,
+                 indices: list[int] | None = None) -> tuple[Rollouts, list[int]]:
+    """Sample this rank's share of prompts that all ranks hold, with the model's weights gathered for that time.
+
+    -> --samples-per-prompt completions of each, adjacent; the places of these prompts in `prompts`.
+    What is drawn hangs on (--seed, *purpose) and each prompt's index (default: its place), not on how many ranks share.
+    """
+    places, indices = balanced_share([len(prompt) for prompt in prompts]), indices or range(len(prompts))
+    with sampling_weights(model, args.dtype, args.sample_on_shards) as whole_model:
+        rollouts = sample(whole_model, [prompts[place] for place in places],
+                          samples_per_prompt=args.samples_per_prompt, max_new_tokens=args.max_new_tokens,
+                          temperature=args.temperature, eos_ids=stop, pad_id=tokenizer.pad_token_id,
+                          generator=random_generator(args.seed, *purpose), indices=[indices[place] for place in places],
+                          rollout_tokens=args.rollout_tokens)
+    return rollouts, places
+
+
+def grade_rollouts(rollouts: Rollouts, golds: list[str], tokenizer) -> Tensor:
+    """1 where the final answer is equivalent to the gold answer, else 0 (equation 1).  -> (B,) float32
+
+    golds: one for each prompt, whose rollouts are adjacent.  A completion that was cut off is wrong, even behind its
+    box: it did not end.
+    """
+    texts = tokenizer.batch_decode(rollouts.completions(), skip_special_tokens=True)
+    each = [gold for gold in golds for _ in range(len(texts) // len(golds))]
+    verdicts = [ended and grade(text, gold) for text, ended, gold in zip(texts, rollouts.finished.tolist(), each)]
+    return torch.tensor(verdicts, dtype=torch.float32, device=rollouts.finished.device)
 
 
 def forward_inputs(rollouts: Rollouts) -> dict:

@@ -8,29 +8,32 @@ Writes OUT/completions.jsonl (a line a problem: completions, verdicts, lengths),
 truncation, length, with 95% intervals; by level and subject where rows have them) and OUT/failures.html, for people
 who want to read what went wrong.  The same command again goes on where an evaluation was interrupted.
 
+A completion that was cut at --max-new-tokens is wrong, even behind its box, as it is in training.
 What is right is decided by judge/answers.py: extract_answer, is_equal and grade can be imported from here, too.
 """
 import argparse
 import json
 import math
 import time
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION, bootstrap_interval, check_context, encode_prompts, load_model, load_problems, load_tokenizer,
-    numbered_rows, sample, stop_ids,
+    FlagParser, bootstrap_interval, grade_rollouts, load_graded_problems, load_model, natural, positive, prepare,
+    sample,
 )
 from engine.files import write_json, write_text
+from engine.problems import (
+    INSTRUCTION, Problem, digest, gold_of, placed_rows, template_arguments, with_readable_golds,
+)
 from engine.ranks import fail, gather_list, random_generator, rank, say, setup_distributed, share
-from engine.runs import find_model, finish_run, keep_rows, kept_rows, leave_if_asked, open_run
+from engine.runs import finish_run, keep_rows, kept_rows, leave_if_asked, open_run
 from engine.sharding import sampling_weights
 from judge.answers import counts, extract_answer, grade, is_equal
-
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
@@ -62,8 +65,7 @@ def score(rows: list[dict]) -> dict:
         f"avg@{k}" if len(sizes) == 1 else "avg": np.array([verdicts.mean() for verdicts in right]),
         **{f"pass@{n}": np.array([pass_at_k(len(verdicts), int(verdicts.sum()), n) for verdicts in right])
            for n in (2, 4, 8, 16, 32, 64, 128, 256) if n <= k},
-        f"maj@{k}": np.array([majority_is_right([extract_answer(text) for text in row["completions"]], row["verdicts"])
-                              for row in rows])}
+        f"maj@{k}": np.array([majority_is_right(answers_of(row), row["verdicts"]) for row in rows])}
     if all("finished" in row for row in rows):
         per_problem["truncated_fraction"] = np.array([1 - np.mean(row["finished"]) for row in rows])
     if all("lengths" in row for row in rows):
@@ -79,51 +81,72 @@ def score(rows: list[dict]) -> dict:
             "grader": {"without_answer": without_answer, **counts}}
 
 
+def answers_of(row: dict) -> list[str | None]:
+    """What each completion answers; one that was cut answers nothing."""
+    finished = row.get("finished", [True] * len(row["completions"]))
+    return [extract_answer(text) if ended else None for text, ended in zip(row["completions"], finished)]
+
+
 def score_by_tag(rows: list[dict]) -> dict:
-    """avg@k for each level and each subject, where rows carry them.  -> {"level": {"3": {"problems", "value"}}}"""
+    """avg@k for each level, subject and type, where rows carry them.  -> {"level": {"3": {"problems", "value"}}}"""
     table: dict = {}
-    for tag in ("level", "subject"):
+    for tag in ("level", "subject", "type"):
         for value in sorted({str(row[tag]) for row in rows if tag in row}):
             part = [np.mean(row["verdicts"]) for row in rows if str(row.get(tag)) == value]
             table.setdefault(tag, {})[value] = {"problems": len(part), "value": float(np.mean(part))}
     return table
 
 
-def evaluate(model, tokenizer, problems, prompts, *, samples: int, max_new_tokens: int, temperature: float,
-             top_p: float, top_k: int, eos_ids: list[int], seed: int, batch_size: int, dtype: str,
-             rollout_tokens: int = 0, on_shards: bool = False, keep: Path | None = None,
-             progress: bool = False) -> list[dict]:
-    """Sample and grade each problem `samples` times; ranks share the problems.  -> completions.jsonl's rows.
+@dataclass
+class Sampling:
+    """How an evaluation samples.  top_p 1 and top_k 0 are off; a temperature of 0 is greedy."""
+    samples: int                        # completions of each problem
+    max_new_tokens: int
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    batch_size: int = 256               # completions sampled at a time
+    rollout_tokens: int = 0             # tokens of cache at a time; 0: what memory holds
+    dtype: str = "float32"
+    on_shards: bool = False             # for a model that one rank cannot hold whole
 
-    batch_size: rollouts sampled at a time.  A problem's completions depend on the seed and its place, on nothing else.
+
+def evaluate(model, tokenizer, problems, prompts, stop: list[int], sampling: Sampling, keep: Path | None = None,
+             progress: bool = False) -> list[dict]:
+    """Sample and grade each problem; ranks share the problems.  -> completions.jsonl's rows.
+
+    A problem's completions depend on the seed and its place, on nothing else.
     keep: a run directory where each batch is written down; what it holds already is not done again.
     """
     indices, tokens, start = share(list(range(len(problems)))), 0, time.perf_counter()
-    per_batch = max(1, batch_size // samples)
+    per_batch = max(1, sampling.batch_size // sampling.samples)
     rows, own_lines = kept_rows(keep, "evaluation") if keep else ({}, [])
     for line in own_lines:
         add_counts(line["counts"])
-    bar = tqdm(total=len(indices) * samples, unit="completion", desc="evaluate", disable=not progress or rank() > 0)
-    with sampling_weights(model, dtype, on_shards) as sampler:
+    bar = tqdm(total=len(indices) * sampling.samples, unit="completion", desc="evaluate",
+               disable=not progress or rank() > 0)
+    with sampling_weights(model, sampling.dtype, sampling.on_shards) as whole_model:
         for batch in (indices[i:i + per_batch] for i in range(0, len(indices), per_batch)):
             if todo := [i for i in batch if i not in rows]:
                 before = dict(counts)
-                rollouts = sample(sampler, [prompts[i] for i in todo], samples_per_prompt=samples,
-                                  max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-                                  eos_ids=eos_ids, pad_id=tokenizer.pad_token_id,
-                                  generator=random_generator(seed, "evaluate"), indices=todo,
-                                  rollout_tokens=rollout_tokens)
-                judged = judge(rollouts, [problems[i] for i in todo], tokenizer, samples)
+                rollouts = sample(
+                    whole_model, [prompts[i] for i in todo], samples_per_prompt=sampling.samples,
+                    max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
+                    top_k=sampling.top_k, eos_ids=stop, pad_id=tokenizer.pad_token_id,
+                    generator=random_generator(sampling.seed, "evaluate"), indices=todo,
+                    rollout_tokens=sampling.rollout_tokens)
+                judged = judge(rollouts, [problems[i] for i in todo], tokenizer, sampling.samples)
                 rows |= zip(todo, judged)
                 tokens += int(rollouts.completion_mask.sum())
                 if keep:
                     more = {name: counts[name] - before[name] for name in counts}
                     keep_rows(keep, "evaluation", todo, judged, counts=more)
-                    leave_if_asked(keep, together=False)
+                    leave_if_asked(keep, "a batch was finished", together=False)
             average = np.mean([rows[i]["verdicts"] for i in indices if i in rows])
             speed = tokens / (time.perf_counter() - start)
             bar.set_postfix_str(f"avg {average:.3f}, {speed:.0f} tokens/s", refresh=False)
-            bar.update(len(batch) * samples)
+            bar.update(len(batch) * sampling.samples)
     bar.close()
     return gather_list([rows[i] for i in indices])
 
@@ -136,46 +159,68 @@ def add_counts(more: dict) -> None:
 def judge(rollouts, problems, tokenizer, samples: int) -> list[dict]:
     """Grade the rollouts of some problems, `samples` adjacent ones each.  -> a row a problem."""
     texts = tokenizer.batch_decode(rollouts.completions(), skip_special_tokens=True)
+    verdicts = [reward > 0 for reward in grade_rollouts(rollouts, [p.answer for p in problems], tokenizer).tolist()]
     lengths, finished = rollouts.completion_mask.sum(1).tolist(), rollouts.finished.tolist()
     rows = []
     for place, problem in enumerate(problems):
         part = slice(place * samples, (place + 1) * samples)
         rows.append({"id": problem.id, "problem": problem.text, "answer": problem.answer, **problem.tags,
-                     "completions": texts[part], "verdicts": [grade(text, problem.answer) for text in texts[part]],
-                     "lengths": lengths[part], "finished": finished[part]})
+                     "completions": texts[part], "verdicts": verdicts[part], "lengths": lengths[part],
+                     "finished": finished[part]})
     return rows
 
 
-def read_graded_rows(path: Path) -> list[dict]:
-    """Rows of another engine: `completion` or `completions`, and `answer`; rows of one `id` or `problem` are joined."""
-    if not path.is_file():
-        fail(f"--grade {path}: no such file")
-    rows: dict = {}
-    for number, row in numbered_rows(path):
-        completions = row["completions"] if "completions" in row else [row.get("completion")]
-        good = isinstance(completions, list) and all(isinstance(text, str) for text in completions)
-        if not good or not isinstance(row.get("answer"), str | int | float):
-            fail(f"--grade {path}, line {number}: an object with completion (or completions) and answer is expected, "
-                 "the completions text, the answer text or a number")
-        if completions:
-            answer = str(row["answer"]).split("####")[-1].strip()
-            key = row.get("id", row.get("problem", number))
-            first = rows.setdefault(str(key), {**row, "id": key, "answer": answer, "completions": []})
-            first.pop("completion", None)
-            first["completions"] += completions
-    if not rows:
+def read_graded_rows(path: Path, skip_unreadable: bool = False) -> list[dict]:
+    """Rows of another engine: `completion` or `completions`, and `answer`.
+
+    Those of the same problem and gold are joined; where rows have no text of the problem, those of one id and gold.
+    """
+    groups, golds = {}, {}
+    for place, row in placed_rows(path):
+        row = graded_row(row, place, f"--grade {path}, {place}")
+        text = next((row[name] for name in ("problem", "question", "prompt") if row.get(name)), None)
+        key = repr((" ".join(str(text).split()) if text else None, None if text else row["id"], row["answer"]))
+        groups.setdefault(key, []).append(row)
+        golds.setdefault(key, Problem(key, "", row["answer"], str(path), place, {}))
+    if not groups:
         fail(f"--grade {path}: the file holds no completions")
-    return list(rows.values())
+    return [joined(groups[gold.id]) for gold in with_readable_golds(list(golds.values()), skip_unreadable)]
+
+
+PER_COMPLETION = {"completions": (str, "a text"), "finished": (bool, "true or false"), "lengths": (int, "a number")}
+
+
+def graded_row(row: dict, place: str, source: str) -> dict:
+    """A row with a list for each of PER_COMPLETION that it has, equally long, and its gold as text."""
+    row = {"id": place, **({"id": row["problem"]} if "problem" in row else {}), **row}
+    if "completions" not in row:                        # one completion, with what belongs to it
+        row["completions"] = row.pop("completion", None)
+        row |= {name: [row[name]] for name in PER_COMPLETION if not isinstance(row.get(name), list | None)}
+    for name, (kind, what) in PER_COMPLETION.items():
+        values = row.get(name)
+        if values is None and name != "completions":
+            row.pop(name, None)
+        elif not values or not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+            fail(f"{source}: under `{name}` {what} is expected for each completion (an object with completion, or a "
+                 "list of completions, and answer)")
+        elif len(values) != len(row["completions"]):
+            fail(f"{source}: {len(values)} {name} for {len(row['completions'])} completions")
+    return row | {"answer": gold_of(row, source)}
+
+
+def joined(group: list[dict]) -> dict:
+    """One row of rows of the same problem; of PER_COMPLETION what all of them have."""
+    of_all = [name for name in PER_COMPLETION if all(name in row for row in group)]
+    lists = {name: sum((row[name] for row in group), []) for name in of_all}
+    return {name: value for name, value in group[0].items() if name not in PER_COMPLETION} | lists
 
 
 def grade_rows(rows: list[dict]) -> list[dict]:
     """Judge what another engine sampled.  -> rows as in completions.jsonl"""
     bar, right, done = tqdm(rows, unit="problem", desc="grade"), 0, 0
     for row in bar:
-        row["verdicts"] = [grade(text, row["answer"]) for text in row["completions"]]
-        for name in ("finished", "lengths"):             # kept where the engine told them for each completion
-            if len(row.get(name) or []) != len(row["completions"]):
-                row.pop(name, None)
+        finished = row.get("finished", [True] * len(row["completions"]))
+        row["verdicts"] = [ended and grade(text, row["answer"]) for text, ended in zip(row["completions"], finished)]
         right, done = right + sum(row["verdicts"]), done + len(row["verdicts"])
         bar.set_postfix_str(f"avg {right / done:.3f}", refresh=False)
     return rows
@@ -204,34 +249,37 @@ def failures_page(rows: list[dict], most: int = 200) -> str:
         comparisons and could not read {counts["unreadable"]}.</p>{"".join(parts)}</html>"""
 
 
-def accuracy(model, tokenizer, problems, prompts, args, eos_ids: list[int]) -> float:
+def accuracy(model, tokenizer, problems, prompts, args, stop: list[int]) -> float:
     """avg@k while training: --eval-samples completions a problem at the training temperature, no truncation."""
-    rows = evaluate(model, tokenizer, problems, prompts, samples=args.eval_samples, max_new_tokens=args.max_new_tokens,
-                    temperature=args.temperature, top_p=1.0, top_k=0, eos_ids=eos_ids, seed=args.seed, batch_size=256,
-                    dtype=args.dtype, rollout_tokens=args.rollout_tokens, on_shards=args.sample_on_shards)
+    sampling = Sampling(args.eval_samples, args.max_new_tokens, args.temperature, seed=args.seed, dtype=args.dtype,
+                        rollout_tokens=args.rollout_tokens, on_shards=args.sample_on_shards)
+    rows = evaluate(model, tokenizer, problems, prompts, stop, sampling)
     return float(np.mean([row["verdicts"] for row in rows]))
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="checkpoint directory, or a finished run")
-    parser.add_argument("--problems", type=Path, help="problems, JSON lines")
+    parser = FlagParser(__doc__)
+    parser.add_argument("--model", type=Path, help="run, checkpoint directory, or hub name[@revision]")
+    parser.add_argument("--problems", type=Path, nargs="+", help="problems with answers")
     parser.add_argument("--grade", type=Path, help="judge these completions instead; rows of completion(s), answer")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out golds that the judge cannot read")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     group = parser.add_argument_group("sampling")
-    group.add_argument("--samples", type=int, default=16, help="completions per problem, the k of avg@k")
+    group.add_argument("--samples", type=positive, default=16, help="completions per problem, the k of avg@k")
     group.add_argument("--temperature", type=float, default=0.7, help="0 is greedy")
     group.add_argument("--top-p", type=float, default=0.8, help="1 is off")
-    group.add_argument("--top-k", type=int, default=20, help="0 is off")
-    group.add_argument("--max-new-tokens", type=int, default=2048, help="longest completion, tokens")
-    group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: what memory holds")
-    group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold")
-    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
+    group.add_argument("--top-k", type=natural, default=20, help="0 is off")
+    group.add_argument("--max-new-tokens", type=positive,
+                       help="longest completion, tokens (default: what the context leaves, at most 8192)")
+    group.add_argument("--rollout-tokens", type=natural, default=0, help="of cache at a time; 0: what memory holds")
+    group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
+    group.add_argument("--instruction", help=f"end of the user message (default, of chat models: {INSTRUCTION})")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
-    group.add_argument("--num-problems", type=int, default=0, help="evaluate on the first N problems only; 0 is all")
-    group.add_argument("--batch-size", type=int, default=256, help="completions sampled at a time")
+    group.add_argument("--template-args", type=template_arguments, metavar="JSON", help="more for the chat template")
+    group.add_argument("--num-problems", type=natural, default=0, help="evaluate on the first N only; 0: all")
+    group.add_argument("--batch-size", type=positive, default=256, help="completions sampled at a time")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--allow-failed-certificate", action="store_true", help="take a run whose certificate failed")
     parser.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     return parser.parse_args(argv)
@@ -240,8 +288,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(args) -> None:
     if (args.grade is None) == (args.model is None) or (args.model is None) != (args.problems is None):
         fail("give --model and --problems to sample and judge, or --grade to judge the completions of a file")
-    if args.samples < 1 or args.max_new_tokens < 1 or args.temperature < 0:
-        fail("--samples and --max-new-tokens must be 1 or more, and --temperature 0 or more")
+    if not 0 <= args.temperature < float("inf"):
+        fail(f"--temperature {args.temperature}: give 0, which is greedy, or more")
     rows = grade_file(args) if args.grade else sample_and_judge(args)
     if rows is None:
         return
@@ -259,26 +307,20 @@ def main(args) -> None:
 
 
 def grade_file(args) -> list[dict] | None:
-    rows = read_graded_rows(args.grade)
-    return grade_rows(rows) if open_run(args) else None
+    rows = read_graded_rows(args.grade, args.skip_unreadable)
+    return grade_rows(rows) if open_run(args, inputs={"grade": {str(args.grade): digest(rows)}}) else None
 
 
 def sample_and_judge(args) -> list[dict] | None:
     device = setup_distributed()
-    problems = load_problems(args.problems)[:args.num_problems or None]
-    parent = find_model(args.model, args.allow_failed_certificate)
-    model_dir = Path(parent["path"])
-    tokenizer = load_tokenizer(model_dir)
-    prompts = encode_prompts(tokenizer, problems, args)
-    check_context(model_dir, problems, prompts, args.max_new_tokens)
-    if not open_run(args, {"model": parent}):
+    problems = load_graded_problems(args.problems, args)[:args.num_problems or None]
+    ready = prepare(args, ["model"], problems=problems)
+    if not open_run(args, ready.parents, ready.inputs):
         return None
-    model = load_model(model_dir, tokenizer, getattr(torch, args.dtype), device)
-    return evaluate(model, tokenizer, problems, prompts, samples=args.samples, max_new_tokens=args.max_new_tokens,
-                    temperature=args.temperature, top_p=args.top_p, top_k=args.top_k,
-                    eos_ids=stop_ids(model_dir, tokenizer), seed=args.seed, batch_size=args.batch_size,
-                    dtype=args.dtype, rollout_tokens=args.rollout_tokens, on_shards=args.sample_on_shards,
-                    keep=args.out, progress=True)
+    model = load_model(ready.dirs[0], ready.tokenizer, args.dtype, device)
+    sampling = Sampling(args.samples, args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.seed,
+                        args.batch_size, args.rollout_tokens, args.dtype, args.sample_on_shards)
+    return evaluate(model, ready.tokenizer, problems, ready.prompts[0], ready.stop, sampling, args.out, progress=True)
 
 
 if __name__ == "__main__":

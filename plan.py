@@ -1,8 +1,8 @@
 """How much memory and how long, before a machine is rented: every stage of a table, by formulas.
 
-    python reproduce.py plan --scale paper --gpus 8 --gpu H100
-    python reproduce.py plan --scale paper --gpus 1 --gpu H200 --activation-checkpointing --rollout-tokens 200000
-    python reproduce.py plan --scale paper --gpus 8 --gpu H100 --teacher DIR --student Qwen3-4B
+    python plan.py --scale paper --gpus 8 --gpu H100
+    python plan.py --scale paper --gpus 1 --gpu H200 --activation-checkpointing --rollout-tokens 200000
+    python plan.py --scale paper --gpus 8 --gpu H100 --teacher DIR --student Qwen3-4B
 
 The commands are the table's own, read by each stage's own flags.  The engine that is planned for (sharding.py):
 parameters, gradients and AdamW's state in float32, sharded over all GPUs; blocks gathered one at a time in the compute
@@ -31,8 +31,11 @@ import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from common import FlagParser, positive
+from engine.problems import LONGEST_COMPLETION
 from engine.ranks import fail
 from engine.logprobs import WORKSPACE_BYTES
+from reproduce import EVALUATE, SCALES, TABLES, fill, slug
 
 GIB = 2**30
 WORKSPACE = WORKSPACE_BYTES["cuda"]             # of logits alive at a time
@@ -117,10 +120,11 @@ def find(name: str) -> Model:
     for file in (path, path / "config.json", path / "model" / "config.json"):
         if file.is_file():
             return read_config(json.loads(file.read_text()), str(file))
-    if path.name not in MODELS:
+    known = path.name.split("@")[0]                     # of owner/name@revision
+    if known not in MODELS:
         fail(f"{name}: no config.json there, and plan.py knows only {', '.join(MODELS)}; give --teacher and --student "
              "a checkpoint directory or one of these names")
-    return MODELS[path.name]
+    return MODELS[known]
 
 
 def read_config(config: dict, source: str = "config.json") -> Model:
@@ -544,17 +548,18 @@ def build(command: str, models: dict[str, Model], gpus: int, args) -> Stage:
                "eval.py": evaluate}[script]
     stage = builder(flags, lambda path: models.get(str(path)) or find(str(path)), gpus, args)
     models[str(flags.out)] = stage.sampler
+    longest = flags.max_new_tokens or LONGEST_COMPLETION
     engine = {name: getattr(args, name) or getattr(flags, name, getattr(stage, name)) for name in ENGINE_FLAGS}
     return replace(stage, **engine, name=flags.out.name, gpus=gpus, width=4 if flags.dtype == "float32" else 2,
-                   max_prompt=args.max_prompt_tokens, max_new=flags.max_new_tokens, mean_prompt=args.mean_prompt_tokens,
-                   mean_new=min(args.mean_new_tokens or flags.max_new_tokens / 4, flags.max_new_tokens))
+                   max_prompt=args.max_prompt_tokens, max_new=longest, mean_prompt=args.mean_prompt_tokens,
+                   mean_new=min(args.mean_new_tokens or longest / 4, longest))
 
 
 def grpo(flags, model_of, gpus: int, args) -> Stage:
     model, rollouts = model_of(flags.model), flags.prompts_per_step * flags.samples_per_prompt
     prompts = math.ceil(flags.prompts_per_step * flags.steps_per_rollout / gpus)
     return Stage("", model, model, readers=(model,) if flags.kl_coef else (), steps=flags.max_steps,
-                 divergence=bool(flags.kl_coef or flags.entropy_coef),
+                 divergence=bool(flags.kl_coef),
                  rollouts=rollouts, scored_by_sampler=rollouts * (1 - 1 / flags.steps_per_rollout),
                  scored_by_readers=rollouts,
                  waves=(Wave(prompts, flags.samples_per_prompt, 1 / flags.steps_per_rollout),
@@ -562,24 +567,22 @@ def grpo(flags, model_of, gpus: int, args) -> Stage:
 
 
 def shape(flags, model_of, gpus: int, args) -> Stage:
-    counts = [flags.num_problems or args.problems]
-    if flags.certify_problems:
-        counts.append(flags.num_certify_problems or args.problems)
-    batches = sum(math.ceil(count / gpus / flags.prompts_per_step) for count in counts)
+    counts = [flags.num_problems or args.problems, flags.num_certify_problems or args.problems]
+    batches = sum(math.ceil(count / flags.prompts_per_step) for count in counts)
     rollouts = sum(counts) * flags.samples_per_prompt / batches
     return Stage("", model_of(flags.teacher), readers=(model_of(flags.reference),), steps=batches,
                  scored_by_sampler=rollouts, scored_by_readers=rollouts,
-                 waves=(Wave(flags.prompts_per_step, flags.samples_per_prompt),))
+                 waves=(Wave(math.ceil(flags.prompts_per_step / gpus), flags.samples_per_prompt),))
 
 
 def bridge(flags, model_of, gpus: int, args) -> Stage:
     student, every = model_of(flags.student), flags.eval_every or flags.max_steps
-    prompts = math.ceil(flags.certify_problems / gpus)
-    at_once = min(prompts, flags.prompts_per_step)
-    measured = 2 * flags.certify_problems / every           # C2's rollouts, and as many of the teacher's beside them
+    prompts = math.ceil(flags.num_certify_problems / gpus)
+    at_once = min(prompts, math.ceil(flags.rollouts_per_step / gpus))
+    measured = 2 * flags.num_certify_problems / every     # C2's rollouts, and as many of the teacher's beside them
     return Stage("", student, student, readers=(model_of(flags.teacher),), divergence=True, steps=flags.max_steps,
-                 rollouts=flags.prompts_per_step, scored_by_sampler=measured,
-                 scored_by_readers=flags.prompts_per_step + measured,
+                 rollouts=flags.rollouts_per_step, scored_by_sampler=measured,
+                 scored_by_readers=flags.rollouts_per_step + measured,
                  waves=(Wave(at_once, flags.samples_per_prompt, prompts / at_once / every),
                         *evaluation(flags, gpus, args)))
 
@@ -625,8 +628,6 @@ def plan_command(command: str, models: dict[str, Model], gpu: GPU, args) -> Plan
 
 def plan_table(args, gpu: GPU) -> list[Planned]:
     """Every command of the table at its scale, in order; figures that come from runs come from the plans before."""
-    from reproduce import EVALUATE, SCALES, TABLES, fill, slug
-
     table, rows = TABLES["main"]
     scale = SCALES[args.scale] | {"out": "runs", "run": "runs", "data": "data", "models": "models", "seed": 0,
                                   "dtype": args.dtype}
@@ -740,35 +741,31 @@ def assumptions(args) -> str:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="reproduce.py plan", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=["toy", "smollm2", "paper"], default="paper", help="whose commands")
-    parser.add_argument("--gpus", type=int, default=8, help="GPUs, over all nodes of 8")
+    parser = FlagParser(__doc__)
+    parser.add_argument("--scale", choices=list(SCALES), default="paper", help="whose commands")
+    parser.add_argument("--gpus", type=positive, default=8, help="GPUs, over all nodes of 8")
     parser.add_argument("--gpu", default="H100", help=", ".join(GPUS))
     group = parser.add_argument_group("models: a checkpoint directory, its config.json, or a name that plan.py knows")
     group.add_argument("--model", help="teacher and student in one, for a look at a single model")
     group.add_argument("--teacher", help="in place of the scale's")
     group.add_argument("--student", help="in place of the scale's")
     group = parser.add_argument_group("flags of the stages, in place of the scale's")
-    group.add_argument("--micro-batch-size", type=int, help="rollouts per forward pass")
-    group.add_argument("--rollout-tokens", type=int, help="tokens of cache at a time")
+    group.add_argument("--micro-batch-size", type=positive, help="rollouts per forward pass")
+    group.add_argument("--rollout-tokens", type=positive, help="tokens of cache at a time")
     group.add_argument("--activation-checkpointing", action="store_true", help="keep one tensor a block")
     group.add_argument("--offload-teacher", action="store_true", help="models that only read lie on the CPU")
     group.add_argument("--sample-on-shards", action="store_true", help="gather blocks, not the whole policy")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype (smollm2)")
     group = parser.add_argument_group("assumptions")
-    group.add_argument("--max-prompt-tokens", type=int, default=2048, help="for memory")
-    group.add_argument("--mean-prompt-tokens", type=int, default=200, help="for time")
-    group.add_argument("--mean-new-tokens", type=int, help="for time (default: a quarter of --max-new-tokens)")
-    group.add_argument("--problems", type=int, default=14_000, help="training problems (stage 2 samples them all)")
-    group.add_argument("--eval-problems", type=int, default=500, help="test problems")
+    group.add_argument("--max-prompt-tokens", type=positive, default=2048, help="for memory")
+    group.add_argument("--mean-prompt-tokens", type=positive, default=200, help="for time")
+    group.add_argument("--mean-new-tokens", type=positive, help="for time (default: a quarter of --max-new-tokens)")
+    group.add_argument("--problems", type=positive, default=14_000, help="training problems (stage 2 samples them all)")
+    group.add_argument("--eval-problems", type=positive, default=500, help="test problems")
     return parser.parse_args(argv)
 
 
 def main(args) -> None:
-    for flag in ("gpus", "max_prompt_tokens", "mean_prompt_tokens", "problems", "eval_problems"):
-        if getattr(args, flag) < 1:
-            fail(f"--{flag.replace('_', '-')} {getattr(args, flag)}: give 1 or more")
     if args.gpu not in GPUS:
         fail(f"--gpu {args.gpu}: plan.py knows {', '.join(GPUS)}; another one is a line in its table of GPUs")
     gpu = GPUS[args.gpu]
@@ -782,3 +779,7 @@ def main(args) -> None:
     head = ["stage", "steps", "sample", "score", "train", "step", "hours", "GPUs", "GPU hours"]
     print(as_table(head, time_rows(planned, gpu)) + "\n")
     print(assumptions(args))
+
+
+if __name__ == "__main__":
+    main(parse_args())

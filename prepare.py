@@ -33,7 +33,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from engine.files import write_text
+from common import FlagParser, natural
+from engine.files import set_modes, write_text
+from engine.problems import Problem, contents, load_problems
 from engine.ranks import fail
 from engine.runs import finish_run, open_run
 
@@ -157,6 +159,7 @@ def pretrain_pair(out: Path, seed: int) -> None:
     for name, model in (("teacher", teacher), ("student", student)):
         model.save_pretrained(out / name)
         toy_tokenizer().save_pretrained(out / name)
+        set_modes(out / name)
     write_text(out / "pretraining.json", json.dumps(figures, indent=2) + "\n")
 
 
@@ -194,26 +197,20 @@ def prepare_smollm2(args) -> None:
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
+    set_modes(args.out)
 
 
 # ---------------------------------------------------------------- DAPO-Math-17k
 
-def prepare_dapo(args) -> None:
+def prepare_dapo(args, published: list[Problem]) -> None:
     """verl's parquet columns -> {"problem", "answer"}: deduplicated, its instruction stripped, shuffled, 80/20."""
-    if importlib.util.find_spec("pyarrow") is None:
-        fail("parquet files need pyarrow: pip install 'sparse-to-dense[parquet]'")
-    import pyarrow.parquet
-
-    if args.parquet is None or not args.parquet.is_file():
-        fail(f"--parquet {args.parquet}: no such file; give DAPO-Math-17k's parquet file")
-    table = pyarrow.parquet.read_table(args.parquet, columns=["prompt", "reward_model"]).to_pylist()
-    answers = {strip_instruction(row["prompt"][-1]["content"]): row["reward_model"]["ground_truth"] for row in table}
+    answers = {strip_instruction(problem.text): problem.answer for problem in published}
     problems = [{"problem": text, "answer": answer} for text, answer in answers.items()]
     random.Random(42).shuffle(problems)
     cut = len(problems) * 8 // 10
     for name, rows in (("train", problems[:cut]), ("heldout", problems[cut:])):
         write_text(args.out / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    print(f"{len(table)} rows, {len(problems)} different problems: {cut} to train.jsonl, the rest to heldout.jsonl")
+    print(f"{len(published)} rows, {len(problems)} different problems: {cut} to train.jsonl, the rest to heldout.jsonl")
 
 
 def strip_instruction(text: str) -> str:
@@ -224,12 +221,12 @@ def strip_instruction(text: str) -> str:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(__doc__)
     parser.add_argument("what", choices=["toy", "smollm2", "dapo"], help="what to prepare")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--pretrain", action="store_true", help="toy: pretrain a new pair, don't copy the shipped one")
     parser.add_argument("--seed", type=int, default=0, help="toy --pretrain: seed of the pair")
-    parser.add_argument("--num-layers", type=int, default=0,
+    parser.add_argument("--num-layers", type=natural, default=0,
                         help="smollm2: keep the first N of 30 layers, a smaller student to be taught; 0: all")
     parser.add_argument("--parquet", type=Path, help="dapo: the published parquet file")
     parser.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
@@ -237,9 +234,15 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def main(args) -> None:
-    if not open_run(args):
+    if args.what == "dapo" and args.parquet is None:
+        fail("dapo needs --parquet FILE, DAPO-Math-17k's parquet file")
+    published = load_problems(args.parquet) if args.what == "dapo" else []
+    if not open_run(args, inputs={"parquet": contents(published)} if published else None):
         return
-    {"toy": prepare_toy, "smollm2": prepare_smollm2, "dapo": prepare_dapo}[args.what](args)
+    if args.what == "dapo":
+        prepare_dapo(args, published)
+    else:
+        {"toy": prepare_toy, "smollm2": prepare_smollm2}[args.what](args)
     finish_run(args.out)
     print(f"{args.out} is ready")
 

@@ -6,7 +6,7 @@ from the files of the directory.  Needs matplotlib; the stages and reproduce.py 
     python report.py runs/teacher      writes the page of a run anew (any stage)
     python report.py runs/main         writes the page of a table anew, and the pages of its runs that have none
 """
-import argparse
+import importlib.util
 import io
 import json
 import math
@@ -15,13 +15,11 @@ import re
 from html import escape
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from common import FlagParser
 from engine.files import read_jsonl, write_text
-from engine.ranks import fail
+from engine.ranks import fail, rank, say
 
 TOTALS = {"optimiser_steps": "optimiser steps", "labels_seen": "labels seen", "tokens_sampled": "tokens sampled",
           "seconds": "seconds"}
@@ -44,12 +42,12 @@ INK, MUTED, RULE = "#1c2530", "#66717e", "#dde2e7"
 PALETTE = ["#0072b2", "#c08a00", "#d55e00", "#00805e", "#a8578a", "#3d98cf"]    # colour-blind readers tell these apart
 POSITIVE, NEGATIVE = (96, 168, 220), (240, 146, 84)                             # of the dense reward, under dark text
 
-matplotlib.rcParams.update({
+STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 8, "lines.linewidth": 1.6, "text.color": INK,
     "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.edgecolor": "#aab3bd",
     "axes.labelcolor": MUTED, "axes.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#edf0f3", "grid.linewidth": 0.7,
-    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.major.width": 0.7, "ytick.major.width": 0.7})
+    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.major.width": 0.7, "ytick.major.width": 0.7}
 
 CSS = """
 @page{margin:14mm} *{box-sizing:border-box}
@@ -136,7 +134,16 @@ def html_table(head: list[str], rows: list[list[str]], numeric=(), classes=()) -
     return f"<table><thead><tr>{line(head, 'th')}</tr></thead>\n<tbody>{body}</tbody></table>"
 
 
-def svg(figure: Figure, label: str) -> str:
+def new_figure(width: float, height: float):
+    """-> a matplotlib figure, in inches.  Imported here: the stages do without where it is missing."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update(STYLE)
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def svg(figure, label: str) -> str:
     """Inline SVG as wide as its place on the page; its text is text, in the page's font."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
@@ -170,13 +177,50 @@ def interval_axis(top: float) -> str:
     return f"<svg width='210' height='14'>{''.join(texts)}</svg>"
 
 
+# ---------------------------------------------------------------- what stage 2 writes for its page
+
+
+def write_samples(path: Path, rows: list[dict], tokenizer, count: int = 8) -> None:
+    """samples.jsonl: a few rollouts as text.  rows: stage 2's, one a rollout."""
+    write_text(path, "".join(json.dumps({
+        "step": 0, "prompt": tokenizer.decode(row["prompt_ids"]), "completion": tokenizer.decode(row["completion_ids"]),
+        "finished": row["finished"], "reward": row["reward"]}) + "\n" for row in rows[:count]))
+
+
+def write_dense_rewards(path: Path, rows: list[dict], tokenizer, samples_per_prompt: int, count: int = 8) -> None:
+    """dense_rewards.jsonl: each token of a right and a wrong completion beside its reward, nats.
+
+    Prompts with both outcomes come first.
+    """
+    groups = [rows[start:start + samples_per_prompt] for start in range(0, len(rows), samples_per_prompt)]
+    groups.sort(key=lambda group: len({row["reward"] for row in group}), reverse=True)
+    lines = []
+    for group in groups[:count]:
+        for row in {row["reward"]: row for row in group}.values():
+            lines.append(json.dumps({
+                "prompt": tokenizer.decode(row["prompt_ids"]), "reward": row["reward"],
+                "tokens": [tokenizer.decode([token]) for token in row["completion_ids"]],
+                "dense_rewards_nats": row["dense_rewards_nats"],
+                "implicit_reward_nats": row["implicit_reward_nats"]}) + "\n")
+    write_text(path, "".join(lines))
+
+
 # ---------------------------------------------------------------- the page of a run
+
+
+def draw_page(run: Path) -> None:
+    """The last line of a stage: RUN/report.html, if matplotlib is there.  A page that cannot be drawn costs no run."""
+    if rank() == 0 and importlib.util.find_spec("matplotlib"):
+        try:
+            write_run_page(run)
+        except Exception as error:
+            say(f"{run}: no report.html ({type(error).__name__}: {error}); `python report.py {run}` tries again")
 
 
 def write_run_page(run: Path) -> None:
     """RUN/report.html, from as many of a run's files as there are."""
     record, rows = read_json(run / "args.json"), read_jsonl(run / "metrics.jsonl")
-    totals = read_json(run / "DONE") or (rows[-1] if rows else {})        # a stage writes DONE after this page
+    totals = read_json(run / "DONE") or (rows[-1] if rows else {})        # without DONE, so far
     tiles = "".join(f"<div><b>{number(totals[key])}</b><span>{name}</span></div>"
                     for key, name in TOTALS.items() if key in totals)
     sections = [f"<p class='lead'>{finding(run)}</p><div class='tiles'>{tiles}</div>",
@@ -262,7 +306,7 @@ def draw_curve(rows: list[dict], key: str, max_kl: float | None) -> str:
     """One small plot.  Values that are not finite are left out, and counted below it."""
     (title, unit, is_share), points = CURVES[key], series(rows, key)
     steps, values = np.array(points, dtype=float).T
-    figure = Figure(figsize=(3.3, 2.1), layout="constrained")
+    figure = new_figure(3.3, 2.1)
     axes, tenth = figure.subplots(), len(points) // 10
     if len(points) < 60:
         axes.plot(steps, values, color=PALETTE[0], marker="o" if len(points) <= 20 else None, markersize=3)
@@ -284,12 +328,12 @@ def draw_curve(rows: list[dict], key: str, max_kl: float | None) -> str:
     use_log = not is_share and bool(0 < 30 * values.min() < values.max())
     if use_log:
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_formatter("")
     else:
         axes.set_ylim(min(-0.03 * is_share, values.min()), 1.06 if is_share else 1.1 * highest if highest > 0 else 1)
     if len(points) == 1:
         axes.set_xlim(steps[0] - 1, steps[0] + 1)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    axes.locator_params("x", nbins=5, integer=True, steps=[1, 2, 5, 10])
     lost = sum(key in row for row in rows) - len(points)
     axes.set(title=title, ylabel=unit + ", log scale" * use_log,
              xlabel="optimiser step" + f" ({lost} not finite)" * (lost > 0))
@@ -464,12 +508,16 @@ def score_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> str
         that led to it, its teacher’s too.  Cut off: completions that reached the longest length.</p>"""
 
 
+def names_of(paths: str | list[str]) -> str:
+    return escape(", ".join(Path(path).name for path in ([paths] if isinstance(paths, str) else paths)))
+
+
 def evaluation_settings(seed_dir: Path) -> str:
     """How the scores were sampled, as the first evaluation that is there has it."""
     for run in sorted(seed_dir.glob("eval_*")):
         args, scores = read_json(run / "args.json").get("args"), read_json(run / "scores.json")
         if args and scores:
-            return (f"{scores['num_problems']:,} problems of {escape(Path(args['problems']).name)}, "
+            return (f"{scores['num_problems']:,} problems of {names_of(args['problems'])}, "
                     f"{scores['samples']} completions each, temperature {args['temperature']:g}, "
                     f"top-p {args['top_p']:g}, top-k {args['top_k'] or 'off'}, "
                     f"up to {args['max_new_tokens']:,} tokens.")
@@ -504,7 +552,7 @@ def learning_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> 
         return "<h2>Learning curves</h2><p>None: these runs were not evaluated while training (--eval-problems).</p>"
     record = read_json(measured[0] / "args.json")
     args, device = record["args"], escape(str(record["versions"]["device"]))
-    return f"""<h2>Learning curves</h2><p>Accuracy on {escape(Path(args["eval_problems"]).name)} while training,
+    return f"""<h2>Learning curves</h2><p>Accuracy on {names_of(args["eval_problems"])} while training,
         {args["eval_samples"]} completions a problem at temperature {args["temperature"]:g} (the scores above have
         settings of their own, given there).  A student whose teacher had to be trained begins where that (dashed) and
         the teacher’s sampling end.  Seconds are those of training on {device}, without these evaluations.
@@ -515,7 +563,7 @@ def learning_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> 
 
 def draw_learning(rows: list[dict], colours: dict, seed_dirs: list[Path], axis: str) -> str:
     """One wide plot, each curve named at its end and, in a row of several runs, each run named beside its part."""
-    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    figure = new_figure(10, 3.5)
     axes, ends = figure.subplots(), []
     for row in rows[::-1]:
         seeds, colour = [row_curves(row, seed_dir, axis) for seed_dir in seed_dirs], colours[row["row"]]
@@ -536,7 +584,7 @@ def draw_learning(rows: list[dict], colours: dict, seed_dirs: list[Path], axis: 
     right, height = max((end[0] for end in ends), default=1), 1.09
     axes.set(xlim=(0, 1.22 * right), ylim=(0, 1.05), ylabel="accuracy, fraction right",
              xlabel=f"{TOTALS[axis]}, of every run that led there")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+    axes.locator_params("x", nbins=8, integer=True, steps=[1, 2, 5, 10])
     for place, (x, y, name, colour) in enumerate(sorted(ends, key=lambda end: -end[1])):
         above, below = 0.04 * (place == 0), 0.05 * (0 < place and x < 0.95 * right)
         height = min(y + above - below, height - 0.07)                      # from the top, each clear of the last
@@ -558,6 +606,8 @@ def runs_section(names: list[str], seed_dirs: list[Path], table: dict) -> str:
 
 
 def main(directory: Path) -> None:
+    if not importlib.util.find_spec("matplotlib"):
+        fail("the pages need matplotlib: pip install matplotlib")
     is_run = any((directory / name).is_file() for name in ("metrics.jsonl", "certificate.json"))
     if (directory / "table.json").is_file():
         write_table_page(directory)
@@ -569,6 +619,6 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(__doc__)
     parser.add_argument("directory", type=Path, help="a run, or the --out of reproduce.py")
     main(parser.parse_args().directory)

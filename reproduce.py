@@ -4,7 +4,6 @@
     python reproduce.py main --scale toy --seeds 3 --out runs/main       # other seeds of the post-training, mean ± sd
     python reproduce.py main --scale smollm2 --data DATA --out runs/smollm2    # a few steps on a real 135M model
     python reproduce.py main --scale paper --data DATA --out runs/paper --dry-run      # print the paper's own commands
-    python reproduce.py plan --scale paper --gpus 8 --gpu H100           # their memory and time, by formulas (plan.py)
 
 A table is a list of the exact commands, one a line, below; each is printed before it runs, and a command whose output
 is there already is passed over, so an interrupted table goes on.  Every row says what it cost, the teacher's RL
@@ -27,8 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
+from common import FlagParser, positive
 from engine.files import write_json, write_text
 from engine.ranks import fail, say
+from report import write_table_page
 
 HERE = Path(__file__).parent
 
@@ -84,7 +85,7 @@ SCALES = {
         "train": "{out}/base/train.jsonl", "heldout": "{out}/base/heldout.jsonl", "test": "{out}/base/test.jsonl",
         "grpo": f"--prompts-per-step 16 --samples-per-prompt 8 --steps-per-rollout 2 --lr 3e-4 {TOY_FLAGS} {TOY_CURVE}",
         "shape": f"--num-problems 512 --samples-per-prompt 4 --prompts-per-step 128 --certify-on reference {TOY_FLAGS}",
-        "bridge": f"--max-kl 0.3 --max-steps 40 --prompts-per-step 128 --lr 1e-3 {TOY_FLAGS} {TOY_CURVE.replace('-every 10', '-every 5')}",
+        "bridge": f"--max-kl 0.3 --max-steps 40 --rollouts-per-step 128 --lr 1e-3 {TOY_FLAGS} {TOY_CURVE.replace('-every 10', '-every 5')}",
         "opd": f"--prompts-per-step 128 --lr 1e-3 {TOY_FLAGS} {TOY_CURVE}",
         "eval": "--samples 16 --temperature 0.7 --top-p 1 --top-k 0 --max-new-tokens 16 --batch-size 1024",
         "grpo_steps": 80, "opd_steps": 60, "launch": "{python}", "if_failed": ""},
@@ -96,19 +97,19 @@ SCALES = {
         "train": "{data}/gsm8k_train.jsonl", "heldout": "{data}/gsm8k_test.jsonl", "test": "{data}/gsm8k_test.jsonl",
         "grpo": f"--prompts-per-step 2 --samples-per-prompt 4 --steps-per-rollout 2 --lr 1e-5 --give-up-after 0 {SMOL_FLAGS}",
         "shape": f"--num-problems 8 --num-certify-problems 4 --samples-per-prompt 2 --prompts-per-step 8 {SMOL_FLAGS}",
-        "bridge": f"--max-kl 0.1 --certify-problems 4 --max-steps 3 --prompts-per-step 8 --lr 1e-4 {SMOL_FLAGS}",
+        "bridge": f"--max-kl 0.1 --num-certify-problems 4 --max-steps 3 --rollouts-per-step 8 --lr 1e-4 {SMOL_FLAGS}",
         "opd": f"--prompts-per-step 8 --lr 1e-4 {SMOL_FLAGS}",
         "eval": "--samples 2 --num-problems 4 --temperature 0.5 --max-new-tokens 128 --dtype {dtype}",
         "grpo_steps": 2, "opd_steps": 2, "launch": "{python}", "if_failed": "--allow-failed-certificate"},
     # The paper's settings: 15 epochs of 80% of DAPO-Math-17k; needs a GPU node.  Checkpointing and the bound on the
-    # cache change no figure; without them no stage fits 80 GB (`reproduce.py plan`).
+    # cache change no figure; without them no stage fits 80 GB (plan.py).
     "paper": {
         "prepare": ["prepare.py dapo --parquet {data}/dapo-math-17k.parquet --out {out}/base"],
         "teacher": "{models}/Qwen3-8B", "student": "{models}/Qwen3-1.7B",
         "train": "{out}/base/train.jsonl", "heldout": "{out}/base/heldout.jsonl", "test": "{data}/math500.jsonl",
         "grpo": f"--prompts-per-step 128 --samples-per-prompt 8 --steps-per-rollout 4 --activation-checkpointing --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
-        "shape": f"--samples-per-prompt 2 --num-certify-problems 512 --prompts-per-step 64 {PAPER_FLAGS}",
-        "bridge": f"--max-kl 0.1 --max-steps 200 --prompts-per-step 64 --activation-checkpointing --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
+        "shape": f"--samples-per-prompt 2 --num-certify-problems 512 --prompts-per-step 512 {PAPER_FLAGS}",
+        "bridge": f"--max-kl 0.1 --max-steps 200 --rollouts-per-step 64 --activation-checkpointing --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
         "opd": f"--prompts-per-step 64 --activation-checkpointing --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
         "eval": "--samples 16 --temperature 0.7 --top-p 0.8 --top-k 20 --max-new-tokens 8192 --rollout-tokens 300000 --dtype bfloat16",
         "grpo_steps": 1600, "opd_steps": 800, "launch": "{torchrun} --nproc_per_node={gpus}", "if_failed": ""},
@@ -218,30 +219,37 @@ def ordering(table: list[dict]) -> str:
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(__doc__)
     parser.add_argument("table", choices=list(TABLES))
     parser.add_argument("--scale", choices=list(SCALES), required=True, help="which models, data and settings")
     parser.add_argument("--out", type=Path, required=True, help="directory for the runs, the table and the report")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds of the post-training, from 0")
+    parser.add_argument("--seeds", type=positive, default=1, help="how many seeds of the post-training, from 0")
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
-    parser.add_argument("--data", type=Path, default=HERE.parent / "shared" / "data",
+    parser.add_argument("--data", type=Path,
                         help="folder with gsm8k_train.jsonl, gsm8k_test.jsonl, math500.jsonl (smollm2, paper)")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder with Qwen3-1.7B and Qwen3-8B (paper)")
-    parser.add_argument("--gpus", type=int, default=8, help="processes on this node (paper)")
+    parser.add_argument("--gpus", type=positive, default=8, help="processes on this node (paper)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype (smollm2)")
     return parser.parse_args(argv)
 
 
+def check_data(scale: dict, data: Path | None) -> None:
+    """Refuse to begin without the files that a scale reads from --data."""
+    files = sorted({name for setting in [*scale["prepare"], *scale.values()]
+                    for name in re.findall(r"\{data\}/([\w.-]+)", str(setting))})
+    if data is None:
+        fail(f"--data: give the folder that holds {' and '.join(files)}")
+    for name in files:
+        if not (data / name).is_file():
+            fail(f"--data {data}: no {name} there; this scale reads {' and '.join(files)}")
+
+
 def main(args) -> None:
     scale, (table, rows) = SCALES[args.scale], TABLES[args.table]
-    values = {**scale, "out": args.out, "data": args.data, "models": args.models, "gpus": args.gpus, "dtype": args.dtype,
+    values = {**scale, "out": args.out, "data": args.data or "DATA", "models": args.models, "gpus": args.gpus, "dtype": args.dtype,
               "python": sys.executable, "torchrun": "torchrun"}
-    if args.seeds < 1:
-        fail(f"--seeds {args.seeds}: give 1 or more")
-    for name in ("train", "test"):
-        file = Path(fill(scale[name], values))
-        if "{data}" in scale[name] and not args.dry_run and not file.is_file():
-            fail(f"{file}: no such file; name the folder of the problem files with --data")
+    if any("{data}" in str(setting) for setting in scale.values()) and not args.dry_run:
+        check_data(scale, args.data)
     os.environ.setdefault("OMP_NUM_THREADS", "1") if args.scale == "toy" else None     # tiny matrices: threads only wait
     seed_dirs = [args.out / f"seed{seed}" for seed in range(args.seeds)]
     for line in scale["prepare"]:
@@ -258,8 +266,7 @@ def main(args) -> None:
     write_text(args.out / "table.md", as_markdown(result, title) + f"\n{ordering(result)}\n")
     print("\n" + (args.out / "table.md").read_text())
     if importlib.util.find_spec("matplotlib"):
-        import report
-        report.write_table_page(args.out)
+        write_table_page(args.out)
         say(f"Read {args.out / 'report.html'}: the table, the learning curves, the teacher's dense reward token by token.")
     else:
         say("No report.html: it needs matplotlib (pip install 'sparse-to-dense[report]').")
@@ -267,8 +274,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["plan"]:
-        import plan
-        plan.main(plan.parse_args(sys.argv[2:]))
-    else:
-        main(parse_args())
+    main(parse_args())

@@ -3,7 +3,7 @@
 Spend the sparse reward where exploration is productive: on the larger teacher.  The same script trains the student
 alone (direct GRPO, the baseline to beat) and, on held-out labels, the bridged student.
 
-    1. r(x, y) = 1 if the final answer in y is equivalent to the gold answer, else 0            eval.grade
+    1. r(x, y) = 1 if the final answer in y is equivalent to the gold answer, else 0            common.grade_rollouts
     2. A_i = (r_i − mean(r)) / (std(r) + ε) within the completions of one prompt                group_advantages
     3. L = −(1/N) Σ_i Σ_t min(ρ A_i, clip(ρ, 1 − 0.2, 1 + 0.28) A_i),  ρ = π(y_t|s_t) / π_old(y_t|s_t),
        N = all completion tokens of the optimiser step, over every rank; where A_i < 0 the term is at least
@@ -13,7 +13,7 @@ Departures from the paper: none in the loss.  Off by default, there to be tried:
 (exact KL to the model that training began from), --entropy-coef, --mask-truncated.
 
     python stage1_grpo.py --model toy/teacher --problems toy/train.jsonl --out runs/teacher
-    torchrun --nproc_per_node=8 stage1_grpo.py --model Qwen3-8B --problems train.jsonl --out runs/teacher
+    torchrun --nproc_per_node=8 stage1_grpo.py --model Qwen/Qwen3-8B --problems train.jsonl --out runs/teacher
 
 Reads a checkpoint directory and problems; writes a run directory, whose model/ the next stages read.
 """
@@ -26,38 +26,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION,
-    batch_indices,
-    check_context,
-    completion_divergence,
-    completion_logprobs,
-    encode_prompts,
-    load_model,
-    load_problems,
-    load_tokenizer,
-    sample,
-    sampler_gap,
-    stop_ids,
+    FlagParser, above_zero, batch_indices, completion_divergence, completion_logprobs, grade_rollouts,
+    load_graded_problems, load_model, natural, positive, prepare, sample_share, sampler_gap,
 )
+from engine.checkpoints import save_model
 from engine.files import write_json
-from engine.ranks import all_sum, balanced_share, fail, random_generator, rank, say, setup_distributed
-from engine.rollouts import even_micro_batches
+from engine.problems import INSTRUCTION, template_arguments
+from engine.ranks import all_sum, fail, random_generator, rank, say, setup_distributed
+from engine.rollouts import cut_groups, even_micro_batches
 from engine.runs import (
-    find_model,
-    finish_run,
-    load_rollouts,
-    load_state,
-    log_metrics,
-    log_nonfinite,
-    log_samples,
-    open_run,
-    save_model,
+    all_finite, finish_run, leave_if_asked, load_state, log_metrics, log_nonfinite, log_samples, open_run,
     save_or_leave,
-    take_step,
 )
-from engine.sharding import sampling_weights
+from engine.sharding import whole
 from eval import accuracy
-from judge.answers import counts, grade
+from judge.answers import counts
+from report import draw_page
 from stage4_distill import reverse_kl
 
 # ---------------------------------------------------------------- equations
@@ -92,47 +76,11 @@ def token_weights(mask: Tensor, loss_mean: str, num_tokens: float, num_sequences
     token mean: long completions weigh more, every token the same (the default).  sequence mean: the other way round.
     """
     if loss_mean == "token":
-        return mask / num_tokens
-    return mask / mask.sum(1, keepdim=True).clamp(min=1) / num_sequences
+        return mask / max(num_tokens, 1)
+    return mask / mask.sum(1, keepdim=True).clamp(min=1) / max(num_sequences, 1)
 
 
 # ---------------------------------------------------------------- rollouts
-
-
-def make_rollouts(policy, tokenizer, problems, prompts, args, stop: list[int], batch: int) -> tuple:
-    """Sample and grade this rank's share of one rollout batch; advantages within each group.
-
-    -> Rollouts; the places of their prompts in the batch of all ranks.
-    """
-    num_prompts = args.prompts_per_step * args.steps_per_rollout
-    batch_of_all = batch_indices(len(problems), num_prompts, batch, args.seed)
-    places = balanced_share([len(prompts[i]) for i in batch_of_all])                 # of this rank's
-    chosen = [batch_of_all[place] for place in places]
-    with sampling_weights(policy, args.dtype, args.sample_on_shards) as sampler:
-        rollouts = sample(sampler, [prompts[i] for i in chosen], samples_per_prompt=args.samples_per_prompt,
-                          max_new_tokens=args.max_new_tokens, temperature=args.temperature, eos_ids=stop,
-                          pad_id=tokenizer.pad_token_id, generator=random_generator(args.seed, "rollouts", batch),
-                          indices=places, rollout_tokens=args.rollout_tokens)
-    texts = tokenizer.batch_decode(rollouts.completions(), skip_special_tokens=True)
-    golds = [problems[i].answer for i in chosen for _ in range(args.samples_per_prompt)]
-    rewards = [float(grade(text, gold)) for text, gold in zip(texts, golds)]         # equation 1
-    rollouts.rewards = torch.tensor(rewards, device=policy.device)
-    rollouts.advantages = group_advantages(rollouts.rewards, args.samples_per_prompt)
-    return rollouts, places
-
-
-def cut_into_steps(rollouts, places: list[int], args, batch: int) -> list:
-    """Whole groups in random order, cut into one part for each optimiser step of this rollout batch.
-
-    The order is of all ranks' groups: a step takes the same groups however many ranks share them.
-    """
-    order = torch.randperm(args.prompts_per_step * args.steps_per_rollout,
-                           generator=random_generator(args.seed, "groups", batch))
-    rows = torch.arange(len(rollouts)).view(-1, args.samples_per_prompt)
-    rows_at = dict(zip(places, rows))
-    steps = [[rows_at[place] for place in part.tolist() if place in rows_at]
-             for part in order.split(args.prompts_per_step)]
-    return [rollouts.select(torch.cat([rows[:0].flatten(), *step])) for step in steps]
 
 
 def rollout_figures(rollouts, args) -> dict:
@@ -147,37 +95,43 @@ def rollout_figures(rollouts, args) -> dict:
             "entropy_estimate_nats": surprise / tokens, "sampled_tokens": int(tokens)}
 
 
-def nothing_to_learn(recent: list[dict], patience: int) -> bool:
+def stop_if_nothing_is_learnt(recent: list[dict], args, step: int) -> None:
     """So many rollout batches in a row nearly all cut off and without a single mixed group: the gradient is zero."""
-    return 0 < patience <= len(recent) and all(
-        figures["truncated_fraction"] > 0.9 and figures["mixed_groups_fraction"] == 0 for figures in recent[-patience:])
+    if 0 < args.give_up_after <= len(recent) and all(
+            figures["truncated_fraction"] > 0.9 and figures["mixed_groups_fraction"] == 0
+            for figures in recent[-args.give_up_after:]):
+        raise SystemExit(
+            f"{args.out}: stopped at step {step}: in {args.give_up_after} rollout batches over 90% of the completions "
+            f"were cut off at --max-new-tokens {args.max_new_tokens} and no group had both outcomes; nothing is learnt")
 
 
 # ---------------------------------------------------------------- flags and the loop
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint directory or finished run to train")
-    parser.add_argument("--problems", type=Path, required=True, help="training problems, JSON lines")
+    parser = FlagParser(__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="to train: run, directory or hub name[@revision]")
+    parser.add_argument("--problems", type=Path, nargs="+", required=True, help="training problems, with answers")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out golds that the judge cannot read")
     parser.add_argument("--out", type=Path, required=True, help="run directory to write")
     group = parser.add_argument_group("sampling")
-    group.add_argument("--samples-per-prompt", type=int, default=8, help="G, completions per prompt")
-    group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
-    group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logprob")
-    group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: what memory holds")
+    group.add_argument("--samples-per-prompt", type=positive, default=8, help="G, completions per prompt, 2 or more")
+    group.add_argument("--max-new-tokens", type=positive,
+                       help="longest completion, tokens (default: what the context leaves, at most 8192)")
+    group.add_argument("--temperature", type=above_zero, default=1.0, help="of sampling and of every logprob")
+    group.add_argument("--rollout-tokens", type=natural, default=0, help="of cache at a time; 0: what memory holds")
     group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
-    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
+    group.add_argument("--instruction", help=f"end of the user message (default, of chat models: {INSTRUCTION})")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
+    group.add_argument("--template-args", type=template_arguments, metavar="JSON", help="more for the chat template")
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--max-steps", type=int, default=500, help="optimiser steps")
-    group.add_argument("--prompts-per-step", type=int, default=128, help="prompts per optimiser step, over all ranks")
-    group.add_argument("--steps-per-rollout", type=int, default=4,
-                       help="optimiser steps per rollout batch, which has as many times --prompts-per-step prompts")
-    group.add_argument("--micro-batch-size", type=int, default=8, help="rollouts per forward pass; memory only")
+    group.add_argument("--max-steps", type=positive, default=500, help="optimiser steps")
+    group.add_argument("--prompts-per-step", type=positive, default=128, help="per optimiser step, over all ranks")
+    group.add_argument("--steps-per-rollout", type=positive, default=4, help="optimiser steps per rollout batch")
+    group.add_argument("--micro-batch-size", type=positive, default=8, help="rollouts per forward pass; memory only")
     group.add_argument("--activation-checkpointing", action="store_true", help="less memory, a third more compute")
     group.add_argument("--lr", type=float, default=1e-6, help="constant learning rate of AdamW")
-    group.add_argument("--weight-decay", type=float, default=0.1)
+    group.add_argument("--weight-decay", type=float, default=0.1, help="of AdamW")
     group.add_argument("--max-grad-norm", type=float, default=1.0, help="gradient clip")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
                        help="of forward and backward; weights and AdamW's state stay float32")
@@ -188,147 +142,128 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--loss-mean", choices=["token", "sequence"], default="token", help="the loss is their mean")
     group.add_argument("--kl-coef", type=float, default=0.0, help="of the exact KL(policy || starting model)")
     group.add_argument("--entropy-coef", type=float, default=0.0, help="of the entropy bonus")
-    group.add_argument("--mask-truncated", action="store_true",
-                       help="leave out completions that were cut at --max-new-tokens, instead of giving them reward 0")
+    group.add_argument("--mask-truncated", action="store_true", help="leave out what was cut off, in place of reward 0")
     group = parser.add_argument_group("run")
-    group.add_argument("--give-up-after", type=int, default=5,
+    group.add_argument("--give-up-after", type=natural, default=5,
                        help="stop after N rollout batches in a row that are cut off and teach nothing; 0: never")
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--save-every", type=int, default=20, help="optimiser steps between saved states; 0: never")
-    group.add_argument("--keep-states", type=int, default=2, help="saved states to keep, the newest")
-    group.add_argument("--eval-problems", type=Path, help="problems to evaluate on while training")
-    group.add_argument("--eval-every", type=int, default=0, help="optimiser steps between evaluations; 0: never")
-    group.add_argument("--eval-samples", type=int, default=4, help="completions per evaluation problem")
+    group.add_argument("--seed", type=int, default=0, help="of all that is random")
+    group.add_argument("--save-every", type=natural, default=20, help="optimiser steps between states; 0: never")
+    group.add_argument("--eval-problems", type=Path, nargs="+", help="problems to evaluate on while training")
+    group.add_argument("--eval-every", type=natural, default=0, help="optimiser steps between evaluations; 0: never")
+    group.add_argument("--eval-samples", type=positive, default=4, help="completions per evaluation problem")
     group.add_argument("--allow-failed-certificate", action="store_true", help="take a parent whose certificate failed")
     group.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     return parser.parse_args(argv)
 
 
-def check_flags(args) -> None:
+def main(args) -> None:
     if args.samples_per_prompt < 2:
         fail(f"--samples-per-prompt {args.samples_per_prompt}: an advantage compares completions of one prompt; "
              "give 2 or more")
-    if args.temperature <= 0:
-        fail(f"--temperature {args.temperature}: training samples at a temperature above 0")
     if args.eval_every and not args.eval_problems:
         fail("--eval-every needs --eval-problems")
-    for flag in ("prompts_per_step", "steps_per_rollout", "micro_batch_size", "max_new_tokens", "max_steps"):
-        if getattr(args, flag) < 1:
-            fail(f"--{flag.replace('_', '-')} {getattr(args, flag)}: give 1 or more")
-
-
-def main(args) -> None:
-    check_flags(args)
     device = setup_distributed()
-    problems = load_problems(args.problems)
-    parent = find_model(args.model, args.allow_failed_certificate)
-    model_dir = Path(parent["path"])
-    tokenizer = load_tokenizer(model_dir)
-    stop = stop_ids(model_dir, tokenizer)
-    prompts = encode_prompts(tokenizer, problems, args)
-    check_context(model_dir, problems, prompts, args.max_new_tokens)
-    eval_problems = load_problems(args.eval_problems) if args.eval_problems else []
-    eval_prompts = encode_prompts(tokenizer, eval_problems, args)
-    check_context(model_dir, eval_problems, eval_prompts, args.max_new_tokens)
-    if not open_run(args, {"model": parent}):
+    problems, eval_problems = load_graded_problems(args.problems, args), load_graded_problems(args.eval_problems, args)
+    ready = prepare(args, ["model"], problems=problems, eval_problems=eval_problems)
+    (model_dir,), (prompts, eval_prompts), tokenizer, stop = ready.dirs, ready.prompts, ready.tokenizer, ready.stop
+    if not open_run(args, ready.parents, ready.inputs):
         return
 
-    policy = load_model(model_dir, tokenizer, getattr(torch, args.dtype), device, trainable=True,
+    policy = load_model(model_dir, tokenizer, args.dtype, device, trainable=True,
                         activation_checkpointing=args.activation_checkpointing)
-    reference = load_model(model_dir, tokenizer, getattr(torch, args.dtype), device) if args.kl_coef else None
+    reference = load_model(model_dir, tokenizer, args.dtype, device) if args.kl_coef else None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
-    done, memory = load_state(args.out, policy, optimizer)
-    totals = memory.get("totals") or {"optimiser_steps": 0, "nonfinite_steps": 0, "labels_seen": 0, "tokens_sampled": 0,
-                                     "seconds": 0.0, "grader_gave_up": 0}
-    recent = memory.get("recent", [])                           # figures of the last rollout batches
-    denominators = memory.get("denominators", [])               # of each step: its tokens and sequences, over all ranks
-    micro_batches_of = load_rollouts(args.out, done, device)    # step -> what the last of them still has for it
-    gave_up_before = totals["grader_gave_up"] - counts["timeout"] - counts["failed"]    # counts are of the process
+    done, progress = load_state(args.out, policy, optimizer)
+    totals = {"grader_gave_up": 0, **progress["totals"]}
+    recent = progress.get("recent", [])                         # figures of the last rollout batches
     say(f"first prompt: {tokenizer.decode(prompts[0])!r}")
+    bar = tqdm(initial=done, total=args.max_steps, unit="step", desc=args.out.name, disable=rank() > 0)
 
-    bar = tqdm(range(done + 1, args.max_steps + 1), initial=done, total=args.max_steps, unit="step",
-               desc=args.out.name, disable=rank() > 0)
-    for step in bar:
-        start = time.perf_counter()
-        sample_seconds = 0.0
+    for batch in range(done // args.steps_per_rollout, -(-args.max_steps // args.steps_per_rollout)):
+        # sample: the prompts of several optimiser steps, shared out over the ranks
+        start, first = time.perf_counter(), batch * args.steps_per_rollout + 1
+        chosen = batch_indices(len(prompts), args.prompts_per_step * args.steps_per_rollout, batch, args.seed)
+        rollouts, places = sample_share(policy, tokenizer, [prompts[i] for i in chosen], args, stop, "rollouts", batch)
+        sample_seconds = time.perf_counter() - start
 
-        # sample, grade; for the steps after an update, the trainer's own logprobs, in the micro-batches of training
-        fresh = (step - 1) % args.steps_per_rollout == 0
-        if fresh:
-            batch_number = (step - 1) // args.steps_per_rollout
-            rollouts, places = make_rollouts(policy, tokenizer, problems, prompts, args, stop, batch_number)
-            sample_seconds = time.perf_counter() - start
-            recent.append(rollout_figures(rollouts, args))
-            if nothing_to_learn(recent, args.give_up_after):
-                raise SystemExit(
-                    f"{args.out}: stopped at step {step}: in {args.give_up_after} rollout batches over 90% of the "
-                    f"completions were cut off at --max-new-tokens {args.max_new_tokens} and no group had both "
-                    "outcomes; nothing is learnt")
-            log_samples(args.out, step, tokenizer, rollouts)
-            if args.mask_truncated:                             # out of the loss and out of the token count
-                rollouts.completion_mask &= rollouts.finished[:, None]
-            parts = cut_into_steps(rollouts, places, args, batch_number)
-            # one denominator a step: every rank, every micro-batch, and the groups that the next lines leave out
-            denominators = [all_sum(part.completion_mask.sum(), part.completion_mask.any(1).sum()) for part in parts]
-            if not (args.kl_coef or args.entropy_coef):         # without advantage no gradient: no need to compute it
-                parts = [part.select(part.advantages.nonzero()[:, 0]) for part in parts]
-            micro_batches_of = {step + i: even_micro_batches(part, args.micro_batch_size)
-                                for i, part in enumerate(parts)}
-            with torch.no_grad(), autocast:
-                for later_step in range(step + 1, step + len(parts)):
-                    for micro in micro_batches_of[later_step]:
-                        micro.old_logprobs = completion_logprobs(policy, micro, args.temperature)
-            totals["labels_seen"] += args.prompts_per_step * args.steps_per_rollout
-            totals["tokens_sampled"] += recent[-1]["sampled_tokens"]
+        # score
+        gave_up_before = counts["timeout"] + counts["failed"]
+        golds = [problems[chosen[place]].answer for place in places]
+        rollouts.rewards = grade_rollouts(rollouts, golds, tokenizer)
+        rollouts.advantages = group_advantages(rollouts.rewards, args.samples_per_prompt)
+        recent = [*recent, rollout_figures(rollouts, args)][-max(args.give_up_after, 1):]
+        stop_if_nothing_is_learnt(recent, args, first)
+        log_samples(args.out, first, tokenizer, rollouts)
 
-        micro_batches, losses, clipped_sum = micro_batches_of.pop(step), [], 0.0
-        num_tokens, num_sequences = denominators[(step - 1) % args.steps_per_rollout]
-        for micro in micro_batches:
-            with autocast:
-                logprobs, entropy = completion_logprobs(policy, micro, args.temperature, entropy=True)   # (B, C) nats
-                if fresh:                                       # the policy is still the one that sampled: ratio 1
-                    micro.old_logprobs = logprobs.detach()
-                objective = clipped_surrogate(logprobs, micro.old_logprobs, micro.advantages,
-                                              args.clip_low, args.clip_high, args.dual_clip)
-                if args.entropy_coef:
-                    objective = objective + args.entropy_coef * entropy
-                weights = token_weights(micro.completion_mask, args.loss_mean, max(num_tokens, 1),
-                                        max(num_sequences, 1))
-                loss = -(objective * weights).sum()
-                if args.kl_coef:                                # exact over the vocabulary, as stage 4's reverse_kl
-                    loss = loss + completion_divergence(policy, reference, micro, reverse_kl, args.temperature,
-                                                        args.kl_coef * weights)[0]
-            loss.backward()
+        # count: one denominator a step, of every rank, every micro-batch and the groups that are left out below
+        if args.mask_truncated:                                 # out of the loss and out of the token count
+            rollouts.completion_mask &= rollouts.finished[:, None]
+        parts = cut_groups(rollouts, places, len(chosen), args.samples_per_prompt, args.prompts_per_step,
+                           random_generator(args.seed, "groups", batch))[:args.max_steps - first + 1]
+        sizes = [all_sum(part.completion_mask.sum(), part.completion_mask.any(1).sum()) for part in parts]
+        totals["labels_seen"] += len(chosen)
+        totals["tokens_sampled"] += recent[-1]["sampled_tokens"]
+        totals["grader_gave_up"] += counts["timeout"] + counts["failed"] - gave_up_before
 
-            losses.append(loss.item())
-            ratio = (logprobs - micro.old_logprobs).detach().exp()
-            sign = micro.advantages.sign()[:, None]
-            clipped = (ratio < 1 - args.clip_low) & (sign < 0) | (ratio > 1 + args.clip_high) & (sign > 0)
-            clipped_sum += (clipped & micro.completion_mask).sum().item()
-        if fresh:
-            recent[-1] |= sampler_gap([micro.old_logprobs for micro in micro_batches], micro_batches)
-        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
-        grad_norm, taken = take_step(optimizer, grad_norm, losses)
-        if not taken:
-            totals["nonfinite_steps"] += 1
-            log_nonfinite(args.out, step, tokenizer, micro_batches, losses)
+        # update
+        if not (args.kl_coef or args.entropy_coef):             # without advantage no gradient: no need to compute it
+            parts = [part.select(part.advantages.nonzero()[:, 0]) for part in parts]
+        micro_batches_of = [even_micro_batches(part, args.micro_batch_size) for part in parts]
+        with torch.no_grad(), autocast:                         # what the later steps will have moved away from
+            for micro in sum(micro_batches_of[1:], []):
+                micro.old_logprobs = completion_logprobs(policy, micro, args.temperature)
+        for step, (micro_batches, (num_tokens, num_sequences)) in enumerate(zip(micro_batches_of, sizes), first):
+            losses, clipped_sum = [], 0.0
+            for micro in micro_batches:
+                with autocast:
+                    if args.entropy_coef:
+                        logprobs, entropy = completion_logprobs(policy, micro, args.temperature, entropy=True)
+                    else:
+                        logprobs, entropy = completion_logprobs(policy, micro, args.temperature), 0.0   # (B, C) nats
+                    if step == first:                           # the policy is still the one that sampled: ratio 1
+                        micro.old_logprobs = logprobs.detach()
+                    objective = clipped_surrogate(logprobs, micro.old_logprobs, micro.advantages,
+                                                  args.clip_low, args.clip_high, args.dual_clip)
+                    weights = token_weights(micro.completion_mask, args.loss_mean, num_tokens, num_sequences)
+                    loss = -((objective + args.entropy_coef * entropy) * weights).sum()
+                    if args.kl_coef:                            # exact over the vocabulary
+                        loss = loss + completion_divergence(policy, reference, micro, reverse_kl, args.temperature,
+                                                            args.kl_coef * weights)[0]
+                loss.backward()
+                losses.append(loss.item())
+                ratio, sign = (logprobs - micro.old_logprobs).detach().exp(), micro.advantages.sign()[:, None]
+                clipped = (ratio < 1 - args.clip_low) & (sign < 0) | (ratio > 1 + args.clip_high) & (sign > 0)
+                clipped_sum += (clipped & micro.completion_mask).sum().item()
+            grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)))
+            if all_finite(grad_norm, losses):                   # on every rank
+                optimizer.step()
+            else:
+                totals["nonfinite_steps"] += 1
+                log_nonfinite(args.out, step, tokenizer, micro_batches, losses)
+            optimizer.zero_grad()
 
-        seconds = time.perf_counter() - start
-        totals["optimiser_steps"], totals["seconds"] = step, totals["seconds"] + seconds
-        totals["grader_gave_up"] = gave_up_before + counts["timeout"] + counts["failed"]
-        loss, clipped = all_sum(sum(losses), clipped_sum)
-        figures = {**recent[-1], "loss": loss, "grad_norm": grad_norm, "num_tokens": int(num_tokens),
-                   "clipped_fraction": clipped / max(num_tokens, 1),
-                   "sample_seconds": sample_seconds, "train_seconds": seconds - sample_seconds,
-                   "tokens_per_second": num_tokens / seconds, **totals}
-        if args.eval_every and (step % args.eval_every == 0 or step == args.max_steps):
-            figures["eval_accuracy"] = accuracy(policy, tokenizer, eval_problems, eval_prompts, args, stop)
-        log_metrics(args.out, step, **figures)
-        bar.set_postfix_str(f"reward {figures['reward_mean']:.3f}, mixed {figures['mixed_groups_fraction']:.2f}, "
-                            f"{figures['tokens_per_second']:.0f} tokens/s")
-        memory = {"totals": totals, "recent": recent[-max(args.give_up_after, 1):], "denominators": denominators}
-        save_or_leave(args, step, policy, optimizer, memory, micro_batches_of)
+            # log
+            seconds = time.perf_counter() - start
+            totals["optimiser_steps"], totals["seconds"] = step, totals["seconds"] + seconds
+            if step == first:
+                recent[-1] |= sampler_gap([micro.old_logprobs for micro in micro_batches], micro_batches)
+            loss, clipped = all_sum(sum(losses), clipped_sum)
+            figures = {**recent[-1], "loss": loss, "grad_norm": grad_norm, "num_tokens": int(num_tokens),
+                       "clipped_fraction": clipped / max(num_tokens, 1), "tokens_per_second": num_tokens / seconds,
+                       "sample_seconds": sample_seconds, "train_seconds": seconds - sample_seconds, **totals}
+            if args.eval_every and (step % args.eval_every == 0 or step == args.max_steps):
+                figures["eval_accuracy"] = accuracy(policy, tokenizer, eval_problems, eval_prompts, args, stop)
+            log_metrics(args.out, step, **figures)
+            bar.set_postfix_str(f"reward {figures['reward_mean']:.3f}, mixed {figures['mixed_groups_fraction']:.2f}, "
+                                f"{figures['tokens_per_second']:.0f} tokens/s", refresh=False)
+            bar.update()
+            if step < first + len(parts) - 1:
+                leave_if_asked(args.out, f"step {step} was taken; its rollout batch is done again")
+            start, sample_seconds = time.perf_counter(), 0.0
+
+        # save
+        save_or_leave(args, step, policy, optimizer, {"totals": totals, "recent": recent}, args.steps_per_rollout)
 
     save_model(policy, tokenizer, stop, args.out / "model")
     if rank() == 0:
@@ -336,6 +271,7 @@ def main(args) -> None:
         write_json(args.out / "trained_problems.json", sorted(seen))
     finish_run(args.out, **totals)
     say(f"{args.out}: {totals}")
+    draw_page(args.out)
 
 
 def trained_indices(num_problems: int, args) -> set[int]:

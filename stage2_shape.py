@@ -7,14 +7,15 @@ the model that its RL began from is the reward, up to a constant of the prompt. 
     5. C1: R ranks right above wrong completions of the same prompt                              within_prompt_auc
        (prompts with both outcomes only), beside the pooled AUC and the per-token variant (length confounds the sum)
 
-C1 is certified on problems that RL did not train on: those of --problems that the teacher's run has not seen, or those
-of --certify-problems.  It holds if the lower end of the 95% interval of the within-prompt AUC, bootstrapped over
-prompts, is above --min-auc.  A teacher equal to the reference has R = 0 everywhere and AUC 0.5, and fails.
+C1 is certified on problems that RL did not train on: those of --certify-problems that the teacher's run has not seen.
+It holds if the lower end of the 95% interval of the within-prompt AUC, bootstrapped over prompts, is above --min-auc.
+A teacher equal to the reference has R = 0 everywhere and AUC 0.5, and fails.
 
 The rollouts written for stage 3 are selected by nothing; --keep right selects by the label, --weight reward weighs
 each rollout by its reward over its prompt's mean reward, so that each solved prompt counts the same.
 
-    python stage2_shape.py --teacher runs/teacher --reference toy/teacher --problems toy/heldout.jsonl --out runs/shape
+    python stage2_shape.py --teacher runs/teacher --reference toy/teacher --problems toy/train.jsonl \
+        --certify-problems toy/heldout.jsonl --out runs/shape
     torchrun --nproc_per_node=8 stage2_shape.py …                          # the ranks share the problems
 
 Reads two models and problems; writes rollouts.jsonl (token ids, reward, logprob sums), certificate.json and, for
@@ -32,24 +33,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION,
-    bootstrap_interval,
-    check_context,
-    check_pair,
-    completion_logprobs,
-    encode_prompts,
-    load_model,
-    load_problems,
-    load_tokenizer,
-    sample,
-    stop_ids,
+    FlagParser, above_zero, bootstrap_interval, completion_logprobs, grade_rollouts, load_graded_problems, load_model,
+    natural, positive, prepare, sample_share,
 )
 from engine.files import write_json, write_text
-from engine.ranks import all_sum, even_batches, fail, gather_list, random_generator, rank, say, setup_distributed, share
+from engine.problems import INSTRUCTION, digest, template_arguments
+from engine.ranks import fail, from_rank_0, gather_list, rank, say, setup_distributed
 from engine.rollouts import even_micro_batches
-from engine.runs import find_model, finish_run, keep_rows, kept_rows, leave_if_asked, open_run
-from engine.sharding import sampling_weights
-from judge.answers import grade
+from engine.runs import finish_run, keep_rows, kept_rows, leave_if_asked, open_run
+from report import draw_page, write_dense_rewards, write_samples
 
 # ---------------------------------------------------------------- equations
 
@@ -107,7 +99,40 @@ def rollout_weight(reward: float, mean_reward: float, args) -> float:
     return reward / mean_reward if args.weight == "reward" and mean_reward > 0 else float(args.weight == "uniform")
 
 
-# ---------------------------------------------------------------- sampling and scoring
+# ---------------------------------------------------------------- sample, grade, score
+
+
+def shaped_rollouts(writer, teacher, reference, tokenizer, problems, prompts, args, stop: list[int],
+                    name: str) -> tuple[list[dict], float]:
+    """What `writer` says to each problem, graded, and scored by teacher and reference.  Ranks share the problems.
+
+    -> a row a rollout, those of one problem adjacent, on every rank; this rank's seconds, also before an interruption.
+    """
+    kept, own_lines = kept_rows(args.out, name)                 # of problems that an interrupted run has done
+    groups = {i: kept[i] for i in from_rank_0(lambda: sorted(kept))}
+    todo, size = [i for i in range(len(problems)) if i not in groups], args.samples_per_prompt
+    seconds, sampled = sum(line["seconds"] for line in own_lines), {}
+    bar = tqdm(total=len(problems), initial=len(groups), unit="prompt", desc=name, disable=rank() > 0)
+    for batch in (todo[start:start + args.prompts_per_step] for start in range(0, len(todo), args.prompts_per_step)):
+        start = time.perf_counter()
+        rollouts, places = sample_share(writer, tokenizer, [prompts[i] for i in batch], args, stop, name, indices=batch)
+        mine = [batch[place] for place in places]
+        rollouts.rewards = grade_rollouts(rollouts, [problems[i].answer for i in mine], tokenizer)
+        rows = scored_rows(rollouts, *(score_rollouts(model, rollouts, args) for model in (teacher, reference)))
+        for row, i in zip(rows, (i for i in mine for _ in range(size))):
+            row |= {"id": problems[i].id, "prompt_ids": prompts[i]}
+        batch_groups = [rows[start:start + size] for start in range(0, len(rows), size)]
+        batch_seconds = time.perf_counter() - start
+        keep_rows(args.out, name, mine, batch_groups, seconds=batch_seconds)
+        leave_if_asked(args.out, "a batch was finished")
+        sampled |= zip(mine, batch_groups)
+        seconds += batch_seconds
+        bar.set_postfix_str(f"right {sum(row['reward'] for row in rows) / max(len(rows), 1):.3f}", refresh=False)
+        bar.update(len(batch))
+    bar.close()
+    for part in gather_list([sampled]):
+        groups |= part
+    return [row for i in range(len(problems)) for row in groups[i]], seconds
 
 
 @torch.no_grad()
@@ -119,50 +144,15 @@ def score_rollouts(model, rollouts, args) -> Tensor:
     return torch.stack([F.pad(row, (0, length - len(row))) for row in rows]) if rows else torch.zeros(0, length)
 
 
-def shape(writer, teacher, reference, tokenizer, problems, prompts, args, stop: list[int],
-          name: str) -> tuple[list[dict], float]:
-    """Let `writer` sample each problem, grade, and score every rollout with teacher and reference.
-
-    Ranks share the problems.  -> a row a rollout, the rollouts of one problem adjacent, on every rank; this rank's
-    seconds, those before an interruption included.
-    """
-    groups, own_lines = kept_rows(args.out, name)               # of problems that an interrupted run has done
-    seconds = sum(line["seconds"] for line in own_lines)
-    bar = tqdm(total=len(share(problems)), unit="prompt", desc=name, disable=rank() > 0)
-    for batch in even_batches(list(range(len(problems))), args.prompts_per_step):
-        bar.update(len(batch))
-        start, rows, batch = time.perf_counter(), [], [i for i in batch if i not in groups]
-        if not all_sum(len(batch))[0]:                          # no rank has work: they call the models together
-            continue
-        with sampling_weights(writer, args.dtype, args.sample_on_shards) as sampler:
-            rollouts = sample(sampler, [prompts[i] for i in batch], samples_per_prompt=args.samples_per_prompt,
-                              max_new_tokens=args.max_new_tokens, temperature=args.temperature, eos_ids=stop,
-                              pad_id=tokenizer.pad_token_id, generator=random_generator(args.seed, name),
-                              indices=batch, rollout_tokens=args.rollout_tokens)
-        teacher_logprobs = score_rollouts(teacher, rollouts, args)
-        reference_logprobs = score_rollouts(reference, rollouts, args)
-        dense = (teacher_logprobs - reference_logprobs).tolist()
-        scores = implicit_reward(teacher_logprobs, reference_logprobs, rollouts.completion_mask).tolist()
-        completions = rollouts.completions()
-        texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-        for i, (completion, text) in enumerate(zip(completions, texts)):
-            place = batch[i // args.samples_per_prompt]
-            problem = problems[place]
-            rows.append({"id": problem.id, "prompt_ids": prompts[place], "completion_ids": completion,
-                         "finished": bool(rollouts.finished[i]), "reward": float(grade(text, problem.answer)),
-                         "teacher_logprob_nats": float(teacher_logprobs[i].sum()),
-                         "reference_logprob_nats": float(reference_logprobs[i].sum()),
-                         "implicit_reward_nats": scores[i], "dense_rewards_nats": dense[i][:len(completion)]})
-        batch_groups = [rows[i:i + args.samples_per_prompt] for i in range(0, len(rows), args.samples_per_prompt)]
-        batch_seconds = time.perf_counter() - start
-        keep_rows(args.out, name, batch, batch_groups, seconds=batch_seconds)
-        leave_if_asked(args.out, together=True)
-        groups |= zip(batch, batch_groups)
-        seconds += batch_seconds
-        bar.set_postfix_str(f"right {sum(row['reward'] for row in rows) / max(len(rows), 1):.3f}")
-    bar.close()
-    mine = [groups[i] for i in share(list(range(len(problems))))]
-    return [row for group in gather_list(mine) for row in group], seconds
+def scored_rows(rollouts, teacher_logprobs: Tensor, reference_logprobs: Tensor) -> list[dict]:
+    """What is kept of each rollout; its dense reward is the log-ratio of every token."""
+    dense = (teacher_logprobs - reference_logprobs).tolist()
+    scores = implicit_reward(teacher_logprobs, reference_logprobs, rollouts.completion_mask).tolist()
+    return [{"completion_ids": completion, "finished": bool(rollouts.finished[i]), "reward": float(rollouts.rewards[i]),
+             "teacher_logprob_nats": float(teacher_logprobs[i].sum()),
+             "reference_logprob_nats": float(reference_logprobs[i].sum()),
+             "implicit_reward_nats": scores[i], "dense_rewards_nats": dense[i][:len(completion)]}
+            for i, completion in enumerate(rollouts.completions())]
 
 
 def certificate_of(rows: list[dict], args) -> dict:
@@ -186,39 +176,55 @@ def verdict(certificate: dict) -> str:
             "teacher towards the reward, so its dense reward would teach the student style but not to be right")
 
 
-# ---------------------------------------------------------------- the script
+def write_rollouts(path: Path, rows: list[dict], args) -> None:
+    """rollouts.jsonl, what stage 3 reads; those of weight 0 are left out."""
+    lines = []
+    for start in range(0, len(rows), args.samples_per_prompt):
+        group = rows[start:start + args.samples_per_prompt]
+        mean_reward = sum(row["reward"] for row in group) / len(group)
+        for row in group:
+            if (weight := rollout_weight(row["reward"], mean_reward, args)) > 0:
+                kept = {key: value for key, value in row.items() if key != "dense_rewards_nats"}
+                lines.append(json.dumps(kept | {"weight": weight}) + "\n")
+    write_text(path, "".join(lines))
+
+
+# ---------------------------------------------------------------- flags and the script
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", type=Path, required=True, help="teacher after RL: run or checkpoint directory")
+    parser = FlagParser(__doc__)
+    parser.add_argument("--teacher", type=Path, required=True, help="teacher after RL: run, directory or hub name")
     parser.add_argument("--reference", type=Path, required=True, help="the model that the teacher's RL began from")
-    parser.add_argument("--problems", type=Path, required=True, help="problems to sample, JSON lines")
-    parser.add_argument("--certify-problems", type=Path,
-                        help="problems for C1 alone (default: those of --problems that RL has not seen)")
+    parser.add_argument("--problems", type=Path, nargs="+", required=True, help="to sample for stage 3, with answers")
+    parser.add_argument("--certify-problems", type=Path, nargs="+", required=True,
+                        help="for C1, with answers; those that RL has seen are left out")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out golds that the judge cannot read")
     parser.add_argument("--out", type=Path, required=True, help="run directory to write")
     group = parser.add_argument_group("sampling")
-    group.add_argument("--samples-per-prompt", type=int, default=8, help="completions per prompt")
-    group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
-    group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logprob")
-    group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: what memory holds")
+    group.add_argument("--samples-per-prompt", type=positive, default=8, help="completions per prompt, 2 or more")
+    group.add_argument("--max-new-tokens", type=positive,
+                       help="longest completion, tokens (default: what the context leaves, at most 8192)")
+    group.add_argument("--temperature", type=above_zero, default=1.0, help="of sampling and of every logprob")
+    group.add_argument("--rollout-tokens", type=natural, default=0, help="of cache at a time; 0: what memory holds")
     group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
-    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
+    group.add_argument("--instruction", help=f"end of the user message (default, of chat models: {INSTRUCTION})")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
-    group.add_argument("--num-problems", type=int, default=0, help="sample the first N of --problems only; 0: all")
-    group.add_argument("--prompts-per-step", type=int, default=64, help="prompts sampled at a time on each rank")
-    group.add_argument("--micro-batch-size", type=int, default=8, help="rollouts scored at a time; memory only")
+    group.add_argument("--template-args", type=template_arguments, metavar="JSON", help="more for the chat template")
+    group.add_argument("--num-problems", type=natural, default=0, help="sample the first N of --problems only; 0: all")
+    group.add_argument("--prompts-per-step", type=positive, default=64, help="sampled at a time, over all ranks")
+    group.add_argument("--micro-batch-size", type=positive, default=8, help="rollouts scored at a time; memory only")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of both models")
     group = parser.add_argument_group("certificate and rollouts")
     group.add_argument("--min-auc", type=float, default=0.5, help="C1: the interval of the within-prompt AUC is above")
-    group.add_argument("--num-certify-problems", type=int, default=0, help="certify on the first N only; 0: all")
+    group.add_argument("--num-certify-problems", type=natural, default=0, help="certify on the first N only; 0: all")
     group.add_argument("--certify-on", choices=["teacher", "reference"], default="teacher",
                        help="whose completions are ranked; the reference's where the teacher is nearly always right")
     group.add_argument("--keep", choices=["all", "right"], default="all", help="which rollouts stage 3 gets")
     group.add_argument("--weight", choices=["uniform", "reward"], default="uniform", help="in stage 3's loss")
     group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--allow-failed-certificate", action="store_true", 
+    group.add_argument("--seed", type=int, default=0, help="of all that is random")
+    group.add_argument("--allow-failed-certificate", action="store_true",
                        help="exit with 0 where C1 does not hold; take a parent whose certificate failed")
     group.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     return parser.parse_args(argv)
@@ -241,53 +247,41 @@ def main(args) -> None:
     if args.samples_per_prompt < 2:
         fail(f"--samples-per-prompt {args.samples_per_prompt}: C1 ranks completions of one prompt; give 2 or more")
     device = setup_distributed()
-    problems = load_problems(args.problems)[:args.num_problems or None]
-    teacher_parent = find_model(args.teacher, args.allow_failed_certificate)
-    reference_parent = find_model(args.reference, args.allow_failed_certificate)
-    teacher_dir, reference_dir = Path(teacher_parent["path"]), Path(reference_parent["path"])
-    seen = set(check_reference(teacher_parent, reference_parent, args))
-    certify_problems = load_problems(args.certify_problems) if args.certify_problems else problems
-    unseen = [i for i, problem in enumerate(certify_problems) if problem.id not in seen]
-    unseen = unseen[:args.num_certify_problems or None]
+    problems = load_graded_problems(args.problems, args)[:args.num_problems or None]
+    given = load_graded_problems(args.certify_problems, args)
+    ready = prepare(args, ["teacher", "reference"], problems=problems, certify_problems=given)
+    seen = set(check_reference(*ready.parents.values(), args))
+    unseen = [i for i, problem in enumerate(given) if problem.id not in seen][:args.num_certify_problems or None]
     if not unseen:
-        fail(f"the teacher's RL has trained on every problem of {args.certify_problems or args.problems}: C1 is "
+        fail(f"the teacher's RL has trained on every problem of {' '.join(map(str, args.certify_problems))}: C1 is "
              "certified on others; name them with --certify-problems")
-    tokenizer = load_tokenizer(teacher_dir)
-    check_pair(reference_dir, load_tokenizer(reference_dir), teacher_dir, tokenizer)
-    prompts, certify_prompts = (encode_prompts(tokenizer, rows, args) for rows in (problems, certify_problems))
-    check_context(teacher_dir, problems + certify_problems, prompts + certify_prompts, args.max_new_tokens)
-    if not open_run(args, {"teacher": teacher_parent, "reference": reference_parent}):
+    certify_problems, certify_prompts = [given[i] for i in unseen], [ready.prompts[1][i] for i in unseen]
+    inputs = {**ready.inputs, "seen by RL": {"trained_problems.json": digest(sorted(seen))}}
+    if not open_run(args, ready.parents, inputs):
         return conclude(json.loads((args.out / "certificate.json").read_text()), args)
 
-    stop = stop_ids(teacher_dir, tokenizer)
-    teacher = load_model(teacher_dir, tokenizer, getattr(torch, args.dtype), device)
-    reference = load_model(reference_dir, tokenizer, getattr(torch, args.dtype), device)
-    say(f"first prompt: {tokenizer.decode(prompts[0])!r}")
-    rows, seconds = shape(teacher, teacher, reference, tokenizer, problems, prompts, args, stop, "teacher rollouts")
-    separate = args.certify_problems is not None or args.certify_on == "reference"
-    if separate:
-        chosen, chosen_prompts = [certify_problems[i] for i in unseen], [certify_prompts[i] for i in unseen]
-        writer = teacher if args.certify_on == "teacher" else reference
-        certify_rows, more_seconds = shape(writer, teacher, reference, tokenizer, chosen, chosen_prompts, args, stop,
-                                           "certificate rollouts")
-        seconds += more_seconds
-    else:
-        chosen = {certify_problems[i].id for i in unseen}
-        certify_rows = [row for row in rows if row["id"] in chosen]
+    tokenizer, stop = ready.tokenizer, ready.stop
+    teacher, reference = (load_model(model_dir, tokenizer, args.dtype, device, vocab_size=ready.vocab_size)
+                          for model_dir in ready.dirs)
+    say(f"first prompt: {tokenizer.decode(ready.prompts[0][0])!r}")
+    rows, seconds = shaped_rollouts(teacher, teacher, reference, tokenizer, problems, ready.prompts[0], args, stop,
+                                    "teacher rollouts")
+    writer = teacher if args.certify_on == "teacher" else reference
+    certify_rows, more_seconds = shaped_rollouts(writer, teacher, reference, tokenizer, certify_problems,
+                                                 certify_prompts, args, stop, "certificate rollouts")
+    selected = args.keep == "right" or args.weight == "reward"
     certificate = certificate_of(certify_rows, args) | {
-        "certified_on": args.certify_on,
-        "problems_left_out_as_seen_by_rl": sum(problem.id in seen for problem in certify_problems),
-        "rollouts_selected_by": "nothing" if args.keep == "all" and args.weight == "uniform" else "reward",
-        "also_in_rollouts_jsonl": not separate}
+        "certified_on": args.certify_on, "rollouts_selected_by": "reward" if selected else "nothing",
+        "problems_left_out_as_seen_by_rl": sum(problem.id in seen for problem in given)}
     if rank() == 0:
         write_samples(args.out / "samples.jsonl", rows, tokenizer)
         write_rollouts(args.out / "rollouts.jsonl", rows, args)
-        write_dense_rewards(args.out / "dense_rewards.jsonl", certify_rows, tokenizer, args)
+        write_dense_rewards(args.out / "dense_rewards.jsonl", certify_rows, tokenizer, args.samples_per_prompt)
         write_json(args.out / "certificate.json", certificate)
-    selects = certificate["rollouts_selected_by"] == "reward"
-    finish_run(args.out, optimiser_steps=0, labels_seen=len(unseen) + (len(problems) if selects and separate else 0),
-               tokens_sampled=sum(len(row["completion_ids"]) for row in rows + (certify_rows if separate else [])),
-               seconds=seconds)
+    finish_run(args.out, optimiser_steps=0, labels_seen=len(unseen) + len(problems) * selected,
+               tokens_sampled=sum(len(row["completion_ids"]) for row in rows + certify_rows),
+               seconds=seconds + more_seconds)
+    draw_page(args.out)
     conclude(certificate, args)
 
 
@@ -297,40 +291,6 @@ def conclude(certificate: dict, args) -> None:
         raise SystemExit(verdict(certificate) if rank() == 0 else 1)
     say(verdict(certificate))
 
-
-def write_rollouts(path: Path, rows: list[dict], args) -> None:
-    """rollouts.jsonl, what stage 3 reads; those of weight 0 are left out."""
-    lines = []
-    for start in range(0, len(rows), args.samples_per_prompt):
-        group = rows[start:start + args.samples_per_prompt]
-        mean_reward = sum(row["reward"] for row in group) / len(group)
-        for row in group:
-            if (weight := rollout_weight(row["reward"], mean_reward, args)) > 0:
-                kept = {key: value for key, value in row.items() if key != "dense_rewards_nats"}
-                lines.append(json.dumps(kept | {"weight": weight}) + "\n")
-    write_text(path, "".join(lines))
-
-
-def write_samples(path: Path, rows: list[dict], tokenizer, count: int = 8) -> None:
-    """A few of the teacher's rollouts as text."""
-    write_text(path, "".join(json.dumps({
-        "step": 0, "prompt": tokenizer.decode(row["prompt_ids"]), "completion": tokenizer.decode(row["completion_ids"]),
-        "finished": row["finished"], "reward": row["reward"]}) + "\n" for row in rows[:count]))
-
-
-def write_dense_rewards(path: Path, rows: list[dict], tokenizer, args, count: int = 8) -> None:
-    """For reading: prompts with both outcomes first, each token of a right and a wrong completion beside its reward."""
-    groups = [rows[i:i + args.samples_per_prompt] for i in range(0, len(rows), args.samples_per_prompt)]
-    groups.sort(key=lambda group: len({row["reward"] for row in group}), reverse=True)
-    lines = []
-    for group in groups[:count]:
-        for row in {row["reward"]: row for row in group}.values():
-            lines.append(json.dumps({
-                "prompt": tokenizer.decode(row["prompt_ids"]), "reward": row["reward"],
-                "tokens": [tokenizer.decode([token]) for token in row["completion_ids"]],
-                "dense_rewards_nats": row["dense_rewards_nats"],
-                "implicit_reward_nats": row["implicit_reward_nats"]}) + "\n")
-    write_text(path, "".join(lines))
 
 
 if __name__ == "__main__":

@@ -23,36 +23,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    INSTRUCTION,
-    batch_indices,
-    check_context,
-    check_pair,
-    completion_divergence,
-    completion_logprobs,
-    encode_prompts,
-    load_model,
-    load_problems,
-    load_tokenizer,
-    sample,
-    sampler_gap,
-    stop_ids,
+    FlagParser, above_zero, batch_indices, completion_divergence, completion_logprobs, load_graded_problems,
+    load_model, natural, positive, prepare, sample_share, sampler_gap,
 )
-from engine.ranks import all_sum, balanced_share, fail, random_generator, rank, say, setup_distributed
+from engine.checkpoints import save_model
+from engine.problems import INSTRUCTION, load_problems, template_arguments
+from engine.ranks import all_sum, fail, rank, say, setup_distributed
 from engine.rollouts import even_micro_batches
 from engine.runs import (
-    find_model,
-    finish_run,
-    load_state,
-    log_metrics,
-    log_nonfinite,
-    log_samples,
-    open_run,
-    save_model,
-    save_or_leave,
-    take_step,
+    all_finite, finish_run, load_state, log_metrics, log_nonfinite, log_samples, open_run, save_or_leave,
 )
-from engine.sharding import sampling_weights
+from engine.sharding import whole
 from eval import accuracy
+from report import draw_page
 from stage3_kl import forward_kl
 
 # ---------------------------------------------------------------- equations
@@ -92,45 +75,47 @@ def sampled_token_loss(logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
 
 DIVERGENCES = {"reverse": reverse_kl, "forward": forward_kl, "jsd": jsd}
 
-# ---------------------------------------------------------------- the script
+# ---------------------------------------------------------------- flags and the loop
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--student", type=Path, required=True, help="bridged student: run or checkpoint directory")
-    parser.add_argument("--teacher", type=Path, required=True, help="shaped teacher: run or checkpoint directory")
-    parser.add_argument("--problems", type=Path, required=True, help="problems, JSON lines; answers are not needed")
+    parser = FlagParser(__doc__)
+    parser.add_argument("--student", type=Path, required=True, help="bridged student: run, directory or hub name")
+    parser.add_argument("--teacher", type=Path, required=True, help="shaped teacher: run, directory or hub name")
+    parser.add_argument("--problems", type=Path, nargs="+", required=True, help="problems; answers are not needed")
     parser.add_argument("--out", type=Path, required=True, help="run directory to write")
     group = parser.add_argument_group("sampling")
-    group.add_argument("--samples-per-prompt", type=int, default=1, help="completions per prompt")
-    group.add_argument("--max-new-tokens", type=int, default=8192, help="longest completion, tokens")
-    group.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logit")
-    group.add_argument("--rollout-tokens", type=int, default=0, help="tokens of cache at a time; 0: what memory holds")
+    group.add_argument("--samples-per-prompt", type=positive, default=1, help="completions per prompt")
+    group.add_argument("--max-new-tokens", type=positive,
+                       help="longest completion, tokens (default: what the context leaves, at most 8192)")
+    group.add_argument("--temperature", type=above_zero, default=1.0, help="of sampling and of every logit")
+    group.add_argument("--rollout-tokens", type=natural, default=0, help="of cache at a time; 0: what memory holds")
     group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
-    group.add_argument("--instruction", default=INSTRUCTION, help="end of the user message (chat models)")
+    group.add_argument("--instruction", help=f"end of the user message (default, of chat models: {INSTRUCTION})")
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
+    group.add_argument("--template-args", type=template_arguments, metavar="JSON", help="more for the chat template")
     group = parser.add_argument_group("objective")
     group.add_argument("--estimator", choices=["exact", "sampled"], default="exact",
                        help="exact over the vocabulary (equation 8), or of the sampled token alone (equation 9)")
     group.add_argument("--divergence", choices=list(DIVERGENCES), default="reverse", help="of the exact estimator")
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--max-steps", type=int, default=500, help="optimiser steps")
-    group.add_argument("--prompts-per-step", type=int, default=64, help="prompts per optimiser step, over all ranks")
-    group.add_argument("--micro-batch-size", type=int, default=8, help="rollouts per forward pass; memory only")
+    group.add_argument("--max-steps", type=positive, default=500, help="optimiser steps")
+    group.add_argument("--prompts-per-step", type=positive, default=64, help="per optimiser step, over all ranks")
+    group.add_argument("--micro-batch-size", type=positive, default=8, help="rollouts per forward pass; memory only")
     group.add_argument("--activation-checkpointing", action="store_true", help="less memory, a third more compute")
     group.add_argument("--offload-teacher", action="store_true", help="keep it on the CPU while the student samples")
     group.add_argument("--lr", type=float, default=1e-6, help="constant learning rate of AdamW")
-    group.add_argument("--weight-decay", type=float, default=0.1)
+    group.add_argument("--weight-decay", type=float, default=0.1, help="of AdamW")
     group.add_argument("--max-grad-norm", type=float, default=1.0, help="gradient clip")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
                        help="of compute and of the teacher; the student's weights and AdamW's state stay float32")
     group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--save-every", type=int, default=20, help="optimiser steps between saved states; 0: never")
-    group.add_argument("--keep-states", type=int, default=2, help="saved states to keep, the newest")
-    group.add_argument("--eval-problems", type=Path, help="problems to evaluate on while training")
-    group.add_argument("--eval-every", type=int, default=0, help="optimiser steps between evaluations; 0: never")
-    group.add_argument("--eval-samples", type=int, default=4, help="completions per evaluation problem")
+    group.add_argument("--seed", type=int, default=0, help="of all that is random")
+    group.add_argument("--save-every", type=natural, default=20, help="optimiser steps between states; 0: never")
+    group.add_argument("--eval-problems", type=Path, nargs="+", help="problems to evaluate on while training")
+    group.add_argument("--skip-unreadable", action="store_true", help="leave out golds that the judge cannot read")
+    group.add_argument("--eval-every", type=natural, default=0, help="optimiser steps between evaluations; 0: never")
+    group.add_argument("--eval-samples", type=positive, default=4, help="completions per evaluation problem")
     group.add_argument("--allow-failed-certificate", action="store_true", help="take a parent whose certificate failed")
     group.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     return parser.parse_args(argv)
@@ -142,105 +127,101 @@ def main(args) -> None:
              "--estimator exact")
     if args.eval_every and not args.eval_problems:
         fail("--eval-every needs --eval-problems")
-    if args.temperature <= 0:
-        fail(f"--temperature {args.temperature}: training samples at a temperature above 0")
     device = setup_distributed()
-    problems = load_problems(args.problems, need_answers=False)
-    student_parent = find_model(args.student, args.allow_failed_certificate)
-    teacher_parent = find_model(args.teacher, args.allow_failed_certificate)
-    student_dir, teacher_dir = Path(student_parent["path"]), Path(teacher_parent["path"])
-    tokenizer = load_tokenizer(student_dir)
-    check_pair(student_dir, tokenizer, teacher_dir, load_tokenizer(teacher_dir))
-    stop = stop_ids(student_dir, tokenizer)
-    prompts = encode_prompts(tokenizer, problems, args)
-    eval_problems = load_problems(args.eval_problems) if args.eval_problems else []
-    eval_prompts = encode_prompts(tokenizer, eval_problems, args)
-    check_context(student_dir, problems + eval_problems, prompts + eval_prompts, args.max_new_tokens)
-    if not open_run(args, {"student": student_parent, "teacher": teacher_parent}):
+    problems, eval_problems = load_problems(args.problems, False), load_graded_problems(args.eval_problems, args)
+    ready = prepare(args, ["student", "teacher"], problems=problems, eval_problems=eval_problems)
+    (student_dir, teacher_dir), (prompts, eval_prompts) = ready.dirs, ready.prompts
+    tokenizer, vocab_size, stop = ready.tokenizer, ready.vocab_size, ready.stop
+    if not open_run(args, ready.parents, ready.inputs):
         return
 
-    student = load_model(student_dir, tokenizer, getattr(torch, args.dtype), device, trainable=True,
+    student = load_model(student_dir, tokenizer, args.dtype, device, trainable=True, vocab_size=vocab_size,
                          activation_checkpointing=args.activation_checkpointing)
-    teacher = load_model(teacher_dir, tokenizer, getattr(torch, args.dtype), device)
+    teacher = load_model(teacher_dir, tokenizer, args.dtype, device, vocab_size=vocab_size)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
-    done, memory = load_state(args.out, student, optimizer)
-    totals = memory.get("totals") or {"optimiser_steps": 0, "nonfinite_steps": 0, "labels_seen": 0, "tokens_sampled": 0,
-                                     "seconds": 0.0}
+    done, progress = load_state(args.out, student, optimizer)
+    totals = progress["totals"]
     say(f"first prompt: {tokenizer.decode(prompts[0])!r}")
 
-    bar = tqdm(range(done + 1, args.max_steps + 1), initial=done, total=args.max_steps, unit="step", desc=args.out.name,
-               disable=rank() > 0)
+    bar = tqdm(range(done + 1, args.max_steps + 1), initial=done, total=args.max_steps, unit="step",
+               desc=args.out.name, disable=rank() > 0)
     for step in bar:
         # sample
         start = time.perf_counter()
         chosen = batch_indices(len(prompts), args.prompts_per_step, step - 1, args.seed)
-        places = balanced_share([len(prompts[i]) for i in chosen])              # of this rank's, in the batch of all
         if args.offload_teacher:
             teacher.to("cpu")
-        with sampling_weights(student, args.dtype, args.sample_on_shards) as sampler:
-            rollouts = sample(sampler, [prompts[chosen[place]] for place in places],
-                              samples_per_prompt=args.samples_per_prompt, max_new_tokens=args.max_new_tokens,
-                              temperature=args.temperature, eos_ids=stop, pad_id=tokenizer.pad_token_id,
-                              generator=random_generator(args.seed, "rollouts", step), indices=places,
-                              rollout_tokens=args.rollout_tokens)
+        rollouts, _ = sample_share(student, tokenizer, [prompts[i] for i in chosen], args, stop, "rollouts", step)
         teacher.to(device)
         sample_seconds = time.perf_counter() - start
         if step % 10 == 1:
             log_samples(args.out, step, tokenizer, rollouts)
 
-        # one denominator: every rank, every micro-batch
+        # score: token by token.  The exact divergence does it in the update, where both sides' logits are at hand
+        micro_batches = even_micro_batches(rollouts, args.micro_batch_size)
+        if args.estimator == "sampled":
+            with torch.no_grad(), autocast:
+                for micro in micro_batches:
+                    micro.teacher_logprobs = completion_logprobs(teacher, micro, args.temperature)
+
+        # count: one denominator, of every rank and every micro-batch
         num_tokens, num_rollouts, num_cut = all_sum(
             rollouts.completion_mask.sum(), len(rollouts), (~rollouts.finished).sum())
-        losses, kl_sum = [], 0.0
-        micro_batches, recomputed = even_micro_batches(rollouts, args.micro_batch_size), []
+
+        # update
+        losses, reverse_kl_sum, logprobs_of = [], 0.0, []
         for micro in micro_batches:
+            weights = micro.completion_mask / num_tokens
             with autocast:
                 if args.estimator == "sampled":
-                    with torch.no_grad():
-                        teacher_logprobs = completion_logprobs(teacher, micro, args.temperature)
                     logprobs = completion_logprobs(student, micro, args.temperature)
-                    divergence = sampled_token_loss(logprobs, teacher_logprobs)
-                    loss = (divergence * micro.completion_mask).sum() / num_tokens
-                    kl, logprobs = divergence.detach(), logprobs.detach()           # an estimate; below it is exact
+                    reverse_kl_nats = sampled_token_loss(logprobs, micro.teacher_logprobs)          # an estimate of it
+                    loss = (reverse_kl_nats * weights).sum()
                 else:                                   # Σ weights · divergence, without the (B, C, V) logits
-                    weights = micro.completion_mask / num_tokens
-                    loss, kl, logprobs = completion_divergence(student, teacher, micro, DIVERGENCES[args.divergence],
-                                                               args.temperature, weights)
-                    if args.divergence != "reverse":
-                        with torch.no_grad():                                       # for the log
-                            _, kl, _ = completion_divergence(student, teacher, micro, reverse_kl, args.temperature)
+                    loss, reverse_kl_nats, logprobs = completion_divergence(
+                        student, teacher, micro, DIVERGENCES[args.divergence], args.temperature, weights)
+                if args.divergence != "reverse":
+                    with torch.no_grad():                                           # for the log
+                        _, reverse_kl_nats, _ = completion_divergence(student, teacher, micro, reverse_kl,
+                                                                      args.temperature)
             loss.backward()
-            recomputed.append(logprobs)
             losses.append(loss.item())
-            kl_sum += (kl * micro.completion_mask).sum().item()
-        grad_norm = torch.nn.utils.clip_grad_norm_(student.parameters(), args.max_grad_norm)
-        grad_norm, taken = take_step(optimizer, grad_norm, losses)
-        if not taken:
+            logprobs_of.append(logprobs.detach())
+            reverse_kl_sum += (reverse_kl_nats.detach() * micro.completion_mask).sum().item()
+        grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(student.parameters(), args.max_grad_norm)))
+        if all_finite(grad_norm, losses):               # on every rank
+            optimizer.step()
+        else:
             totals["nonfinite_steps"] += 1
             log_nonfinite(args.out, step, tokenizer, micro_batches, losses)
+        optimizer.zero_grad()
 
+        # log
         seconds = time.perf_counter() - start
-        loss, kl = all_sum(sum(losses), kl_sum)
+        loss, reverse_kl_sum = all_sum(sum(losses), reverse_kl_sum)
         if step == 1:                                           # C2 as this stage finds it, before any update
-            log_metrics(args.out, 0, reverse_kl_nats=kl / num_tokens)
-        totals["optimiser_steps"], totals["tokens_sampled"] = step, totals["tokens_sampled"] + int(num_tokens)
-        totals["seconds"] += seconds
-        figures = {"loss": loss, "reverse_kl_nats": kl / num_tokens, "grad_norm": grad_norm,
+            log_metrics(args.out, 0, reverse_kl_nats=reverse_kl_sum / num_tokens)
+        totals["optimiser_steps"], totals["seconds"] = step, totals["seconds"] + seconds
+        totals["tokens_sampled"] += int(num_tokens)
+        figures = {"loss": loss, "reverse_kl_nats": reverse_kl_sum / num_tokens, "grad_norm": grad_norm,
                    "num_tokens": int(num_tokens), "truncated_fraction": num_cut / num_rollouts,
-                   "mean_length_tokens": num_tokens / num_rollouts,
+                   "mean_length_tokens": num_tokens / num_rollouts, "tokens_per_second": num_tokens / seconds,
                    "sample_seconds": sample_seconds, "train_seconds": seconds - sample_seconds,
-                   "tokens_per_second": num_tokens / seconds, **sampler_gap(recomputed, micro_batches), **totals}
+                   **sampler_gap(logprobs_of, micro_batches), **totals}
         if args.eval_every and (step % args.eval_every == 0 or step == args.max_steps):
             figures["eval_accuracy"] = accuracy(student, tokenizer, eval_problems, eval_prompts, args, stop)
         log_metrics(args.out, step, **figures)
         bar.set_postfix_str(f"reverse KL {figures['reverse_kl_nats']:.4f} nats, "
                             f"{figures['tokens_per_second']:.0f} tokens/s")
+
+        # save
         save_or_leave(args, step, student, optimizer, {"totals": totals})
 
     save_model(student, tokenizer, stop, args.out / "model")
     finish_run(args.out, **totals)
     say(f"{args.out}: {totals}")
+    draw_page(args.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from hidden states, beside the matrix products alone (`floor`: logits once, two 
 logits where they are made again).  Medians of CUDA events; a buffer larger than the L2 cache is written in between, and
 the methods take turns.  TRL and Liger are there if installed (`pip install -e '.[bench]'`).
 """
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,13 +16,14 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import FlagParser  # noqa: E402
 from engine import cuda_logprobs, tiles  # noqa: E402
 from engine.logprobs import linear_divergence, linear_logprobs  # noqa: E402
 from stage4_distill import jsd, reverse_kl  # noqa: E402
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(__doc__)
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--vocab", type=int, default=151936)
     parser.add_argument("--width", type=int, default=2048, help="D of the whole functions")

@@ -13,7 +13,6 @@ Compared: every file of model/, metrics.jsonl and DONE without their clock (CLOC
 rewards, certificates, completions, scores, failures.html.  Not compared: args.json (when it began), state/ and .lock.
 Exit code 1 if any outcome differs.  No run page is drawn, to save time.
 """
-import argparse
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import FlagParser  # noqa: E402
 
 # Imported once, here; each run is a fork.  This process itself computes nothing, so that forking it is safe.
 import numpy.random  # noqa: E402, F401
@@ -50,20 +50,20 @@ SAVES = re.compile(r"^(state|model|partial_)")
 
 
 def cases(toy: Path) -> dict:
-    """name -> module, flags.  States fall in the middle of a rollout batch, between measurements of C2, …"""
+    """name -> module, flags.  Kills fall in the middle of a rollout batch, between measurements of C2, …"""
     short = ["--max-new-tokens", "16", "--seed", "3"]
-    train = [*short, "--save-every", "2", "--lr", "1e-3", "--prompts-per-step", "4", "--max-steps", "7"]
+    train = [*short, "--save-every", "2", "--lr", "1e-3", "--max-steps", "7"]
     pair = ["--student", toy / "student", "--teacher", toy / "teacher"]
     problems, other = ["--problems", toy / "few.jsonl"], ["--problems", toy / "other.jsonl"]
     return {
-        "stage1": (stage1_grpo, [*train, *problems, "--model", toy / "teacher", "--samples-per-prompt", "4",
-                                 "--steps-per-rollout", "3"]),
+        "stage1": (stage1_grpo, [*train, "--prompts-per-step", "4", *problems, "--model", toy / "teacher",
+                                 "--samples-per-prompt", "4", "--steps-per-rollout", "3"]),
         "stage2": (stage2_shape, [*short, *problems, "--teacher", toy / "teacher", "--reference", toy / "student",
                                   "--samples-per-prompt", "2", "--prompts-per-step", "6",
                                   "--certify-problems", toy / "other.jsonl", "--allow-failed-certificate"]),
-        "stage3": (stage3_kl, [*train, *pair, *other, "--rollouts", toy.parent / "rollouts.jsonl", "--max-kl", "-1",
-                               "--eval-every", "3"]),
-        "stage4": (stage4_distill, [*train, *pair, *problems]),
+        "stage3": (stage3_kl, [*train, "--rollouts-per-step", "4", *pair, *other, "--rollouts",
+                               toy.parent / "rollouts.jsonl", "--max-kl", "-1", "--eval-every", "3"]),
+        "stage4": (stage4_distill, [*train, "--prompts-per-step", "4", *pair, *problems]),
         "eval": (judge, [*short, *problems, "--model", toy / "student", "--samples", "4", "--batch-size", "16"])}
 
 
@@ -193,7 +193,7 @@ def main(args) -> None:
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     return parser.parse_args(argv)

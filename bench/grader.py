@@ -7,7 +7,6 @@ in several places, and hostile answers (each in a process of its own, killed aft
 nothing of either grader, but its author wrote ours: a fair comparison needs somebody else's rows too.
 """
 
-import argparse
 import json
 import random
 import re
@@ -20,13 +19,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from common import FlagParser  # noqa: E402
 
 HANG_SECONDS = 10
 Row = tuple[str, str, bool]  # answer (or completion), gold, right?
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(__doc__)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the jsonl files")
     parser.add_argument("--show", choices=("ours", "math-verify"), help="print the rows that this one gets wrong")
     parser.add_argument("--no-hostile", action="store_true", help="leave the hostile rows out")

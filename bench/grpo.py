@@ -24,10 +24,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from common import FlagParser  # noqa: E402
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="checkpoint directory")
     parser.add_argument("--problems", type=Path, required=True, help="problems, JSON lines")
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
@@ -60,6 +61,14 @@ def ours(args, dtype: str, out: str, clock: "Clock") -> None:
 
     stage1_grpo.log_metrics, stage1_grpo.grade = log, lambda text, gold: next(verdicts)
     stage1_grpo.stop_ids = lambda model_dir, tokenizer: []
+    sample = stage1_grpo.sample
+
+    def sample_as_finished(*rest, **more):              # without an end token all are cut, and a cut one is wrong
+        rollouts = sample(*rest, **more)
+        rollouts.finished[:] = True
+        return rollouts
+
+    stage1_grpo.sample = sample_as_finished
     stage1_grpo.main(stage1_grpo.parse_args([
         "--model", str(args.model), "--problems", str(args.problems), "--out", out, "--dtype", dtype,
         "--prompts-per-step", str(args.prompts_per_step), "--samples-per-prompt", str(args.samples_per_prompt),
@@ -73,7 +82,7 @@ def trl(args, dtype: str, out: str, clock: "Clock") -> None:
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from common import INSTRUCTION, batch_indices, encode_prompts, load_problems, load_tokenizer
+    from common import batch_indices, encode_prompts, load_problems, load_tokenizer
 
     tokens = []                                                 # of each rollout batch
 
@@ -86,7 +95,7 @@ def trl(args, dtype: str, out: str, clock: "Clock") -> None:
         return [float(i % 2) for i in range(len(completions))]
 
     tokenizer = load_tokenizer(args.model)
-    chat = argparse.Namespace(instruction=INSTRUCTION, enable_thinking=False)
+    chat = argparse.Namespace(instruction=None, enable_thinking=False, template_args=None)
     prompts = [tokenizer.decode(ids) for ids in encode_prompts(tokenizer, load_problems(args.problems), chat)]
     in_our_order = [prompts[i] for batch in range(1 + args.batches)
                     for i in batch_indices(len(prompts), args.prompts_per_step * args.steps_per_rollout, batch, seed=0)]

@@ -22,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from common import FlagParser  # noqa: E402
 import plan  # noqa: E402
 from engine.logprobs import WORKSPACE_BYTES  # noqa: E402
 from plan import GIB, Model, Stage, Wave, moments, peak, total  # noqa: E402
@@ -222,7 +223,7 @@ def main(args) -> None:
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(__doc__)
     parser.add_argument("--only", nargs="+", choices=["train", "score", "rollouts"], help="these kinds of cases")
     parser.add_argument("--case", type=int, help="this case only, with the parts of every moment")
     parser.add_argument("--random", type=int, default=0, help="as many cases of random shapes")

@@ -16,7 +16,6 @@ the sampler's, and once through the cached keys and values at the bandwidth that
 roofline of the GSM8K case adds up the steps that these rollouts took, with the rows that were alive in each, and the
 prompts' own tokens once.  --shape: a model of random weights, with prompts of random tokens.
 """
-import argparse
 import ctypes
 import json
 import os
@@ -31,6 +30,7 @@ import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from common import FlagParser  # noqa: E402
 from common import sample  # noqa: E402
 from engine.hardware import quick_linears  # noqa: E402
 from engine.rollouts import pad  # noqa: E402
@@ -44,7 +44,7 @@ PROMPT_LENGTHS = [131, 109, 96, 94, 79, 62, 74, 151]                # of the 8 G
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(__doc__)
     parser.add_argument("--model", type=Path, help="checkpoint directory")
     parser.add_argument("--problems", type=Path, help="jsonl with `question`")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="a random model of this shape in place of both")

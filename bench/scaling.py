@@ -6,7 +6,6 @@
 Runs are interleaved: every stage on 1, 2, … ranks, then all again.  The first step of a run is left out.  A moment is
 in communication when a collective is under way on rank 0, waiting for a slower rank included.
 """
-import argparse
 import importlib
 import json
 import os
@@ -16,15 +15,16 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from engine import ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from common import FlagParser  # noqa: E402
+from engine import ranks  # noqa: E402
 STAGES = ("stage1_grpo", "stage3_kl", "stage4_distill")
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FlagParser(__doc__)
     parser.add_argument("--student", type=Path, help="checkpoint directory (default: the toy world's)")
     parser.add_argument("--teacher", type=Path, help="checkpoint directory (default: the toy world's)")
     parser.add_argument("--problems", type=Path, help="problems, JSON lines (default: the toy world's)")
@@ -64,7 +64,8 @@ def prepare(args, folder: Path) -> dict[str, list]:
         args.problems = folder / "toy" / "train.jsonl"
     shared = ["--max-new-tokens", args.max_new_tokens, "--micro-batch-size", args.micro_batch_size]
     launch(1, [ROOT / "stage2_shape.py", "--teacher", args.teacher, "--reference", args.teacher, "--problems",
-               args.problems, "--out", folder / "shape", "--allow-failed-certificate", "--num-problems", 64, *shared])
+               args.problems, "--certify-problems", args.problems, "--num-certify-problems", 8, "--num-problems", 64,
+               "--out", folder / "shape", "--allow-failed-certificate", *shared])
     shared += ["--max-steps", args.steps]
     pair = ["--student", args.student, "--teacher", args.teacher, "--problems", args.problems]
     rollouts = args.prompts_per_step * args.samples_per_prompt
@@ -72,7 +73,7 @@ def prepare(args, folder: Path) -> dict[str, list]:
                             args.prompts_per_step, "--samples-per-prompt", args.samples_per_prompt,
                             "--steps-per-rollout", 1, "--give-up-after", 0, *shared],
             "stage3_kl": [*pair, "--rollouts", folder / "shape" / "rollouts.jsonl", "--max-kl", -1, "--eval-every", 0,
-                          "--certify-problems", 8, "--allow-failed-certificate", "--prompts-per-step", rollouts,
+                          "--num-certify-problems", 8, "--allow-failed-certificate", "--rollouts-per-step", rollouts,
                           *shared],
             "stage4_distill": [*pair, "--prompts-per-step", args.prompts_per_step, "--samples-per-prompt",
                                args.samples_per_prompt, *shared]}

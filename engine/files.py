@@ -1,4 +1,5 @@
 """Files that are whole or not there: written to a temporary name, synced and renamed, whenever the power goes."""
+import errno
 import hashlib
 import json
 import os
@@ -58,12 +59,23 @@ def file_digest(path: Path) -> dict | None:
 
 def put_in_place(temporary: Path, directory: Path) -> None:
     """Sync a directory that was written under a temporary name, and give it its own."""
+    set_modes(temporary)
     for file in temporary.iterdir():
         sync(file)
     sync(temporary)
     shutil.rmtree(directory, ignore_errors=True)
     temporary.rename(directory)
     sync(directory.parent)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)        # no room on the disk, in the quota, under the limit of a file
+
+
+def set_modes(directory: Path) -> None:
+    """Give the files the mode that the umask gave their directory: safetensors writes them for their owner alone."""
+    for file in directory.iterdir():
+        if file.is_file():
+            file.chmod(directory.stat().st_mode & 0o666)
 
 
 @contextmanager
@@ -80,9 +92,11 @@ def saving(path: Path):
 
 
 def stop_on_write_error(path: Path, reason: str) -> None:
-    folder = next(folder for folder in path.absolute().parents if folder.is_dir())
+    folder = next(folder for folder in path.absolute().parents if os.path.isdir(folder))
     free = shutil.disk_usage(folder).free
-    reason = "the disk is full" if free < 2**20 else f"{reason}; {free / 1e9:.1f} GB are free there"
-    print(f"error: {path} could not be written ({reason}); what was saved before is as it was: make room, then run the "
-          "same command again, it goes on from there", file=sys.stderr, flush=True)
+    full = free < 2**20 or any(os.strerror(number) in reason for number in FULL)
+    reason = "the disk is full" if free < 2**20 else f"{reason}; {free / 1e9:.1f} GB are free there" if full else reason
+    print(f"error: {path} could not be written ({reason}); what was saved before is as it was: "
+          f"{'make room' if full else 'mend that'}, then run the same command again, it goes on from there",
+          file=sys.stderr, flush=True)
     raise SystemExit(1)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 def setup_distributed() -> torch.device:
     """Join torchrun's process group, if this is one of its processes.  -> the device of this rank."""
+    check_environment()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
@@ -22,6 +23,19 @@ def setup_distributed() -> torch.device:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", **store_of_this_start())
         atexit.register(leave_process_group)
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def check_environment() -> None:
+    """RANK alone, as some schedulers and notebooks leave it, is no torchrun."""
+    if "RANK" not in os.environ:
+        return
+    if missing := [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        fail(f"RANK is set in the environment, but not {', '.join(missing)}: start with torchrun, or `unset RANK` for "
+             "one process")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        if not os.environ.get(name, "0").isdecimal():
+            fail(f"{name}={os.environ[name]} in the environment is not a number: start with torchrun, or `unset RANK` "
+                 "for one process")
 
 
 def leave_process_group() -> None:

@@ -83,6 +83,20 @@ def even_micro_batches(rollouts: Rollouts, size: int) -> list[Rollouts]:
     return micro_batches
 
 
+def cut_groups(rollouts: Rollouts, places: list[int], num_groups: int, group_size: int, groups_per_part: int,
+               generator: torch.Generator) -> list[Rollouts]:
+    """Whole groups in random order, cut into parts: this rank's rollouts of each.
+
+    The order is of all ranks' groups, of which this rank holds those at `places`: a part has the same groups however
+    many ranks share them.
+    """
+    rows = torch.arange(len(rollouts)).view(-1, group_size)
+    rows_at = dict(zip(places, rows))
+    parts = [[rows_at[place] for place in part.tolist() if place in rows_at]
+             for part in torch.randperm(num_groups, generator=generator).split(groups_per_part)]
+    return [rollouts.select(torch.cat([rows[:0].flatten(), *part])) for part in parts]
+
+
 def without_tokens(like: Rollouts) -> Rollouts:
     """One rollout whose mask is all False: a forward and backward pass over it adds zero to the gradient."""
     device = like.finished.device

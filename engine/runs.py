@@ -3,25 +3,24 @@
     args.json         the run's flags, versions and parents; written first
     metrics.jsonl     a line of figures a step; samples.jsonl: a few rollouts as text
     nonfinite.jsonl   steps that were not taken, with their rollouts
-    state/step_000020/    what going on needs: torch.distributed.checkpoint's files, progress.json, manifest.json
+    state/step_000020/    the last two: torch.distributed.checkpoint's files, progress.json, manifest.json
     partial_*.jsonl   while rollouts are written or a model is evaluated: what each rank has done
     model/            what the next stage reads
     DONE              what the run cost; written last, only with it is the directory a parent
 
 What can happen, and what then (bench/faults.py kills runs at any moment and compares):
 
-    killed, power off   the same command goes on from the last state, to the same bits; logs are cut back to that state
+    killed, power off   the same command goes on from the last state, to the same bits; logs are cut back to that state.
+                        States are saved between rollout batches, so they hold no rollouts
     a torn state        its manifest does not match; it is named and set aside, and the one before is taken; where none
                         is sound the run says so and begins anew
     the disk is full    one sentence, exit code 1; the last good state is as it was
-    SIGTERM, SIGINT     the step is finished, a state saved, exit code 143 or 130
+    SIGTERM, SIGINT     the step is finished, and a state saved where its rollout batch is too; exit code 143 or 130
     a rank dies         the others' next collective fails; torchrun stops them, --max-restarts starts all again
     loss or gradient    NaN or infinite on any rank: no rank takes the step; three in a row end the run
     a second run        is refused while the first one lives: rank 0 holds a lock on .lock, which dies with it
 """
 import fcntl
-import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -32,107 +31,33 @@ import subprocess
 import sys
 import time
 import warnings
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from engine.files import (
-    empty_directory, file_digest, put_in_place, read_jsonl, saving, stop_on_write_error, sync, write_json, write_text,
+    FULL, empty_directory, file_digest, put_in_place, read_jsonl, saving, stop_on_write_error, sync, write_json,
+    write_text,
 )
 from engine.ranks import all_sum, barrier, fail, from_rank_0, gather_list, rank, say, share, world_size
-from engine.rollouts import Rollouts, without_tokens
-from engine.sharding import whole, whole_state
-
-# ================================================================ parents
-
-
-def find_model(path: Path, allow_failed_certificate: bool = False) -> dict:
-    """The checkpoint directory that a --model, --teacher, … flag means, checked without loading any weights.
-
-    `path` is a checkpoint directory, or a finished run (then its model/).
-    -> {"path", "sha256" of config and weights, and for a run "run": its directory}.
-    """
-    path = Path(path)
-    run = path if (path / "args.json").is_file() and not (path / "config.json").is_file() else path.parent
-    is_run = (run / "args.json").is_file() and (run / "model" == path or run == path)
-    if is_run:
-        check_parent_run(run, allow_failed_certificate)
-    model_dir = run / "model" if is_run else path
-    if not (model_dir / "config.json").is_file():
-        fail(f"{path}: no model here (config.json is missing)")
-    if not list(model_dir.glob("*.safetensors")):
-        fail(f"{model_dir}: no weights here (*.safetensors; a pickle is never loaded)")
-    if needs_own_code(model_dir):
-        fail(f"{model_dir}: this model needs code of its own (auto_map in config.json), which is never run")
-    sha256, damaged = from_rank_0(lambda: hash_model(model_dir))
-    if damaged:
-        fail(f"{model_dir / damaged} is not as the run wrote it (see manifest.json there): delete {model_dir} and DONE "
-             "beside it and run that run's command again")
-    return {"path": str(model_dir), "sha256": sha256} | ({"run": str(run)} if is_run else {})
-
-
-def needs_own_code(model_dir: Path) -> bool:
-    """Whether transformers knows the model only by code in the model's directory."""
-    from transformers import CONFIG_MAPPING
-
-    config = json.loads((model_dir / "config.json").read_text())
-    return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
-
-
-def hash_model(model_dir: Path) -> tuple[str, str | None]:
-    """-> the hash of config and weights, and the first file of weights that its manifest, if any, has otherwise."""
-    weights = {file.name: file_digest(file) for file in sorted(model_dir.glob("*.safetensors"))}
-    digest = hashlib.sha256((model_dir / "config.json").read_bytes())
-    for facts in weights.values():
-        digest.update(bytes.fromhex(facts["sha256"]))
-    manifest = model_dir / "manifest.json"
-    written = json.loads(manifest.read_text()) if manifest.is_file() else weights
-    names = sorted(name for name in {**written, **weights} if name.endswith(".safetensors"))
-    return digest.hexdigest(), next((name for name in names if written.get(name) != weights.get(name)), None)
-
-
-def check_parent_run(run: Path, allow_failed_certificate: bool) -> None:
-    """A run is handed on only when it is finished and, where it certifies something, when that holds."""
-    if not (run / "DONE").is_file():
-        fail(f"{run}: this run has no DONE, so it did not finish; run its command again, it goes on where it stopped")
-    certificate = run / "certificate.json"
-    if certificate.is_file() and not json.loads(certificate.read_text())["passed"] and not allow_failed_certificate:
-        fail(f"{run}: the certificate of this run did not pass (see {certificate}); --allow-failed-certificate goes on")
-
-
-def save_model(model, tokenizer, stop: list[int], directory: Path) -> None:
-    """An ordinary Hugging Face checkpoint directory with a manifest.json, whole or not at all.
-
-    All ranks call it, rank 0 writes.
-    """
-    state = whole_state(model)
-    if rank() > 0:
-        return
-    with saving(directory):
-        temporary = empty_directory(directory.with_name(directory.name + ".tmp"))
-        model.generation_config.eos_token_id = stop
-        model.generation_config.do_sample = True        # else transformers refuses to save a temperature beside it
-        model.save_pretrained(temporary, state_dict=state)
-        tokenizer.save_pretrained(temporary)
-        write_json(temporary / "manifest.json", {file.name: file_digest(file) for file in sorted(temporary.iterdir())})
-        put_in_place(temporary, directory)
-
+from engine.rollouts import Rollouts
 
 # ================================================================ begin and finish
 
-VOLATILE_FLAGS = {"out", "overwrite", "save_every", "keep_states"}    # may differ when a run is taken up again
+VOLATILE_FLAGS = {"out", "overwrite", "save_every"}    # may differ when a run is taken up again
 OWN_FILES = {".lock", "args.json.tmp"}                          # all that a run leaves that was killed as it began
 _lock = None                                                    # the open .lock of this process's run
 
 
-def open_run(args, parents: dict | None = None) -> bool:
+def open_run(args, parents: dict | None = None, inputs: dict | None = None) -> bool:
     """Begin the run directory args.out, or take it up again.  -> False if it is done already.
 
-    parents: name -> what `find_model` returned.  Refuses a directory of another run, naming the flags that differ,
-    and one that a living run is writing.  From here on signals wait for the end of a step.
+    parents: flag -> what `find_model` returned.  inputs: name -> {what it is of: digest}, of all else that decides
+    prompts, rewards or weights; a flag that names files has its own name there.  Refuses a directory of another run,
+    naming what differs, and one that a living run is writing.  From here on signals wait for the end of a step.
     """
-    if problem := from_rank_0(lambda: lock(args.out) or prepare_directory(args, parents or {})):
+    if problem := from_rank_0(lambda: lock(args.out) or prepare_directory(args, parents or {}, inputs or {})):
         fail(problem)
     if (args.out / "DONE").is_file():
         drop_kept(args.out)
@@ -145,14 +70,18 @@ def open_run(args, parents: dict | None = None) -> bool:
 def lock(out: Path) -> str | None:
     """Be the only run in `out` for as long as this process lives.  -> what is wrong, or None."""
     global _lock
-    files = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if files - OWN_FILES and "args.json" not in files:
-        return f"--out {out} holds files that are not of a run; choose another (--overwrite does not delete them)"
-    if _lock is not None:
-        _lock.close()                                           # of an earlier run in this process
-    with saving(out):
+    try:
+        files = set(os.listdir(out)) if os.path.isdir(out) else set()
+        if files - OWN_FILES and "args.json" not in files:
+            return f"--out {out} holds files that are not of a run; choose another (--overwrite does not delete them)"
+        if _lock is not None:
+            _lock.close()                                       # of an earlier run in this process
         out.mkdir(parents=True, exist_ok=True)
         _lock = open(out / ".lock", "w")
+    except OSError as error:
+        if error.errno in FULL:
+            stop_on_write_error(out, error.strerror)
+        return f"--out {out} cannot be made or written to ({error.strerror}); choose another directory"
     try:
         fcntl.flock(_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)       # the kernel lets go of it, however the process ends
     except BlockingIOError:
@@ -162,17 +91,19 @@ def lock(out: Path) -> str | None:
     return None
 
 
-def prepare_directory(args, parents: dict) -> str | None:
+def prepare_directory(args, parents: dict, inputs: dict) -> str | None:
     """Rank 0's part of open_run.  -> what is wrong, or None."""
-    out, flags = args.out, {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    record = {"args": flags, "parents": parents, "world_size": world_size(), "command": " ".join(sys.argv),
-              "git_commit": git_commit(), "versions": versions(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    out, flags = args.out, json.loads(json.dumps(vars(args), default=str))        # paths as text
+    record = {"args": flags, "parents": parents, "inputs": inputs, "world_size": world_size(),
+              "command": " ".join(sys.argv), "git_commit": git_commit(), "versions": versions(),
+              "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     is_run, restarted = (out / "args.json").is_file(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if is_run and (restarted or not args.overwrite):            # torchrun's restart takes up what it began itself
         old = json.loads((out / "args.json").read_text())
         if differing := differences(old, record):
-            return f"--out {out} is of a run with other flags ({differing}); choose another directory or --overwrite"
-        for name in ("world_size", "versions"):
+            return (f"--out {out} is of a run with other flags or inputs ({differing}); choose another directory or "
+                    "--overwrite")
+        for name in ("world_size", "versions", "git_commit"):
             if name in old and old[name] != record[name]:
                 say(f"{out}: begun with {name} {old[name]}, goes on with {record[name]}")
         return None
@@ -184,11 +115,18 @@ def prepare_directory(args, parents: dict) -> str | None:
 
 
 def differences(old: dict, new: dict) -> str:
-    """The flags and parents in which two args.json differ, for a message."""
+    """The flags, parents and inputs in which two args.json differ, for a message.
+
+    A flag whose files are among parents or inputs is what they hold, wherever they lie.
+    """
+    old_inputs, new_inputs = old.get("inputs", {}), new["inputs"]
     pairs = [("--" + key.replace("_", "-"), old["args"].get(key), new["args"].get(key))
-             for key in new["args"] if key not in VOLATILE_FLAGS]
+             for key in new["args"] if key not in VOLATILE_FLAGS and key not in {**new["parents"], **new_inputs}]
     pairs += [(f"weights of the {name}", old["parents"].get(name, {}).get("sha256"), parent["sha256"])
               for name, parent in new["parents"].items()]
+    pairs += [(f"{name.replace('_', ' ')} ({is_of or was_of})", was, now) for name in {**old_inputs, **new_inputs}
+              for (was_of, was), (is_of, now) in zip_longest(old_inputs.get(name, {}).items(),
+                                                             new_inputs.get(name, {}).items(), fillvalue=(None, None))]
     return "; ".join(f"{name}: {was} there, {now} now" for name, was, now in pairs if was != now)
 
 
@@ -206,15 +144,8 @@ def versions() -> dict:
 
 
 def finish_run(out: Path, **totals) -> None:
-    """Write DONE, last: only now is the directory a parent.  Before it the run's page, if matplotlib is there."""
+    """Write DONE, last: only now is the directory a parent."""
     if rank() == 0:
-        figures = [out / name for name in ("metrics.jsonl", "certificate.json") if (out / name).is_file()]
-        if figures and importlib.util.find_spec("matplotlib"):
-            try:
-                import report
-                report.write_run_page(out)
-            except Exception as error:                   # a page that cannot be drawn must not cost the run
-                say(f"{out}: no report.html ({type(error).__name__}: {error}); `python report.py {out}` tries again")
         write_json(out / "DONE", totals)
     barrier()
     drop_kept(out)
@@ -264,17 +195,9 @@ def cut_logs(out: Path, step: int) -> None:
 # ================================================================ steps that cannot be taken
 
 
-def take_step(optimizer, grad_norm: Tensor, losses: list[float]) -> tuple[float, bool]:
-    """Update the weights, unless the gradient or a micro-batch's loss is not finite on some rank.
-
-    Then no rank's weights or optimiser state change.  -> the gradient's norm, and whether the step was taken.
-    """
-    norm = float(whole(grad_norm))
-    finite = all_sum(not all(map(math.isfinite, [norm, *losses])))[0] == 0
-    if finite:
-        optimizer.step()
-    optimizer.zero_grad()
-    return norm, finite
+def all_finite(grad_norm: float, losses: list[float]) -> bool:
+    """Whether the gradient and every micro-batch's loss are finite on every rank: else no rank takes the step."""
+    return all_sum(not all(map(math.isfinite, [grad_norm, *losses])))[0] == 0
 
 
 def log_nonfinite(out: Path, step: int, tokenizer, micro_batches: list[Rollouts], losses: list[float]) -> None:
@@ -301,25 +224,25 @@ def log_nonfinite(out: Path, step: int, tokenizer, micro_batches: list[Rollouts]
 # A state is the run's own: .metadata, of torch.distributed.checkpoint, is a pickle, and is read only after its hash was
 # found in the manifest that this run wrote.  Nothing of another's making is ever unpickled.
 
+TOTALS = ("optimiser_steps", "nonfinite_steps", "labels_seen", "tokens_sampled", "seconds")    # what a run has cost
+KEPT_STATES = 2                                                 # the newest, and one for the case that it is damaged
 
-def save_or_leave(args, step: int, model, optimizer, memory: dict, micro_batches_of: dict | None = None) -> None:
-    """The end of a step: save a state every --save-every steps, and where a signal asked any rank to end; then leave.
 
-    memory, micro_batches_of: as `save_state` has them.
-    """
+def save_or_leave(args, step: int, model, optimizer, progress: dict, steps_per_batch: int = 1) -> None:
+    """The end of a rollout batch, of `steps_per_batch` optimiser steps: save a state at the first such end at which
+    --save-every steps have gone by, and where a signal asked any rank to end; then leave."""
     asked = asked_of_any_rank()
-    if step < args.max_steps and (asked or args.save_every and step % args.save_every == 0):
-        save_state(args.out, step, model, optimizer, memory, micro_batches_of, args.keep_states)
+    due = args.save_every and step % args.save_every < steps_per_batch
+    if step < args.max_steps and (asked or due):
+        save_state(args.out, step, model, optimizer, progress)
         if asked := asked_of_any_rank():                        # or while it was saved
             leave(asked, f"{args.out}: saved after step {step}")
 
 
-def save_state(out: Path, step: int, model, optimizer, memory: dict, micro_batches_of: dict | None = None,
-               keep: int = 2) -> None:
+def save_state(out: Path, step: int, model, optimizer, progress: dict) -> None:
     """Write state/step_… : what a run needs to go on after `step`; everything random is a function of (seed, step).
 
-    memory: what else the stage must know, as JSON.  micro_batches_of: step -> rollouts that are sampled but not yet
-    trained on; each rank writes its own.  The last `keep` states are kept.
+    progress: what else the stage must know, as JSON.
     """
     import torch.distributed.checkpoint as checkpoint
     from torch.distributed.checkpoint.api import CheckpointException
@@ -334,10 +257,8 @@ def save_state(out: Path, step: int, model, optimizer, memory: dict, micro_batch
     try:
         checkpoint.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=temporary)
         with saving(final):
-            if micro_batches_of:
-                save_rollouts(temporary / f"rollouts_rank{rank():05d}.safetensors", micro_batches_of)
             if rank() == 0:
-                write_json(temporary / "progress.json", {"step": step, "memory": memory})
+                write_json(temporary / "progress.json", {"step": step, **progress})
             barrier()
             files = sorted(path.name for path in temporary.iterdir())
             manifest = dict(zip(files, gather_list([file_digest(temporary / name) for name in share(files)])))
@@ -346,7 +267,7 @@ def save_state(out: Path, step: int, model, optimizer, memory: dict, micro_batch
                     sync(path)                                  # a state must not outlive its log
                 write_json(temporary / "manifest.json", manifest)
                 put_in_place(temporary, final)
-                for old in [*states(out)[max(keep, 1):], *final.parent.glob("*.tmp")]:
+                for old in [*states(out)[KEPT_STATES:], *final.parent.glob("*.tmp")]:
                     shutil.rmtree(old)
     except BaseException as error:
         try:
@@ -369,7 +290,7 @@ def states(out: Path) -> list[Path]:
 
 
 def load_state(out: Path, model, optimizer) -> tuple[int, dict]:
-    """Take up the newest sound state, if there is one, and cut the logs back to it.  -> optimiser steps done, memory.
+    """Take up the newest sound state, if there is one, and cut the logs back to it.  -> optimiser steps done, progress.
 
     A state of any number of ranks serves any other number.
     """
@@ -377,7 +298,7 @@ def load_state(out: Path, model, optimizer) -> tuple[int, dict]:
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    step, memory, found = 0, {}, from_rank_0(lambda: states(out))
+    step, progress, found = 0, {"totals": dict.fromkeys(TOTALS, 0)}, from_rank_0(lambda: states(out))
     for state in found:
         if damage := what_is_wrong(state):
             then = "there is none before it: the run begins anew" if state == found[-1] else "the one before it is next"
@@ -387,7 +308,7 @@ def load_state(out: Path, model, optimizer) -> tuple[int, dict]:
                 state.rename(state.with_suffix(".damaged"))
             continue
         progress = json.loads((state / "progress.json").read_text())
-        step, memory = progress["step"], progress["memory"]
+        step = progress["step"]
         model_state, optimizer_state = get_state_dict(model, optimizer)
         content = {"model": model_state, "optimizer": optimizer_state}
         checkpoint.load(content, checkpoint_id=state)
@@ -397,7 +318,7 @@ def load_state(out: Path, model, optimizer) -> tuple[int, dict]:
     if rank() == 0:
         cut_logs(out, step)
     barrier()
-    return step, memory
+    return step, progress
 
 
 def what_is_wrong(state: Path) -> str | None:
@@ -420,39 +341,6 @@ def read_manifest(state: Path) -> dict:
         return dict(json.loads(text)) if text.endswith("}\n") else {}
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def save_rollouts(path: Path, micro_batches_of: dict[int, list[Rollouts]]) -> None:
-    """One rank's micro-batches of the steps to come, as tensors named step.place.field."""
-    from safetensors.torch import save_file
-
-    save_file({f"{step}.{place:06d}.{field}": value.clone()
-               for step, micro_batches in micro_batches_of.items() for place, micro in enumerate(micro_batches)
-               for field, value in vars(micro).items() if value is not None}, path)
-    sync(path)
-
-
-def load_rollouts(out: Path, step: int, device) -> dict[int, list[Rollouts]]:
-    """The micro-batches that the state of `step` holds, by step.
-
-    The loss does not ask which rank a micro-batch is on: those of a rank that is no more go to another.
-    """
-    from safetensors.torch import load_file
-
-    fields: dict = {}
-    for path in share(sorted(state_directory(out, step).glob("rollouts_rank*.safetensors"))):
-        for name, value in load_file(path, device=str(device)).items():
-            of_step, place, field = name.split(".")
-            fields.setdefault((int(of_step), path.name, place), {})[field] = value
-    micro_batches_of: dict = {}
-    for (of_step, _, _), parts in sorted(fields.items()):
-        micro_batches_of.setdefault(of_step, []).append(Rollouts(**parts))
-    counts = gather_list([{of_step: len(micro_batches) for of_step, micro_batches in micro_batches_of.items()}])
-    empty = without_tokens(Rollouts(*[torch.zeros(0, device=device)] * 5))
-    for of_step in sorted(set().union(*counts)):                # as many on every rank: they call the model together
-        mine = micro_batches_of.setdefault(of_step, [])
-        mine += [empty] * (max(count.get(of_step, 0) for count in counts) - len(mine))
-    return micro_batches_of
 
 
 # ================================================================ signals
@@ -488,10 +376,10 @@ def asked_of_any_rank() -> int:
     return signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0
 
 
-def leave_if_asked(out: Path, together: bool) -> None:
-    """After a batch that was written down: leave if a signal asked; together: if it asked any rank."""
+def leave_if_asked(out: Path, done: str, together: bool = True) -> None:
+    """Leave if a signal asked any rank (not together: this one).  done: what has just ended, for the message."""
     if asked := asked_of_any_rank() if together else _asked:
-        leave(asked, f"{out}: a batch was finished")
+        leave(asked, f"{out}: {done}")
 
 
 def leave(number: int, message: str) -> None:

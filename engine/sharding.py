@@ -12,9 +12,7 @@ The collectives of FSDP2 happen inside forward and backward, so every rank must 
 `even_micro_batches` and `lockstep`.  With one process nothing is sharded, and the same loops run on a plain model.
 """
 import copy
-import json
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -45,74 +43,6 @@ def blocks(model) -> list[nn.Module]:
     """The modules that the architecture names as not to be split: its transformer blocks."""
     names = set(model._no_split_modules or ())
     return [module for module in model.modules() if type(module).__name__ in names]
-
-
-# ================================================================ reading
-
-@contextmanager
-def parameters_on_meta():
-    """Modules that are built in here have parameters with a shape but no memory; their buffers are real."""
-    register = nn.Module.register_parameter
-
-    def register_on_meta(module, name, parameter):
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = register_on_meta
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register
-
-
-def allocate_parameters(model, device) -> None:
-    """Give the parameters memory, each rank its part; tied ones stay tied."""
-    allocated: dict[nn.Parameter, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter not in allocated:
-                empty = torch.empty_like(parameter, device=device)
-                allocated[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-            if parameter is not None:
-                module._parameters[name] = allocated[parameter]
-
-
-class WeightFiles:
-    """The tensors of a checkpoint directory's safetensors, by name, read in parts."""
-
-    def __init__(self, directory: Path):
-        from safetensors import safe_open
-
-        index = directory / "model.safetensors.index.json"
-        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else ["model.safetensors"]
-        self.files = [safe_open(directory / name, "pt") for name in sorted(names) if (directory / name).is_file()]
-        self.file_of = {name: file for file in self.files for name in file.keys()}  # noqa: SIM118
-
-    def fit(self, model) -> bool:
-        """Whether each parameter has a tensor of its name and shape; embeddings and head may be padded in the file."""
-        padded = {parameter for module in (model.get_input_embeddings(), model.get_output_embeddings())
-                  for parameter in module.parameters()}
-        for name, parameter in model.named_parameters():
-            have = self.file_of[name].get_slice(name).get_shape() if name in self.file_of else None
-            want = [*parameter.shape]
-            if have != want and not (have and parameter in padded and have[0] > want[0] and have[1:] == want[1:]):
-                return False
-        return True
-
-    @torch.no_grad()
-    def read_into(self, model) -> None:
-        """Fill the parameters; each rank reads the rows of its shard and no others."""
-        for name, parameter in model.named_parameters():
-            source = self.file_of[name]
-            if isinstance(parameter, DTensor):
-                local = parameter.to_local()
-                rows_per_rank = -(-parameter.shape[0] // dist.get_world_size())         # as torch.chunk cuts
-                start = min(rows_per_rank * dist.get_rank(), parameter.shape[0])
-                if len(local):
-                    local.copy_(source.get_slice(name)[start:start + len(local)])
-            else:
-                parameter.copy_(source.get_slice(name)[:len(parameter)] if parameter.dim() else source.get_tensor(name))
 
 
 # ================================================================ using

@@ -106,6 +106,12 @@ def is_equal(answer: str, gold: str) -> bool:
     return numbers[0] == numbers[1] if None not in numbers else WORKER.compare(answer, gold)
 
 
+def is_readable(gold: str) -> bool:
+    """Can the judge read this gold?  If not, an answer is right only where the text is the same."""
+    number = plain_number(NOISE.sub("", gold).removesuffix("."))
+    return number is not None or 0 < len(gold) <= MAX_LENGTH and WORKER.can_read(gold)
+
+
 def plain_number(text: str) -> Fraction | None:
     r"""The value of 42, 1,000, -.5, 3/4, \frac{3}{4} or \frac34; None for anything else."""
     if DECIMAL.fullmatch(text) and text[-1:] not in ("+", "-", ".", ""):
@@ -138,6 +144,13 @@ class Worker:
             if verdict not in ("equal", "different"):
                 counts[verdict or "failed"] += 1
             return verdict == "equal"
+
+    def can_read(self, gold: str) -> bool:
+        """Does the worker get as far as to compare?  With a word: that costs little.  Not counted, as no run asked."""
+        request = json.dumps(["\\text{word}", gold]).encode() + b"\n"
+        with self.lock:
+            verdict = self.ask(request, COMPARE_SECONDS) or self.ask(request, COMPARE_SECONDS)     # had it died before?
+        return verdict in ("equal", "different")
 
     def ask(self, request: bytes, seconds: float) -> str:
         """The worker's verdict; "timeout", or "" where it died: then the next one is starting already."""

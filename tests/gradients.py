@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+import common
 from engine import ranks, rollouts
 from engine.sharding import whole
 
@@ -33,9 +34,7 @@ def canned_sample(model, prompts, *, samples_per_prompt, max_new_tokens, eos_ids
 
 def main(file, stage, *flags):
     module = importlib.import_module(stage)
-    module.sample = canned_sample
-    if hasattr(module, "grade"):
-        module.grade = lambda completion, gold: len(completion) % 2 == 0
+    common.sample, common.grade = canned_sample, lambda completion, gold: len(completion) % 2 == 0
     gradients = []
 
     def keep_gradients(optimizer, closure=None):

@@ -6,7 +6,7 @@ import pytest
 from conftest import run
 
 import common
-from engine import runs
+from engine import checkpoints
 import prepare
 import stage1_grpo
 import stage2_shape
@@ -112,7 +112,8 @@ def test_pairs_that_do_not_fit(toy, tmp_path, refused, copy_of):
     (swapped / "tokenizer.json").write_text(text)
     told = refused(stage4_distill, *pair(toy, tmp_path / "run", toy / "student", swapped))
     assert "different vocabularies" in told and "swapped" in told
-    other_end = copy_of(toy / "teacher", "other_end", generation_config={"eos_token_id": 4}, config={"eos_token_id": 4})
+    other_end = copy_of(toy / "teacher", "other_end", generation_config={"eos_token_id": 4}, config={"eos_token_id": 4},
+                        tokenizer_config={"eos_token": "}"})
     told = refused(stage4_distill, *pair(toy, tmp_path / "run", toy / "student", other_end))
     assert "[1]" in told and "[4]" in told
 
@@ -167,7 +168,7 @@ def test_rollouts_of_another_teacher(toy, tmp_path, refused, copy_of):
     shape = tmp_path / "shape"
     shape.mkdir()
     other = copy_of(toy / "teacher", "other", config={"rope_theta": 12345.0})
-    parents = {"teacher": runs.find_model(toy / "teacher")}
+    parents = {"teacher": checkpoints.find_model(toy / "teacher")}
     (shape / "args.json").write_text(json.dumps({"parents": parents}))
     (shape / "DONE").write_text("{}")
     row = {"prompt_ids": [5, 2], "completion_ids": [6, 1], "finished": True, "reward": 1.0, "weight": 1.0}
@@ -193,6 +194,5 @@ def test_shipped_pair_follows_the_rule():
     assert 0.86 <= figures["student"]["q_after_style"] <= 0.90 and figures["teacher"]["q"] >= 0.995
     assert sum(file.stat().st_size for file in prepare.SHIPPED_PAIR.rglob("*")) < 2 * 2**20
     tokenizer = common.load_tokenizer(prepare.SHIPPED_PAIR / "student")
-    import torch
-    model = common.load_model(prepare.SHIPPED_PAIR / "student", tokenizer, torch.float32, "cpu")
+    model = common.load_model(prepare.SHIPPED_PAIR / "student", tokenizer, "float32", "cpu")
     assert prepare.worked_digit_accuracy(model) == pytest.approx(figures["student"]["q_after_style"], abs=0.01)

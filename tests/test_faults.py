@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import metrics, run
 
 import common
-from engine import files, ranks, rollouts, runs
+from engine import checkpoints, files, ranks, runs
 import eval as judge
 import stage1_grpo
 import stage2_shape
@@ -30,20 +31,20 @@ TRAINERS = ["stage1_grpo", "stage3_kl", "stage4_distill"]
 
 @pytest.fixture(scope="module")
 def flags_of(toy, tmp_path_factory):
-    """Six steps of each trainer; stage 1 samples for three steps at a time, so that a state may lie between."""
+    """Six steps of each trainer; stage 1 samples for three steps at a time, so that a kill may fall between."""
     rollouts = tmp_path_factory.mktemp("shape") / "shape"
     shape = ["--teacher", toy / "teacher", "--reference", toy / "teacher", "--problems", toy / "few_heldout.jsonl", "--max-new-tokens", 16,
-             "--samples-per-prompt", 2, "--prompts-per-step", 5, "--allow-failed-certificate"]
+             "--certify-problems", toy / "few_train.jsonl", "--num-certify-problems", 8, "--samples-per-prompt", 2, "--prompts-per-step", 5, "--allow-failed-certificate"]
     run(stage2_shape, *shape, "--out", rollouts)
-    shared = ["--max-new-tokens", 16, "--prompts-per-step", 4, "--max-steps", 6, "--lr", 1e-3, "--save-every", 2, "--micro-batch-size", 4]
+    shared = ["--max-new-tokens", 16, "--max-steps", 6, "--lr", 1e-3, "--save-every", 2, "--micro-batch-size", 4]
     pair = ["--student", toy / "student", "--teacher", toy / "teacher"]
     return {
-        "stage1_grpo": [*shared, "--model", toy / "student", "--problems", toy / "few_train.jsonl", "--samples-per-prompt", 4,
+        "stage1_grpo": [*shared, "--prompts-per-step", 4, "--model", toy / "student", "--problems", toy / "few_train.jsonl", "--samples-per-prompt", 4,
                         "--steps-per-rollout", 3],
         "stage2_shape": shape,
-        "stage3_kl": [*shared, *pair, "--rollouts", rollouts / "rollouts.jsonl", "--problems", toy / "few_heldout.jsonl", "--max-kl", -1,
+        "stage3_kl": [*shared, "--rollouts-per-step", 4, *pair, "--rollouts", rollouts / "rollouts.jsonl", "--problems", toy / "few_heldout.jsonl", "--max-kl", -1,
                       "--eval-every", 4, "--allow-failed-certificate"],
-        "stage4_distill": [*shared, *pair, "--problems", toy / "few_train.jsonl"],
+        "stage4_distill": [*shared, "--prompts-per-step", 4, *pair, "--problems", toy / "few_train.jsonl"],
         "eval": ["--model", toy / "student", "--problems", toy / "few_heldout.jsonl", "--samples", 4, "--batch-size", 16, "--max-new-tokens", 16]}
 
 
@@ -112,7 +113,7 @@ def test_a_bridge_killed_between_its_last_state_and_done_does_not_train_on(flags
     """C2 holds at a step that is saved too: the state must know."""
     flags = [*flags_of["stage3_kl"], "--max-kl", 50, "--eval-every", 2]
     measure, values = stage3_kl.measure_c2, iter([100.0, 1.0])
-    patch.setattr(stage3_kl, "measure_c2", lambda *args: measure(*args) | {"value": next(values)})
+    patch.setattr(stage3_kl, "measure_c2", lambda *args: measure(*args) | {"c2_reverse_kl_nats": next(values)})
     patch.setattr(stage3_kl, "save_model", lambda *args: crash())
     with pytest.raises(Crash):
         run(stage3_kl, *flags, "--out", tmp_path / "run")
@@ -187,9 +188,19 @@ def test_with_every_state_damaged_the_run_begins_anew(flags_of, undisturbed, cra
     assert_alike(tmp_path / "run", undisturbed("stage4_distill"))
 
 
-def test_the_last_k_states_are_kept(flags_of, tmp_path):
-    run(stage4_distill, *flags_of["stage4_distill"], "--save-every", 1, "--keep-states", 3, "--out", tmp_path / "run")
-    assert [path.name for path in sorted((tmp_path / "run" / "state").iterdir())] == ["step_000003", "step_000004", "step_000005"]
+def test_the_last_two_states_are_kept(flags_of, tmp_path):
+    run(stage4_distill, *flags_of["stage4_distill"], "--save-every", 1, "--out", tmp_path / "run")
+    assert [path.name for path in sorted((tmp_path / "run" / "state").iterdir())] == ["step_000004", "step_000005"]
+
+
+@pytest.mark.parametrize("save_every, steps_per_rollout, expected", [(2, 1, [2, 4]), (1, 3, [3]), (3, 2, [4]), (5, 2, []), (4, 2, [4]), (0, 1, [])])
+def test_states_lie_at_the_first_end_of_a_batch_at_which_so_many_steps_have_gone_by(patch, tmp_path, save_every, steps_per_rollout, expected):
+    saved = []
+    patch.setattr(runs, "save_state", lambda out, step, *rest: saved.append(step))
+    args = SimpleNamespace(save_every=save_every, max_steps=6, out=tmp_path)
+    for step in range(steps_per_rollout, 7, steps_per_rollout):
+        runs.save_or_leave(args, step, None, None, {}, steps_per_rollout)
+    assert saved == expected
 
 
 def test_a_pickle_in_a_state_is_not_opened_before_its_hash_is_checked(flags_of, crashed_at_step_5, tmp_path, capsys):
@@ -198,38 +209,6 @@ def test_a_pickle_in_a_state_is_not_opened_before_its_hash_is_checked(flags_of, 
         (state / ".metadata").write_bytes(f"cbuiltins\nopen\n(V{tmp_path / 'opened'}\nVw\ntR.".encode())
     take_up(flags_of, tmp_path / "run", capsys)
     assert not (tmp_path / "opened").exists()
-
-
-def rollouts_like(seed: int, count: int) -> rollouts.Rollouts:
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(2, 9, (count, 3 + seed), generator=generator)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    return rollouts.Rollouts(ids, mask, ids + 1, mask, torch.zeros(count, dtype=torch.bool), torch.rand(ids.shape, generator=generator),
-                            advantages=torch.rand(count, generator=generator))
-
-
-@pytest.mark.parametrize("num_ranks", [1, 2, 4, 5])
-def test_rollouts_saved_on_four_ranks_are_all_there_on_any_number(tmp_path, patch, num_ranks):
-    state = runs.state_directory(tmp_path, 7)
-    state.mkdir(parents=True)
-    saved = {rank: {step: rollouts_like(10 * rank + step, 6).split(2) for step in (8, 9)} for rank in range(3)} | {3: {8: []}}
-    for rank, micro_batches_of in saved.items():
-        runs.save_rollouts(state / f"rollouts_rank{rank:05d}.safetensors", micro_batches_of)
-    found: dict = {8: [], 9: []}
-    for rank in range(num_ranks):
-        patch.setattr(ranks, "rank", lambda rank=rank: rank)
-        patch.setattr(ranks, "world_size", lambda: num_ranks)
-        mine = runs.load_rollouts(tmp_path, 7, "cpu")
-        for step in found:
-            found[step] += mine.get(step, [])
-        if num_ranks == 4 and rank < 3:                         # as many ranks as saved: each has its own again, in order
-            for step, micro_batches in saved[rank].items():
-                for one, other in zip(micro_batches, mine[step], strict=True):
-                    assert all(torch.equal(value, getattr(other, name)) for name, value in vars(one).items() if value is not None)
-                    assert other.rewards is None and other.weights is None
-    for step in found:
-        everything = [micro for rank in saved for micro in saved[rank].get(step, [])]
-        assert sorted(float(micro.advantages.sum()) for micro in found[step]) == sorted(float(micro.advantages.sum()) for micro in everything)
 
 
 # ---------------------------------------------------------------- full disks
@@ -282,18 +261,31 @@ def test_disk_full_under_a_log(tmp_path, capsys, file_limit):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("stage", TRAINERS)
-def test_a_signal_lets_the_step_end_saves_and_leaves(flags_of, undisturbed, tmp_path, patch, stage, number, code):
-    """Step 5 is no multiple of --save-every, and lies in the middle of stage 1's second rollout batch."""
+@pytest.mark.parametrize("stage, state", [("stage1_grpo", "step_000003"), ("stage3_kl", "step_000005"), ("stage4_distill", "step_000005")])
+def test_a_signal_lets_the_step_end_and_leaves(flags_of, undisturbed, tmp_path, patch, stage, state, number, code):
+    """Step 5 is no multiple of --save-every.  It lies in the middle of stage 1's second rollout batch, which is done again."""
     module = sys.modules[stage]
     at_step(patch, module, 5, lambda: os.kill(os.getpid(), number))
     with pytest.raises(SystemExit) as stop:
         run(module, *flags_of[stage], "--out", tmp_path / "run")
-    assert stop.value.code == code and runs.states(tmp_path / "run")[0].name == "step_000005"
+    assert stop.value.code == code and runs.states(tmp_path / "run")[0].name == state
+    assert metrics(tmp_path / "run")[-1]["step"] == 5, "the step was taken"
     patch.undo()
     run(module, *flags_of[stage], "--out", tmp_path / "run")
     assert_alike(tmp_path / "run", undisturbed(stage))
     assert signal.getsignal(signal.SIGTERM) is not runs.note_signal, "a finished run gives the signals back"
+
+
+@pytest.mark.parametrize("step", [1, 4, 5])
+def test_a_kill_in_the_middle_of_a_rollout_batch(flags_of, undisturbed, tmp_path, patch, step):
+    """In the first batch nothing was saved yet; in the second, the state of the first one's end is there."""
+    at_step(patch, stage1_grpo, step, crash)
+    with pytest.raises(Crash):
+        run(stage1_grpo, *flags_of["stage1_grpo"], "--out", tmp_path / "run")
+    assert [state.name for state in runs.states(tmp_path / "run")] == (["step_000003"] if step > 3 else [])
+    patch.undo()
+    run(stage1_grpo, *flags_of["stage1_grpo"], "--out", tmp_path / "run")
+    assert_alike(tmp_path / "run", undisturbed("stage1_grpo"))
 
 
 def test_a_signal_while_a_state_is_saved_asks_for_no_further_step(flags_of, tmp_path, patch):
@@ -307,7 +299,7 @@ def test_a_signal_while_a_state_is_saved_asks_for_no_further_step(flags_of, tmp_
 @pytest.mark.parametrize("module, name", [(stage2_shape, "stage2_shape"), (judge, "eval")])
 def test_a_signal_lets_the_batch_end_and_what_is_done_is_not_done_again(flags_of, undisturbed, tmp_path, patch, module, name):
     expected = undisturbed(name)
-    home = module
+    home = judge if module is judge else common
     sample, calls = home.sample, []
 
     def signal_in_the_second_batch(*args, **kwargs):
@@ -324,13 +316,13 @@ def test_a_signal_lets_the_batch_end_and_what_is_done_is_not_done_again(flags_of
     part.write_bytes(part.read_bytes() + b'{"places": [11, 12], "ro')          # torn
     shutil.copytree(tmp_path / "run", tmp_path / "fewer")
     run(module, *flags_of[name], "--out", tmp_path / "run")
-    assert len(calls) == 4 and sorted(sum(calls, [])) == list(range(16))
+    assert len(calls) == (4 if module is judge else 6) and sorted(sum(calls[:4], [])) == list(range(16))
     assert_alike(tmp_path / "run", expected)
 
     # the same, had rank 3 of four ranks done these batches; there is one rank now
     (tmp_path / "fewer" / part.name).rename(tmp_path / "fewer" / part.name.replace("rank0", "rank3"))
     run(module, *flags_of[name], "--out", tmp_path / "fewer")
-    assert len(calls) == 6
+    assert len(calls) == (6 if module is judge else 10)
     assert_alike(tmp_path / "fewer", expected)
 
 
@@ -413,7 +405,11 @@ def test_torchrun_restarts_over_nodes_are_refused_where_they_would_hang(patch, c
 
 @pytest.mark.parametrize("stage", TRAINERS)
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_logged(flags_of, tmp_path, patch, stage):
-    module, clip, step, calls, frozen = sys.modules[stage], torch.nn.utils.clip_grad_norm_, stage4_distill.take_step, [], []
+    module, clip, check, calls, before, frozen = sys.modules[stage], torch.nn.utils.clip_grad_norm_, runs.all_finite, [], [], []
+
+    def everything(optimizer):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        return [value.clone() for parameter in parameters for value in (parameter, *optimizer.state[parameter].values())]
 
     def break_a_gradient(parameters, most):
         parameters = list(parameters)
@@ -422,19 +418,20 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_logged(flags_of, t
             parameters[3].grad.view(-1)[7] = math.inf if len(calls) == 2 else math.nan
         return clip(parameters, most)
 
-    def watch(optimizer, grad_norm, losses):
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    def look_before(grad_norm, losses):
+        before[:] = everything(optimizers[0])
+        return check(grad_norm, losses)
 
-        def everything():
-            return [value.clone() for parameter in parameters for value in (parameter, *optimizer.state[parameter].values())]
-        before = everything()
-        answer = step(optimizer, grad_norm, losses)
-        frozen.append(len(before) == len(after := everything()) and all(map(torch.equal, before, after)))
-        assert all(parameter.grad is None for parameter in parameters)
-        return answer
+    def look_behind(optimizer, *rest, **more):
+        after = everything(optimizer)
+        frozen.append(len(before) == len(after) and all(map(torch.equal, before, after)))
+        return zero_grad(optimizer, *rest, **more)
 
+    optimizers, make, zero_grad = [], torch.optim.AdamW.__init__, torch.optim.AdamW.zero_grad
+    patch.setattr(torch.optim.AdamW, "__init__", lambda self, *rest, **more: (optimizers.append(self), make(self, *rest, **more))[1])
+    patch.setattr(torch.optim.AdamW, "zero_grad", look_behind)
     patch.setattr(torch.nn.utils, "clip_grad_norm_", break_a_gradient)
-    patch.setattr(module, "take_step", watch)
+    patch.setattr(module, "all_finite", look_before)
     every_group = ["--entropy-coef", 1e-3] if stage == "stage1_grpo" else []        # passed, also without advantage
     run(module, *flags_of[stage], *every_group, "--out", tmp_path / "run")
     assert frozen == [False, True, True, False, True, False]
@@ -501,7 +498,7 @@ def test_overwriting_is_never_half_a_parent(undisturbed, flags_of, tmp_path, pat
         run(stage4_distill, *flags_of["stage4_distill"], "--out", tmp_path / "run", "--overwrite")
     patch.undo()
     with pytest.raises(SystemExit):
-        runs.find_model(tmp_path / "run")
+        checkpoints.find_model(tmp_path / "run")
     assert "no DONE" in capsys.readouterr().err
     run(stage4_distill, *flags_of["stage4_distill"], "--out", tmp_path / "run", "--overwrite")
     assert_alike(tmp_path / "run", undisturbed("stage4_distill"))
@@ -510,10 +507,10 @@ def test_overwriting_is_never_half_a_parent(undisturbed, flags_of, tmp_path, pat
 def test_a_parent_whose_weights_are_not_as_written_is_refused(undisturbed, tmp_path, capsys):
     shutil.copytree(undisturbed("stage4_distill"), tmp_path / "run")
     (tmp_path / "run" / "model" / "generation_config.json").write_text('{"eos_token_id": 1}')     # people may edit this one
-    assert runs.find_model(tmp_path / "run")["sha256"] == runs.find_model(undisturbed("stage4_distill"))["sha256"]
+    assert checkpoints.find_model(tmp_path / "run")["sha256"] == checkpoints.find_model(undisturbed("stage4_distill"))["sha256"]
     flip(tmp_path / "run" / "model" / "model.safetensors")
     with pytest.raises(SystemExit):
-        runs.find_model(tmp_path / "run")
+        checkpoints.find_model(tmp_path / "run")
     assert "model.safetensors is not as the run wrote it" in capsys.readouterr().err
 
 
@@ -525,15 +522,15 @@ def test_nothing_in_a_model_directory_is_unpickled_or_run(toy, copy_of, patch, c
     (model_dir / "pytorch_model.bin").write_bytes(f"cbuiltins\nopen\n(V{model_dir / 'sprung'}\nVw\ntR.".encode())
     for module, name in ((torch, "load"), (__import__("pickle"), "load"), (__import__("pickle"), "loads")):
         patch.setattr(module, name, lambda *args, **kwargs: pytest.fail("something was unpickled"))
-    found = runs.find_model(model_dir)
+    found = checkpoints.find_model(model_dir)
     tokenizer = common.load_tokenizer(Path(found["path"]))
-    common.load_model(model_dir, tokenizer, torch.float32, "cpu")
+    common.load_model(model_dir, tokenizer, "float32", "cpu")
     assert not (model_dir / "sprung").exists()
 
     config = json.loads((model_dir / "config.json").read_text())
     (model_dir / "config.json").write_text(json.dumps(config | {"model_type": "trap"}))
     with pytest.raises(SystemExit) as stop:
-        runs.find_model(model_dir)
+        checkpoints.find_model(model_dir)
     assert stop.value.code == 2 and "code of its own" in capsys.readouterr().err and not (model_dir / "sprung").exists()
 
 

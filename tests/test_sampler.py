@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import EOS, PAD
 
-from engine import hardware, rollouts, runs, sampler
+from engine import checkpoints, hardware, rollouts, sampler
 from common import completion_logits, completion_logprobs, load_model, load_tokenizer, sample
 from engine.rollouts import pad
 from engine.sampler import draw
@@ -86,7 +86,7 @@ def test_frequencies_match_the_softmax(tiny, temperature, top_p, top_k):
 def test_generation_config_has_no_say(toy, copy_of):
     changed = copy_of(toy / "student", generation_config={"top_k": 1, "do_sample": True, "repetition_penalty": 5.0, "temperature": 0.01})
     tokenizer = load_tokenizer(changed)
-    plain, with_config = (load_model(path, tokenizer, torch.float32, "cpu") for path in (toy / "student", changed))
+    plain, with_config = (load_model(path, tokenizer, "float32", "cpu") for path in (toy / "student", changed))
     prompts = [tokenizer("3491827546=")["input_ids"]]
     expected, got = draw_many(plain, prompts, 16), draw_many(with_config, prompts, 16)
     assert expected.completions() == got.completions()
@@ -141,15 +141,15 @@ def test_the_last_uniform_draws_a_token_that_is_possible():
 def test_padded_vocabulary_is_cut(toy, copy_of):
     """64 untrained columns with large logits: never sampled, in no softmax."""
     tokenizer = load_tokenizer(toy / "teacher")
-    model = load_model(toy / "teacher", tokenizer, torch.float32, "cpu")
-    padded = load_model(toy / "teacher", tokenizer, torch.float32, "cpu")
+    model = load_model(toy / "teacher", tokenizer, "float32", "cpu")
+    padded = load_model(toy / "teacher", tokenizer, "float32", "cpu")
     padded.resize_token_embeddings(15 + 64, mean_resizing=False)
     with torch.no_grad():
         padded.get_output_embeddings().weight[15:] = 10 * padded.get_output_embeddings().weight[:1]
     directory = copy_of(toy / "teacher")
     padded.save_pretrained(directory)
     assert json.loads((directory / "config.json").read_text())["vocab_size"] == 79
-    cut = load_model(directory, tokenizer, torch.float32, "cpu")
+    cut = load_model(directory, tokenizer, "float32", "cpu")
     rollouts = draw_many(cut, [[5, 6, 2]], 50)
     assert rollouts.completion_ids.max() < 15
     torch.testing.assert_close(completion_logits(cut, rollouts), completion_logits(model, rollouts))
@@ -157,16 +157,16 @@ def test_padded_vocabulary_is_cut(toy, copy_of):
 
 def test_dropout_is_off_in_a_loaded_model(toy, copy_of):
     model = load_model(copy_of(toy / "student", config={"attention_dropout": 0.5}), load_tokenizer(toy / "student"),
-                       torch.float32, "cpu", trainable=True).train()
+                       "float32", "cpu", trainable=True).train()
     ids = torch.arange(5, 15)[None]
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 
 def test_tied_embeddings_stay_tied(toy, tmp_path):
     tokenizer = load_tokenizer(toy / "student")
-    model = load_model(toy / "student", tokenizer, torch.float32, "cpu")
-    runs.save_model(model, tokenizer, [EOS], tmp_path / "model")
-    again = load_model(tmp_path / "model", tokenizer, torch.float32, "cpu")
+    model = load_model(toy / "student", tokenizer, "float32", "cpu")
+    checkpoints.save_model(model, tokenizer, [EOS], tmp_path / "model")
+    again = load_model(tmp_path / "model", tokenizer, "float32", "cpu")
     assert again.get_output_embeddings().weight.data_ptr() == again.get_input_embeddings().weight.data_ptr()
 
 

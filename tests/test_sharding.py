@@ -8,10 +8,8 @@ from pathlib import Path
 import gradients as gradients_script
 import pytest
 import torch
-import transformers
 from conftest import metrics, run
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
 
 import common
 from engine import ranks, sharding
@@ -19,49 +17,7 @@ import stage2_shape
 
 HERE = Path(__file__).parent
 STAGES = ("stage1_grpo", "stage3_kl", "stage4_distill")
-MODELS = {
-    "Qwen3": {}, "Llama": {"tie_word_embeddings": False}, "Mistral": {}, "GPTNeoX": {},
-    "Gemma3": {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
-    "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2}}          # stored expert by expert: read whole
-
-
-@pytest.mark.parametrize("family", MODELS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loading_by_parts_is_from_pretrained(toy, tmp_path, family, dtype):
-    name = "Gemma3Text" if family == "Gemma3" else family
-    config = getattr(transformers, name + "Config")(
-        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None, eos_token_id=1, pad_token_id=0, **MODELS[family])
-    torch.manual_seed(0)
-    model = getattr(transformers, family + "ForCausalLM")(config)
-    model.save_pretrained(tmp_path / "model", max_shard_size="40KB")            # several files and an index
-    tokenizer = common.load_tokenizer(toy / "student")
-    vocab_size = common.vocabulary_size(tokenizer)
-    loaded = common.load_model(tmp_path / "model", tokenizer, dtype, "cpu")
-    expected = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=dtype).eval()
-    ids = torch.arange(10)[None] % vocab_size
-    assert torch.equal(loaded(ids).logits, expected(ids).logits[..., :vocab_size])
-    assert vocab_size < 128 and loaded.config.vocab_size == vocab_size and loaded.dtype == dtype
-    assert [parameter.device.type for parameter in loaded.parameters()] == ["cpu"] * len(list(loaded.parameters()))
-
-
-def test_names_that_do_not_fit_are_left_to_transformers(toy, copy_of):
-    """A checkpoint of the bare model: its tensors lack the prefix `model.`"""
-    bare = copy_of(toy / "student")
-    tensors = load_file(bare / "model.safetensors")
-    save_file({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, bare / "model.safetensors", {"format": "pt"})
-    tokenizer = common.load_tokenizer(bare)
-    loaded, original = (common.load_model(folder, tokenizer, torch.float32, "cpu") for folder in (bare, toy / "student"))
-    assert all(torch.equal(one, other) for one, other in zip(loaded.parameters(), original.parameters(), strict=True))
-
-
-def test_a_tensor_of_another_shape_is_not_cut_to_fit(toy, copy_of):
-    damaged = copy_of(toy / "student")
-    tensors = load_file(damaged / "model.safetensors")
-    tensors["model.norm.weight"] = torch.ones(len(tensors["model.norm.weight"]) + 1)
-    save_file(tensors, damaged / "model.safetensors", {"format": "pt"})
-    with pytest.raises(RuntimeError, match="mismatch"):
-        common.load_model(damaged, common.load_tokenizer(damaged), torch.float32, "cpu")
+PER_STEP = {"stage1_grpo": "--prompts-per-step", "stage3_kl": "--rollouts-per-step", "stage4_distill": "--prompts-per-step"}
 
 
 def test_activation_checkpointing_changes_no_gradient(toy):
@@ -69,7 +25,7 @@ def test_activation_checkpointing_changes_no_gradient(toy):
     rollouts = gradients_script.canned_sample(None, [[5, 6, 7], [8, 9]], samples_per_prompt=2, max_new_tokens=9, eos_ids=[1], pad_id=0)
     gradients, calls = [], []
     for checkpointing in (False, True):
-        model = common.load_model(toy / "student", tokenizer, torch.float32, "cpu", True, checkpointing)
+        model = common.load_model(toy / "student", tokenizer, "float32", "cpu", True, checkpointing)
         model.model.layers[0].self_attn.register_forward_hook(lambda *_, checkpointing=checkpointing: calls.append(checkpointing))
         common.completion_logprobs(model, rollouts).sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
@@ -88,14 +44,14 @@ def test_activation_checkpointing_changes_no_gradient(toy):
 def flags_of(toy, tmp_path_factory):
     out = tmp_path_factory.mktemp("shape") / "shape"
     run(stage2_shape, "--teacher", toy / "teacher", "--reference", toy / "teacher", "--problems", toy / "few_train.jsonl",
-        "--out", out, "--max-new-tokens", 16, "--samples-per-prompt", 2, "--allow-failed-certificate")
+        "--certify-problems", toy / "few_heldout.jsonl", "--out", out, "--max-new-tokens", 16, "--samples-per-prompt", 2, "--allow-failed-certificate")
     shared = ["--max-new-tokens", "12", "--max-grad-norm", "1e9", "--lr", "1e-3"]
     pair = ["--student", toy / "student", "--teacher", toy / "teacher"]
     flags = {
         "stage1_grpo": [*shared, "--model", toy / "student", "--problems", toy / "few_train.jsonl", "--samples-per-prompt", "3",
                         "--steps-per-rollout", "1", "--give-up-after", "0"],
         "stage2_shape": ["--teacher", toy / "teacher", "--reference", toy / "student", "--problems", toy / "few_heldout.jsonl",
-                         "--samples-per-prompt", "2", "--max-new-tokens", "12", "--prompts-per-step", "3", "--num-problems", "13",
+                         "--certify-problems", toy / "few_train.jsonl", "--samples-per-prompt", "2", "--max-new-tokens", "12", "--prompts-per-step", "3", "--num-problems", "13",
                          "--allow-failed-certificate"],
         "stage3_kl": [*shared, *pair, "--rollouts", out / "rollouts.jsonl", "--problems", toy / "few_heldout.jsonl", "--max-kl", "-1",
                       "--allow-failed-certificate"],
@@ -103,8 +59,8 @@ def flags_of(toy, tmp_path_factory):
     return {stage: list(map(str, flags[stage])) for stage in flags}
 
 
-UNEVEN = {"five": ["--prompts-per-step", "5", "--micro-batch-size", "2"],       # 4 ranks: one has two prompts
-          "three": ["--prompts-per-step", "3", "--micro-batch-size", "100"]}     # 4 ranks: one has none
+UNEVEN = {"five": (5, "--micro-batch-size", "2"),       # 4 ranks: one has two prompts
+          "three": (3, "--micro-batch-size", "100")}     # 4 ranks: one has none
 VARIANTS = {"stage1_grpo_three": ["--kl-coef", "0.1", "--loss-mean", "sequence", "--mask-truncated"],
             "stage4_distill_three": ["--estimator", "sampled"]}
 
@@ -115,11 +71,11 @@ def many(flags_of, tmp_path_factory):
     folders = {}
     for num_ranks in (1, 2, 4):
         folder = folders[num_ranks] = tmp_path_factory.mktemp(f"ranks{num_ranks}")
-        jobs = [[str(folder / f"{stage}_{name}.pt"), stage, *flags_of[stage], *uneven,
+        jobs = [[str(folder / f"{stage}_{name}.pt"), stage, *flags_of[stage], PER_STEP[stage], str(uneven[0]), *uneven[1:],
                  *VARIANTS.get(f"{stage}_{name}", []), "--max-steps", "1", "--out", str(folder / f"{stage}_{name}")]
                 for stage in STAGES for name, uneven in UNEVEN.items()]
         for stage in STAGES:
-            steps = ["--max-steps", "3", "--save-every", "2", "--prompts-per-step", "5", "--micro-batch-size", "4"]
+            steps = ["--max-steps", "3", "--save-every", "2", PER_STEP[stage], "5", "--micro-batch-size", "4"]
             jobs.append(["real", stage, *flags_of[stage], *steps, "--out", str(folder / f"{stage}_real")])
         extra = ["--sample-on-shards", "--activation-checkpointing", "--offload-teacher"]
         jobs.append(["real", "stage4_distill", *flags_of["stage4_distill"], *steps, *extra, "--out", str(folder / "stage4_distill_shards")])

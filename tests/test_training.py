@@ -1,5 +1,4 @@
 """The loops: whatever splits a batch leaves the gradient alone, and a resumed run is the same to the bit."""
-import sys
 
 import gradients as gradients_script
 import pytest
@@ -9,6 +8,7 @@ from safetensors.torch import load_file
 
 import common
 from engine import ranks
+from engine.rollouts import cut_groups
 import stage1_grpo
 import stage2_shape
 import stage3_kl
@@ -19,21 +19,21 @@ import stage4_distill
 def rollouts_file(toy, tmp_path_factory):
     out = tmp_path_factory.mktemp("shape") / "shape"
     run(stage2_shape, "--teacher", toy / "teacher", "--reference", toy / "teacher", "--problems", toy / "few_train.jsonl", "--out", out,
-        "--max-new-tokens", 16, "--samples-per-prompt", 2, "--allow-failed-certificate")
+        "--certify-problems", toy / "few_heldout.jsonl", "--max-new-tokens", 16, "--samples-per-prompt", 2, "--allow-failed-certificate")
     return out / "rollouts.jsonl"
 
 
 @pytest.fixture(scope="module")
 def flags_of(toy, rollouts_file):
     """One optimiser step of 6 prompts for each stage; the clipped gradient norm would hide a wrong scale: no clip."""
-    shared = ["--max-new-tokens", "12", "--prompts-per-step", "6", "--max-grad-norm", "1e9"]
+    shared = ["--max-new-tokens", "12", "--max-grad-norm", "1e9"]
     pair = ["--student", toy / "student", "--teacher", toy / "teacher"]
     return {
-        "stage1_grpo": [*shared, "--model", toy / "student", "--problems", toy / "few_train.jsonl", "--samples-per-prompt", "3",
+        "stage1_grpo": [*shared, "--prompts-per-step", "6", "--model", toy / "student", "--problems", toy / "few_train.jsonl", "--samples-per-prompt", "3",
                         "--steps-per-rollout", "1", "--max-steps", "1"],
-        "stage3_kl": [*shared, *pair, "--rollouts", rollouts_file, "--problems", toy / "few_heldout.jsonl", "--max-kl", "-1",
+        "stage3_kl": [*shared, "--rollouts-per-step", "6", *pair, "--rollouts", rollouts_file, "--problems", toy / "few_heldout.jsonl", "--max-kl", "-1",
                       "--allow-failed-certificate", "--max-steps", "1"],
-        "stage4_distill": [*shared, *pair, "--problems", toy / "few_train.jsonl", "--max-steps", "1"]}
+        "stage4_distill": [*shared, "--prompts-per-step", "6", *pair, "--problems", toy / "few_train.jsonl", "--max-steps", "1"]}
 
 
 @pytest.fixture
@@ -41,11 +41,9 @@ def gradient_here(tmp_path, monkeypatch):
     """The same in this process, which saves the imports."""
     def compute(stage, flags):
         file = tmp_path / f"{len(list(tmp_path.iterdir()))}.pt"
-        module = sys.modules[stage]
         monkeypatch.setattr(torch.optim.AdamW, "step", torch.optim.AdamW.step)
         for name in ("sample", "grade"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, getattr(module, name))
+            monkeypatch.setattr(common, name, getattr(common, name))
         gradients_script.main(file, stage, *map(str, flags), "--out", str(file) + "_run")
         return torch.load(file)[0]
     return compute
@@ -70,16 +68,18 @@ def test_any_number_of_ranks_draws_the_same_rollouts_and_takes_the_same_steps(to
     args = stage1_grpo.parse_args(["--model", "-", "--problems", "-", "--out", "-", "--prompts-per-step", "4", "--steps-per-rollout", "2",
                                    "--samples-per-prompt", "3", "--max-new-tokens", "16"])
     tokenizer = common.load_tokenizer(toy / "student")
-    policy = common.load_model(toy / "student", tokenizer, torch.float32, "cpu")
+    policy = common.load_model(toy / "student", tokenizer, "float32", "cpu")
     problems = common.load_problems(toy / "few_train.jsonl")
     prompts = common.encode_prompts(tokenizer, problems, args)
 
     def steps_of(rank, world_size):
         monkeypatch.setattr(ranks, "rank", lambda: rank)
         monkeypatch.setattr(ranks, "world_size", lambda: world_size)
-        rollouts, places = stage1_grpo.make_rollouts(policy, tokenizer, problems, prompts, args, [1], batch=5)
-        return [sorted(zip(map(tuple, part.prompts()), map(tuple, part.completions()), part.advantages.tolist()))
-                for part in stage1_grpo.cut_into_steps(rollouts, places, args, batch=5)]
+        rollouts, places = common.sample_share(policy, tokenizer, prompts[:8], args, [1], "rollouts", 5)
+        rollouts.rewards = common.grade_rollouts(rollouts, [problems[place].answer for place in places], tokenizer)
+        rollouts.advantages = stage1_grpo.group_advantages(rollouts.rewards, 3)
+        parts = cut_groups(rollouts, places, 8, 3, 4, ranks.random_generator(0, "groups", 5))
+        return [sorted(zip(map(tuple, part.prompts()), map(tuple, part.completions()), part.advantages.tolist())) for part in parts]
 
     alone, shared = steps_of(0, 1), [steps_of(rank, 3) for rank in range(3)]
     assert [len(step) for step in alone] == [12, 12]
@@ -104,7 +104,7 @@ def test_groups_without_advantage_are_left_out_of_the_passes_and_not_of_the_mean
 
 def test_a_batch_without_any_advantage_has_gradient_zero_and_still_counts(toy, tmp_path, monkeypatch):
     """AdamW takes its step (decay, momentum), and the log does not call a gap measured that was not."""
-    monkeypatch.setattr(stage1_grpo, "grade", lambda completion, gold: False)
+    monkeypatch.setattr(common, "grade", lambda completion, gold: False)
     run(stage1_grpo, "--model", toy / "teacher", "--problems", toy / "few_train.jsonl", "--out", tmp_path / "run", "--max-steps", 2,
         "--steps-per-rollout", 2, *GRPO, "--weight-decay", 10)
     rows = metrics(tmp_path / "run")
@@ -126,13 +126,10 @@ def test_masked_truncated_rows_are_as_if_they_were_not_there(gradient_here, flag
         rollouts.finished[::4] = False
         return rollouts
 
-    make = stage1_grpo.make_rollouts
     monkeypatch.setattr(gradients_script, "canned_sample", some_cut)
     masked = gradient_here("stage1_grpo", [*flags, "--mask-truncated"])
-    monkeypatch.setattr(stage1_grpo, "cut_into_steps", lambda rollouts, places, args, batch: [rollouts.select(rollouts.finished)])
+    monkeypatch.setattr(stage1_grpo, "cut_groups", lambda rollouts, *rest: [rollouts.select(rollouts.finished)])
     removed = gradient_here("stage1_grpo", flags)
-    monkeypatch.undo()
-    assert make is stage1_grpo.make_rollouts
     assert_same(masked, removed)
 
 

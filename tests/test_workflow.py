@@ -21,15 +21,15 @@ import stage4_distill
 
 @pytest.mark.pages
 def test_four_stages_in_a_row(toy, tmp_path):
-    shared = ("--max-new-tokens", 16, "--micro-batch-size", 32, "--prompts-per-step", 8)
+    shared = ("--max-new-tokens", 16, "--micro-batch-size", 32)
     run(stage1_grpo, "--model", toy / "teacher", "--problems", toy / "few_train.jsonl", "--out", tmp_path / "teacher",
-        "--max-steps", 2, "--steps-per-rollout", 2, "--lr", 3e-4, "--eval-problems", toy / "few_test.jsonl", "--eval-every", 1, *shared)
+        "--max-steps", 2, "--steps-per-rollout", 2, "--lr", 3e-4, "--eval-problems", toy / "few_test.jsonl", "--eval-every", 1, "--prompts-per-step", 8, *shared)
     run(stage2_shape, "--teacher", tmp_path / "teacher", "--reference", toy / "teacher", "--problems", toy / "few_heldout.jsonl",
-        "--out", tmp_path / "shape", "--allow-failed-certificate", *shared)
+        "--certify-problems", toy / "few_heldout.jsonl", "--out", tmp_path / "shape", "--allow-failed-certificate", *shared)
     run(stage3_kl, "--student", toy / "student", "--teacher", tmp_path / "teacher", "--rollouts", tmp_path / "shape" / "rollouts.jsonl",
         "--problems", toy / "few_heldout.jsonl", "--max-kl", 100, "--out", tmp_path / "bridge", "--allow-failed-certificate", *shared)
     run(stage4_distill, "--student", tmp_path / "bridge", "--teacher", tmp_path / "teacher", "--problems", toy / "few_train.jsonl",
-        "--out", tmp_path / "student", "--max-steps", 2, "--lr", 1e-3, *shared)
+        "--out", tmp_path / "student", "--max-steps", 2, "--lr", 1e-3, "--prompts-per-step", 8, *shared)
     run(judge, "--model", tmp_path / "student", "--problems", toy / "few_test.jsonl", "--samples", 4, "--max-new-tokens", 16,
         "--out", tmp_path / "eval")
 

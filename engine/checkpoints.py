@@ -1,0 +1,465 @@
+"""Checkpoint directories: found, checked before any weights load, read in parts, and written.
+
+    --model NAME ──find_model──► a directory that is whole: from its small files and the headers of its weights alone it
+                                 is known that they and config.json fit, tensor for tensor, and hold plain numbers
+    directory ──WeightFiles──► each rank reads its rows of every tensor, where transformers would take all as they are;
+                               else (experts that are stored one by one) transformers reads them whole
+    model ──save_model──► an ordinary Hugging Face directory, and a manifest
+
+Which tensor goes where is asked of transformers (`get_model_conversion_mapping`), so that both ways of reading end with
+the same model; whatever would leave a weight out, or invent one, is refused in one sentence.
+"""
+import hashlib
+import json
+import os
+import re
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from engine.files import empty_directory, file_digest, put_in_place, saving, write_json
+from engine.ranks import fail, from_rank_0, gather_list, rank, say
+from engine.sampler import is_sharded
+from engine.sharding import whole_state
+
+# ================================================================ finding
+
+
+def find_model(path: Path, allow_failed_certificate: bool = False) -> dict:
+    """The checkpoint directory that a --model, --teacher, … flag means, checked without loading any weights.
+
+    `path` is a checkpoint directory, a finished run (then its model/), or a name on the hub, owner/name or
+    owner/name@revision; a directory of that name wins.
+    -> {"path", "sha256" of config and weights}, for a run "run": its directory, from the hub "hub": name and commit.
+    """
+    path, hub = Path(path), {}
+    if not path.is_dir():
+        path, hub = download(path)
+    run = path if (path / "args.json").is_file() and not (path / "config.json").is_file() else path.parent
+    is_run = (run / "args.json").is_file() and (run / "model" == path or run == path)
+    if is_run:
+        check_parent_run(run, allow_failed_certificate)
+    model_dir = run / "model" if is_run else path
+    check_manifest(model_dir)
+    check_directory(model_dir)
+    sha256, damaged = from_rank_0(lambda: hash_model(model_dir))
+    if damaged:
+        fail(not_as_written(model_dir, damaged))
+    return {"path": str(model_dir), "sha256": sha256} | ({"run": str(run)} if is_run else {}) | hub
+
+
+def check_parent_run(run: Path, allow_failed_certificate: bool) -> None:
+    """A run is handed on only when it is finished and, where it certifies something, when that holds."""
+    if not (run / "DONE").is_file():
+        fail(f"{run}: this run has no DONE, so it did not finish; run its command again, it goes on where it stopped")
+    certificate = run / "certificate.json"
+    if certificate.is_file() and not read_object(certificate).get("passed") and not allow_failed_certificate:
+        fail(f"{run}: the certificate of this run did not pass (see {certificate}); --allow-failed-certificate goes on")
+
+
+def hash_model(model_dir: Path) -> tuple[str, str | None]:
+    """-> the hash of config and weights, and the first file of weights that its manifest, if any, has otherwise."""
+    weights = {file.name: file_digest(file) for file in sorted(model_dir.glob("*.safetensors"))}
+    digest = hashlib.sha256((model_dir / "config.json").read_bytes())
+    for facts in weights.values():
+        digest.update(bytes.fromhex(facts["sha256"]))
+    manifest = model_dir / "manifest.json"
+    written = read_object(manifest) if manifest.is_file() else weights
+    names = sorted(name for name in {**written, **weights} if name.endswith(".safetensors"))
+    return digest.hexdigest(), next((name for name in names if written.get(name) != weights.get(name)), None)
+
+
+def check_manifest(model_dir: Path) -> None:
+    """Weights that a run wrote have the size that it wrote down; `hash_model` reads them whole, later."""
+    if (model_dir / "manifest.json").is_file():
+        for name, facts in read_object(model_dir / "manifest.json").items():
+            file, written = model_dir / name, facts.get("bytes") if isinstance(facts, dict) else None
+            if name.endswith(".safetensors") and (not file.is_file() or file.stat().st_size != written):
+                fail(not_as_written(model_dir, name))
+
+
+def not_as_written(model_dir: Path, name: str) -> str:
+    return (f"{model_dir / name} is not as the run wrote it (see manifest.json there): delete {model_dir} and DONE "
+            "beside it and run that run's command again")
+
+
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]      # weights, configs, tokenizer
+
+
+def download(name: Path) -> tuple[Path, dict]:
+    """The snapshot of a model on the hub, from the local cache or downloaded: rank 0, one rank of each node, the rest.
+
+    -> its directory; {"hub": "owner/name@commit"}.
+    """
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(\S+))?", str(name))
+    if not match:
+        fail(f"{name}: no such directory (a model on the hub is named owner/name or owner/name@revision)")
+    (repository, revision), answer = match.groups(), None
+    for turn in (rank() == 0, int(os.environ.get("LOCAL_RANK", 0)) == 0, True):
+        answer = answer or turn and snapshot(repository, revision)
+        for _, problem in filter(None, gather_list([answer])):
+            if problem:
+                fail(f"{name}: no such directory, and not to be had from the hub or its local cache ({problem})")
+        revision = from_rank_0(lambda: answer[0].name)  # noqa: B023  (the commit: a branch may move between two ranks)
+    say(f"{name}: commit {revision} of the hub, {answer[0]}")
+    return answer[0], {"hub": f"{repository}@{revision}"}
+
+
+def snapshot(repository: str, revision: str | None) -> tuple[Path | None, str | None]:
+    """-> the directory of a snapshot, named by its commit; or why there is none."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=HUB_FILES,
+                                      ignore_patterns=["*/*", "consolidated*"])), None
+    except Exception as error:                          # of the network, the hub, the cache or the disk
+        return None, first_line(error)
+
+
+# ================================================================ checking
+
+
+def check_directory(model_dir: Path) -> None:
+    """Refuse, without loading weights, what would not load or would load as another model than it is."""
+    if (model_dir / "adapter_config.json").is_file():
+        fail(f"{model_dir} holds an adapter (adapter_config.json), which is not applied here: merge it into its base "
+             "model (peft's merge_and_unload, then save_pretrained) and give that directory")
+    if not (model_dir / "config.json").is_file():
+        fail(f"{model_dir}: no model here (config.json is missing)")
+    config = read_object(model_dir / "config.json")
+    if method := quantisation(model_dir, config):
+        fail(f"{model_dir}: its weights are quantised ({method}); give the checkpoint that they were made from, or "
+             "dequantise them with transformers (from_pretrained with FineGrainedFP8Config(dequantize=True) or "
+             "Mxfp4Config(dequantize=True), else model.dequantize(); then save_pretrained)")
+    if config.get("transformers_weights") or list(model_dir.glob("shard-*-model-*.safetensors")):
+        fail(f"{model_dir}: transformers would read other files than model.safetensors (transformers_weights in "
+             "config.json, or shard-*-model-*): save it anew with save_pretrained")
+    if needs_own_code(config):
+        fail(f"{model_dir}: this model needs code of its own (auto_map in config.json), which is never run")
+    files = WeightFiles(model_dir)
+    if (model_dir / "generation_config.json").is_file():
+        read_object(model_dir / "generation_config.json")
+        generation_config(model_dir)
+    if wrong := files.what_is_wrong(empty_model(model_dir, "float32")):
+        fail(f"{model_dir}: {wrong}")
+
+
+def quantisation(model_dir: Path, config: dict) -> str | None:
+    """How the weights are quantised: what config.json says, of the model or a part of it, or a file beside it."""
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in ("quantization_config", "compression_config"):
+            if settings := part.get(key):
+                return str(settings.get("quant_method", key)) if isinstance(settings, dict) else key
+    names = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+    return next((name for name in names if (model_dir / name).is_file()), None)
+
+
+def needs_own_code(config: dict) -> bool:
+    """Whether transformers knows the model only by code in the model's directory."""
+    from transformers import CONFIG_MAPPING
+
+    return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
+
+
+def read_object(path: Path) -> dict:
+    """The JSON object in a file that a checkpoint or a run consists of."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        fail(f"{path} cannot be read as JSON ({first_line(error)}): copy or download it again")
+    if not isinstance(content, dict):
+        fail(f"{path}: a JSON object is expected, this is a {type(content).__name__}")
+    return content
+
+
+def first_line(error: BaseException) -> str:
+    """An error of a library for a sentence of ours: its type and the beginning of what it says."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]).rstrip(".:")
+
+
+@contextmanager
+def quiet_transformers():
+    """What is wrong becomes our one sentence, not a warning before it."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def empty_model(model_dir: Path, dtype: str):
+    """The model that config.json describes, without dropout: its parameters have shapes but no memory."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with quiet_transformers(), parameters_on_meta():
+            config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+            for part in {id(part): part for part in (config, config.get_text_config())}.values():
+                for name in [name for name in part.to_dict() if "dropout" in name or "pdrop" in name]:
+                    setattr(part, name, 0.0)            # the policy that sampled is the policy that is scored
+            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    except Exception as error:                          # whatever a config can say that is wrong
+        fail(f"{model_dir / 'config.json'}: transformers makes no causal language model of it ({first_line(error)}); "
+             "copy it again, or give another model")
+
+
+def generation_config(model_dir: Path):
+    from transformers import GenerationConfig
+
+    try:
+        with quiet_transformers():
+            return GenerationConfig.from_pretrained(model_dir)
+    except Exception as error:
+        fail(f"{model_dir / 'generation_config.json'}: transformers cannot read it ({first_line(error)}); mend it "
+             "or delete it")
+
+
+@torch.no_grad()
+def check_finite(model, model_dir: Path, dtype: str) -> None:
+    """Refuse weights, or logits of a few ids, that are not finite in the dtype that they are computed in."""
+    compute_dtype = getattr(torch, dtype)
+    local = ((name, p.to_local() if isinstance(p, DTensor) else p) for name, p in model.named_parameters())
+    names = [name for name, parameter in local if not parameter.to(compute_dtype).isfinite().all()]
+    if names := sum(gather_list([names]), []):          # each rank sees its part
+        fail(f"{model_dir}: {several(names, 'tensor')} with numbers that are NaN or infinite in {dtype}; "
+             "the checkpoint is damaged, or needs another --dtype")
+    ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    with torch.autocast(model.device.type, compute_dtype, enabled=model.dtype != compute_dtype):
+        logits = model(input_ids=ids, use_cache=False).logits
+    if is_sharded(model):
+        model.reshard()                                 # its root stays gathered after a forward pass
+    if not logits.float().logsumexp(-1).isfinite().all():
+        fail(f"{model_dir}: the model's logits are NaN or infinite in {dtype}; the checkpoint is damaged, or needs "
+             "another --dtype")
+
+
+def several(names: list[str], what: str) -> str:
+    """"1 tensor (a)", "7 tensors (a, b, c, …)"."""
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(names)} {what}{'s' if len(names) > 1 else ''} ({shown})"
+
+
+# ================================================================ reading
+
+@contextmanager
+def parameters_on_meta():
+    """Modules that are built in here have parameters with a shape but no memory; their buffers are real."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module, name, parameter):
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+def allocate_parameters(model, device) -> None:
+    """Give the parameters memory, each rank its part; tied ones stay tied.  Buffers go to the device."""
+    allocated: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter not in allocated:
+                empty = torch.empty_like(parameter, device=device)
+                allocated[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+            if parameter is not None:
+                module._parameters[name] = allocated[parameter]
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
+
+
+def weight_files(model_dir: Path) -> list[Path]:
+    """model.safetensors, else the shards that the index names: those that transformers would read."""
+    index = model_dir / "model.safetensors.index.json"
+    if (model_dir / "model.safetensors").is_file():
+        return [model_dir / "model.safetensors"]
+    if index.is_file():
+        files = read_object(index).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+            fail(f"{index}: no weight_map, tensor -> file, in this index: copy or download it again")
+        paths = [model_dir / name for name in sorted(set(files.values()))]
+        if missing := [path.name for path in paths if not path.is_file()]:
+            fail(f"{index} names {several(missing, 'file')} that cannot be found: copy or download what is missing")
+        return paths
+    if found := sorted(path.name for path in model_dir.glob("*.safetensors") if path.is_file()):
+        fail(f"{model_dir}: neither model.safetensors nor {index.name} is there, only {several(found, 'other file')}: "
+             "copy or download what is missing")
+    fail(f"{model_dir}: no weights here (*.safetensors; a pickle is never loaded)")
+
+
+def open_weights(path: Path):
+    try:
+        return safe_open(path, "pt")                    # checks the header and the file's length
+    except (OSError, SafetensorError) as error:
+        if path.read_bytes()[:24].startswith(b"version https://git-lfs"):
+            fail(f"{path} is a git-lfs pointer in place of the weights: run `git lfs pull` there")
+        fail(f"{path} is cut short or damaged ({first_line(error)}): copy or download it again")
+
+
+class WeightFiles:
+    """The tensors of a checkpoint directory's safetensors, by name, read in parts."""
+
+    def __init__(self, model_dir: Path):
+        files = [open_weights(path) for path in weight_files(model_dir)]
+        self.file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+
+    def places(self, model) -> dict[str, tuple[list[str], bool]]:
+        """Where transformers puts each tensor: the names in the model, and whether it computes on it on the way there.
+
+        Without those that it leaves out by design: stored masks and rotary frequencies, heads for speculative decoding.
+        """
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        state, prefix, mapping = model.state_dict(), model.base_model_prefix, get_model_conversion_mapping(model)
+        renamings = [rule for rule in mapping if isinstance(rule, WeightRenaming)]
+        converters = [rule for rule in mapping if isinstance(rule, WeightConverter)]
+        converter_of = {pattern: rule for rule in converters for pattern in rule.source_patterns}
+        ignored = re.compile("|".join([r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$",
+                                       *(model._keys_to_ignore_on_load_unexpected or ())]))
+        places = {}
+        for name in self.file_of:
+            target, pattern = rename_source_key(name, renamings, converters, prefix, state)
+            if target not in state and name in state:
+                target, pattern = name, None
+            targets = converter_of[pattern].target_patterns if pattern is not None else []
+            targets = [target.replace(targets[0], other) for other in targets] if len(targets) > 1 else [target]
+            if not ignored.search(target) or target in state:
+                places[name] = targets, pattern is not None
+        return places
+
+    def what_is_wrong(self, model) -> str | None:
+        """How the files and the model that config.json describes (on meta, not cut) disagree; None if they don't."""
+        state, places = model.state_dict(), self.places(model)
+        filled = {target for targets, _ in places.values() for target in targets}
+        optional = re.compile("|".join(model._keys_to_ignore_on_load_missing or ()) or "$^")
+        if missing := [names[0] for names in stored_tensors(model).values()
+                       if not filled & set(names) and not optional.search(names[0])]:
+            tie = "; if the head is the embedding, config.json must have tie_word_embeddings: true" * (
+                missing == ["lm_head.weight"])
+            return f"the weights lack {several(missing, 'tensor')} of the model in config.json{tie}"
+        if left_over := [name for name, (targets, _) in places.items() if not state.keys() & set(targets)]:
+            return (f"the weights have {several(left_over, 'tensor')} that the model in config.json has no place for; "
+                    "config.json is of another model, or the tensors do not belong there")
+        for name, (targets, computed) in places.items():
+            have, want = self.file_of[name].get_slice(name), state[next(name for name in targets if name in state)]
+            if want.is_floating_point() and have.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                return f"{name} is stored as {have.get_dtype()}, not as plain numbers: quantised weights are not read"
+            if not computed and have.get_shape() != [*want.shape]:
+                return f"{name} has shape {have.get_shape()} in the weights and {[*want.shape]} by config.json"
+        return self.torn_tie(model)
+
+    def torn_tie(self, model) -> str | None:
+        """Weights that config.json ties and the files have twice must be the same: else transformers ties them not."""
+        for first, *others in stored_tensors(model).values():
+            for other in others if first in self.file_of else []:
+                if other in self.file_of and not torch.equal(*(self.file_of[x].get_tensor(x) for x in (first, other))):
+                    return (f"config.json ties {other} to {first} (tie_word_embeddings), but the weights have two "
+                            "different tensors; set it to false in config.json if both are meant")
+        return None
+
+    def sources(self, model) -> dict[str, str] | None:
+        """Name in the model -> name in the files; None unless transformers would take each tensor as it is."""
+        places, tensors = self.places(model), stored_tensors(model).values()
+        name_of = {target: name for name, (targets, _) in places.items() for target in targets}
+        as_it_is = len(name_of) == len(places) and not any(computed for _, computed in places.values())
+        keeps_float32 = model.dtype != torch.float32 and getattr(model, "_keep_in_fp32_modules_strict", None)
+        if not as_it_is or keeps_float32 or not all(name_of.keys() & set(names) for names in tensors):
+            return None
+        return {names[0]: next(name_of[name] for name in names if name in name_of) for names in tensors}
+
+    @torch.no_grad()
+    def read_into(self, model, sources: dict[str, str]) -> None:
+        """Fill parameters and stored buffers; each rank reads the rows of its shard and no others.
+
+        sources: of this model before it was cut and sharded.  Embeddings and head may have more rows in the file.
+        """
+        for tensor, (first, *_) in stored_tensors(model).items():
+            name = sources[first]
+            source = self.file_of[name]
+            if isinstance(tensor, DTensor):
+                local = tensor.to_local()
+                rows_per_rank = -(-tensor.shape[0] // dist.get_world_size())        # as torch.chunk cuts
+                start = min(rows_per_rank * dist.get_rank(), tensor.shape[0])
+                if len(local):
+                    local.copy_(source.get_slice(name)[start:start + len(local)])
+            else:
+                tensor.copy_(source.get_slice(name)[:len(tensor)] if tensor.dim() else source.get_tensor(name))
+
+
+def stored_tensors(model) -> dict[torch.Tensor, list[str]]:
+    """The model's parameters and persistent buffers; each with its names, several where weights are tied."""
+    names: dict = {}
+    state = model.state_dict().keys()
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
+        if name in state:
+            names.setdefault(tensor, []).append(name)
+    return names
+
+
+def load_whole(model_dir: Path, config, dtype: str):
+    """By transformers itself, on the CPU, whole on every rank: a checkpoint whose tensors are not the model's own."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_transformers():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                model_dir, config=config, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False,
+                output_loading_info=True)
+    except Exception as error:
+        fail(f"{model_dir}: transformers cannot load these weights ({first_line(error)})")
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
+        if info.get(kind):
+            fail(f"{model_dir}: config.json and the weights do not fit, {several(sorted(map(str, info[kind])), kind)}")
+    return model
+
+
+# ================================================================ writing
+
+
+def save_model(model, tokenizer, stop: list[int], directory: Path) -> None:
+    """An ordinary Hugging Face checkpoint directory with a manifest.json, whole or not at all.
+
+    All ranks call it, rank 0 writes.
+    """
+    state = whole_state(model)
+    if rank() > 0:
+        return
+    with saving(directory):
+        temporary = empty_directory(directory.with_name(directory.name + ".tmp"))
+        describe(model, tokenizer, stop)
+        model.save_pretrained(temporary, state_dict=state)
+        tokenizer.save_pretrained(temporary)
+        write_json(temporary / "manifest.json", {file.name: file_digest(file) for file in sorted(temporary.iterdir())})
+        put_in_place(temporary, directory)
+
+
+def describe(model, tokenizer, stop: list[int]) -> None:
+    """Make config and generation config say what is true of the trained model: dtype, vocabulary, where it stops."""
+    from transformers import GenerationConfig
+
+    end, rows = stop if len(stop) > 1 else stop[0], model.get_input_embeddings().weight.shape[0]
+    for config in (model.config, model.config.get_text_config()):
+        config.dtype, config.eos_token_id = model.dtype, end
+        if (getattr(config, "pad_token_id", None) or 0) >= rows:
+            config.pad_token_id = None                  # in the rows that were cut off; else the model cannot be built
+    settings = model.generation_config
+    settings.eos_token_id, settings.do_sample = end, True       # else it must not have a temperature beside it
+    settings.pad_token_id = tokenizer.pad_token_id
+    try:
+        settings.validate(strict=True)                  # as save_pretrained does
+    except ValueError:
+        model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.pad_token_id,
+                                                   do_sample=True)

@@ -1,0 +1,87 @@
+"""What stands where: imports go down only, top level -> common -> engine -> judge, and nowhere in a circle."""
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
+         for folder in (".", "engine", "judge") for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"}
+SCRIPTS = {name for name in FILES if "." not in name} - {"common"}
+STAGES = sorted(name for name in SCRIPTS if name.startswith("stage"))
+PACKAGES = {"torch", "transformers", "numpy", "tqdm", "sympy", "safetensors", "huggingface_hub"}     # the last two: transformers brings them
+
+
+def imports(name):
+    """-> all modules that a file imports, wherever in it, and those that it imports as it is itself imported"""
+    tree = ast.parse(FILES[name].read_text())
+    everywhere, at_once = set(), set()
+    for node in ast.walk(tree):
+        found = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative imports hide where things are"
+            found = {node.module} | {f"{node.module}.{alias.name}" for alias in node.names} & FILES.keys()
+        everywhere |= found
+        at_once |= found if node in tree.body else set()
+    return everywhere, at_once
+
+
+OURS = {name: imports(name)[0] & FILES.keys() for name in FILES}
+
+
+def level(name):
+    return name.split(".")[0] if "." in name else "common" if name == "common" else "top"
+
+
+def test_imports_go_down_only():
+    below = {"top": {"top", "common", "engine", "judge"}, "common": {"engine", "judge"}, "engine": {"engine", "judge"}, "judge": {"judge"}}
+    wrong = [f"{name} imports {other}" for name in FILES for other in OURS[name] if level(other) not in below[level(name)]]
+    assert not wrong
+    assert {"engine.ranks", "common", "judge.answers"} <= OURS["stage1_grpo"], "or nothing was read"
+
+
+def test_there_is_no_circle():
+    done = []
+
+    def visit(name, path):
+        assert name not in path, " -> ".join([*path, name])
+        if name not in done:
+            for other in sorted(OURS[name]):
+                visit(other, [*path, name])
+            done.append(name)
+
+    for name in FILES:
+        visit(name, [])
+    assert len(done) == len(FILES) > 20
+
+
+def reachable(name):
+    found, todo = set(), [name]
+    while todo:
+        if (module := todo.pop()) not in found:
+            found.add(module)
+            todo += OURS[module]
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_needs_five_packages_and_what_they_bring(stage):
+    """What is more (matplotlib, pyarrow) is imported where it is used, by those who want it."""
+    outside = {module.split(".")[0] for name in reachable(stage) for module in imports(name)[1] - FILES.keys()}
+    assert outside - sys.stdlib_module_names - {"engine", "judge"} <= PACKAGES
+
+
+def test_the_judge_needs_no_torch():
+    names = ", ".join(name for name in FILES if name.startswith("judge."))
+    code = f"import sys, {names}; from judge.answers import grade; assert grade('\\\\boxed{{1/2}}', '0.5'); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_scripts_start_from_any_directory_and_through_a_link(tmp_path):
+    (tmp_path / "linked.py").symlink_to(ROOT / "plan.py")
+    for script in (ROOT / "plan.py", tmp_path / "linked.py"):
+        done = subprocess.run([sys.executable, str(script), "--gpu", "none"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and "plan.py knows" in done.stderr
