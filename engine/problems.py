@@ -25,7 +25,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from engine.ranks import fail, from_rank_0, say
-from judge.answers import GSM8K_LINE, is_readable, last_box, last_line
+from judge.answers import GSM8K_LINE, is_readable, last_boxes, last_line
 
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
 LONGEST_COMPLETION = 8192                               # tokens, where --max-new-tokens does not say
@@ -260,7 +260,7 @@ def gold_of(row: dict, source: str) -> str:
     if not gold and isinstance(reward_model, dict):
         gold = plain_answer(reward_model.get("ground_truth"), source)
     if not gold and isinstance(row.get("solution"), str):
-        gold = last_box(row["solution"]) or last_line(row["solution"], GSM8K_LINE)
+        gold = last_boxes(row["solution"]) or last_line(row["solution"], GSM8K_LINE)
     if not gold:
         fail(f"{source}: no answer under `answer` or `reward_model.ground_truth`, nor in a box of `solution`; the "
              f"reward needs one for each problem ({columns_of(row)})")

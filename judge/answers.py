@@ -24,41 +24,118 @@ BRACE = re.compile(
     r"|(?P<open>\{)|(?P<close>\})"
 )
 NOT_SPACE = re.compile(r"\S")
-ANSWER_LINE = re.compile(
-    r"(?<![a-zA-Z0-9])answer(?:\s{1,3}is)?[ *_]{0,4}[:：][\s*_}]{0,6}(?:\\\[|\$\$)?\s{0,3}", re.IGNORECASE
+LOOKS = re.compile(r"\\(?:text|mathrm|mbox)(?![a-zA-Z])|\\q?quad|\\[()\[\],;:! ]|[\s${}*~]")
+JOINT = re.compile(
+    r"[,;，、]?(?:(?P<or>either|or(?:else)?|或|ou?|oder)|and(?:also)?|aswellas|alongwith|&|和|y|et|und|e)?"
 )
+NAMED = re.compile(r"(?:^|[\s$({,])([a-zA-Z](?:_\{?\w\}?)?)\s*=\s*[$\s]*$")
+MAX_JOINT = 60  # characters between two boxes that are one answer
+
+THOUGHT_ENDS = re.compile(r"</(?:think|thinking|thought|reasoning|reflection)>|\[/THINK\]|◁/think▷", re.IGNORECASE)
+TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
+ANSWER_LINE = re.compile(
+    r"(?:(?:(?<![a-zA-Z0-9])(?:answer(?:\s{1,3}is)?|r[ée]ponse|respuesta|resposta|risposta|antwort|ответ)|答案|答え|정답)"
+    r"[ *_]{0,4}[:：]|答案[是为為][:：]?)[\s*_}]{0,6}(?:\\\[|\$\$)?\s{0,3}", re.IGNORECASE
+)  # fmt: skip
 GSM8K_LINE = re.compile(r"(?<!#)####(?!#)")
+REMARK = re.compile(  # 5, because ...; 5 (since ...); 5. This is ...; 5 — the least
+    r"(?<=\S)(?:[\s,;:.(*–—-]*[\s,;(](?:(?:because|since|as|which|so|where|hence|thus|this|that|note|rounded|checked|"
+    r"obtained|using)\b|(?:i\.?e|e\.?g)\.)"
+    r"|(?:(?<=[0-9$)}*%])|(?<=[a-z]{3}))\.\**\s+(?=[A-Z])|\s+(?:—|--)\s+(?=[A-Za-z]{3})|\s*[✀-➿\U0001F300-\U0001FAFF]).*",
+    re.IGNORECASE,
+)
+RETRACTS = re.compile(r"\b(?:wait|no|not|wrong|incorrect|actually|rather|instead|except|unless)\b", re.IGNORECASE)
 
 
 def extract_answer(text: str) -> str | None:
     r"""The answer that a completion gives, or None; never just the last number in it.
 
-    The last closed, not empty \boxed{} or \fbox{}; with none, the last "Answer: ..." line; with none, the last GSM8K
-    "#### ..." line.  A box that never closes, as in a truncated completion, is no answer and hides no earlier one.
-    Takes time linear in the text, whatever it is.
+    Of the text after the thinking, where that says anything with a sign of mathematics; of <answer> tags, where there
+    are any.  There the last closed, not empty \boxed{} or \fbox{}, together with those that "and", "or" or a comma join
+    to it; with none, what the tags hold; then the last "Answer: ..." line; with none, the last GSM8K "#### ..." line.
+    A box that never closes, as in a truncated completion, is no answer and hides no earlier one.  Takes time linear in
+    the text, whatever it is.
     """
-    return last_box(text) or last_line(text, ANSWER_LINE) or last_line(text, GSM8K_LINE)
+    thought, said = split_thought(text)
+    if NOT_SPACE.search(said) and (answer := answer_in(said)):
+        return answer
+    return None if re.search(r"[0-9$\\]", said) else answer_in(thought)
 
 
-def last_box(text: str) -> str | None:
-    r"""The content of the box that closes last, so the outer of two nested ones; also `\boxed 3`."""
-    span, starts = None, []  # of the open braces: where a box's content starts, None for other braces
+def split_thought(text: str) -> tuple[str, str]:
+    """What stands before the last end of a thinking tag, and what after it; all is thought where there is none."""
+    ends = [match.end() for match in THOUGHT_ENDS.finditer(text)] if "/" in text else []  # most texts: no search
+    return (text[: ends[-1]], text[ends[-1] :]) if ends else (text, "")
+
+
+def answer_in(text: str) -> str | None:
+    """The answer of a text without its thinking."""
+    tags = [tag for tag in TAGGED.finditer(text) if tag[1].strip()] if "</" in text else []
+    inner = tags[-1][1].strip() if tags else None
+    boxed = last_boxes(text[tags[-1].start() :] if tags else text)
+    tagged = inner and (last_line(inner, ANSWER_LINE) or inner)
+    return boxed or tagged or last_line(text, ANSWER_LINE) or last_line(text, GSM8K_LINE)
+
+
+def last_boxes(text: str) -> str | None:
+    r"""What the box holds that closes last (of nested ones the outer), after those joined to it; also `\boxed 3`."""
+    boxes = all_boxes(text)
+    if not boxes:
+        return None
+    first = len(boxes) - 1
+    while first and joint(text, boxes[first - 1], boxes[first]):
+        first -= 1
+    if first == len(boxes) - 1:
+        return text[slice(*boxes[first][1])].strip()
+    parts = [text[slice(*span)].strip() for _, span, _ in boxes[first:]]
+    if len(set(parts)) == 1:
+        return parts[0]
+    names = [NAMED.search(text[max(0, start - MAX_JOINT) : start]) for start, _, _ in boxes[first:]]
+    answer = ""
+    for i, (part, name) in enumerate(zip(parts, names, strict=True), first):
+        joined = joint(text, boxes[i - 1], boxes[i]) if i > first else ""
+        answer += joined + (f"{name[1]} = " if any(names) and name else "") + part
+    return answer
+
+
+def all_boxes(text: str) -> list[tuple[int, tuple[int, int], int]]:
+    """Where each closed box begins, what it holds, where it ends; of nested ones the outer."""
+    boxes, starts = [], []  # starts of the open braces: where a box and its content start, None for other braces
     for brace in BRACE.finditer(text):
         if brace["box"] or brace["open"]:
-            starts.append(brace.end() if brace["box"] else None)
-        elif brace["bare"]:
-            span = brace.span("bare")
-        elif brace["close"] and starts and (start := starts.pop()) is not None:
-            span = (start, brace.start()) if NOT_SPACE.search(text, start, brace.start()) else span
-    return text[slice(*span)].strip() if span else None  # cut once: nested boxes must not cost a copy each
+            starts.append((brace.start(), brace.end()) if brace["box"] else None)
+            continue
+        opened = starts.pop() if brace["close"] and starts else None
+        if brace["bare"]:
+            boxes.append((brace.start(), brace.span("bare"), brace.end()))
+        elif opened and NOT_SPACE.search(text, opened[1], brace.start()):
+            while boxes and boxes[-1][0] > opened[0]:
+                boxes.pop()
+            boxes.append((opened[0], (opened[1], brace.start()), brace.end()))
+    return boxes
+
+
+def joint(text: str, left: tuple, right: tuple) -> str:
+    """What makes two boxes one answer, ", ", " and " or " or "; nothing where they are two."""
+    if not 0 < right[0] - left[2] <= MAX_JOINT:
+        return ""
+    between = NAMED.sub("", text[left[2] : right[0]])
+    found = JOINT.fullmatch(LOOKS.sub("", between))
+    if not found or not found[0]:
+        return ""
+    return " or " if found["or"] else ", " if found[0] in ",;，、" else " and "
 
 
 def last_line(text: str, marker: re.Pattern) -> str | None:
-    """What follows the last marker on its line, without Markdown's emphasis."""
+    """What follows the last marker on its line, without Markdown's emphasis and without a remark."""
     ends = [match.end() for match in marker.finditer(text)]
     if not ends:
         return None
-    line = text[ends[-1] :].split("\n", 1)[0].strip(" \t\r*_`").removesuffix("**.")
+    line = text[ends[-1] :].split("\n", 1)[0]
+    remark = REMARK.search(line[:MAX_LENGTH])
+    if remark and not RETRACTS.search(line):
+        line = line[: remark.start()]
+    line = line.strip(" \t\r*_`").removesuffix("**.")
     if line.count("}") > line.count("{"):  # \textbf{Answer: 5}
         line = line.removesuffix("}")
     return line or None
@@ -77,6 +154,7 @@ NOISE = re.compile(  # spacing and dollars, but between digits only the spaces o
     r"|(?<![0-9\\])\$|\$(?![0-9])|\{,\}(?=[0-9]{3})|(?<![0-9a-zA-Z,])\s+|\s+(?!\w)"
 )
 WORDS = re.compile(r"^\\(?:text|textbf|mathrm|mbox)\{([^{}\\]*)\}$")  # \text{June 20} is June 20
+CHOICES = re.compile(r"[A-J](?:(?:, ?)?[A-J])+")  # A, C and AC
 DECIMAL = re.compile(r"[+-]?(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(?:\.[0-9]*)?")
 FRACTION = re.compile(
     r"([+-]?)(?:([0-9]+)/([0-9]+)|\\[dt]?frac *(?:([0-9])|\{([+-]?[0-9]+)\}) *(?:([0-9])|\{([0-9]+)\}))"
@@ -102,6 +180,8 @@ def is_equal(answer: str, gold: str) -> bool:
     tidy_answer, tidy_gold = (WORDS.sub(r"\1", NOISE.sub("", text).removesuffix(".")) for text in (answer, gold))
     if not tidy_answer or not tidy_gold or tidy_answer == tidy_gold:
         return bool(tidy_gold) and tidy_answer == tidy_gold
+    if CHOICES.fullmatch(tidy_answer) and CHOICES.fullmatch(tidy_gold) and ("," in tidy_answer) != ("," in tidy_gold):
+        return sorted(re.sub("[, ]", "", tidy_answer)) == sorted(re.sub("[, ]", "", tidy_gold))
     numbers = plain_number(tidy_answer), plain_number(tidy_gold)
     return numbers[0] == numbers[1] if None not in numbers else WORKER.compare(answer, gold)
 

@@ -2,13 +2,15 @@
 
 A value is a sympy expression or matrix, or one of the few containers below.  `same` is exact where it can be
 (rational numbers, polynomials, rational functions) and otherwise compares very many digits; in doubt it says no.
-latex.py makes the values; both run in the worker process of eval.py, which ends whatever takes too long.
+latex.py makes the values; both run in the worker process of answers.py, which ends whatever takes too long.
 """
 
 import random
 from typing import Any, NamedTuple
 
 import sympy
+
+from judge.words import MONEY, UNITS, changes
 
 DIGITS = 2500  # significant digits in which two irrational numbers must agree: more than latex.MAX_BITS can hold
 POINTS, POINT_DIGITS = 9, 250  # for expressions that are not rational functions
@@ -72,10 +74,51 @@ class Numeral(NamedTuple):
 
 
 class Quantity(NamedTuple):
-    """A value with a unit that we know, or with a percent sign."""
+    """A value with its units, each with its power (m/s is meter 1, second -1), and other words behind it."""
 
     value: Any
-    unit: str
+    units: tuple[tuple[str, int], ...] = ()
+    words: tuple[str, ...] = ()
+
+
+class System(NamedTuple):
+    """x = 2, y = -3, in the order of a pair, which is the alphabet's: each letter has one value, and all hold."""
+
+    names: tuple[str, ...]
+    values: tuple
+
+
+class Residue(NamedTuple):
+    """3 (mod 7)."""
+
+    value: Any
+    modulus: Any
+
+
+class Ratio(NamedTuple):
+    """3 : 5, as written; 7:30, too."""
+
+    items: tuple
+
+
+class Clock(NamedTuple):
+    """3:30 PM: minutes since midnight."""
+
+    minutes: int
+
+
+class Option(NamedTuple):
+    """(E) 12: a letter and what stands beside it, whose value is None where it could not be read."""
+
+    letter: str
+    content: Any
+    text: str
+
+
+class Either(NamedTuple):
+    """What can be read in more than one way: 5 and 1/2 is two numbers or 5.5."""
+
+    readings: tuple
 
 
 def same(a: Any, b: Any) -> bool:
@@ -88,13 +131,54 @@ def same(a: Any, b: Any) -> bool:
     return same_expression(a, b)
 
 
+def same_either(a: Either, b: Any) -> bool:
+    """Any reading will do."""
+    return any(same(reading, b) for reading in a.readings)
+
+
+def same_option(a: Option, b: Any) -> bool:
+    """The letter or what it stands for; two options must agree in both."""
+    if isinstance(b, Option):
+        unread = a.content is None or b.content is None
+        return a.letter == b.letter and (a.text == b.text if unread else same(a.content, b.content))
+    return same(sympy.Symbol(a.letter), b) or (a.content is not None and same(a.content, b))
+
+
 def same_quantity(a: Quantity, b: Any) -> bool:
-    """A unit may be missing, not differ.  25% is 25 and 1/4."""
-    if isinstance(b, Quantity):
-        return a.unit == b.unit and same(a.value, b.value)
-    if a.unit == "%" and isinstance(a.value, sympy.Expr):
-        return same(a.value, b) or same(a.value / 100, b)
-    return same(a.value, b)
+    """Units and words may be missing on one side, not differ.  25% is 25 and 1/4; 5 m may have been read as 5 * m."""
+    if not isinstance(b, Quantity):
+        return is_product(a, b) or same_quantity(a, Quantity(b))
+    if not same_words(a, b):
+        return False
+    percent = [("%", 1) in quantity.units for quantity in (a, b)]
+    if percent[0] == percent[1]:
+        return same(a.value, b.value)
+    share, other = (a.value, b.value) if percent[0] else (b.value, a.value)
+    return same(share, other) or isinstance(share, sympy.Expr) and same(share / 100, other)
+
+
+def is_product(a: Quantity, b: Any) -> bool:
+    """Is b the product of a's value and its unit's letter, 5*m for 5 metres?"""
+    letters = [letter for letter in getattr(b, "free_symbols", ()) if ((UNITS.get(str(letter)), 1),) == a.units]
+    return len(letters) == 1 and isinstance(b, sympy.Expr) and same(a.value, sympy.cancel(b / letters[0]))
+
+
+def same_words(a: Quantity, b: Quantity) -> bool:
+    """Do neither contradict each other, and is what changes the value said on both sides?"""
+    if a.words != b.words and (changes(a.words) or changes(b.words)):
+        return False
+    if not (a.units or a.words) or not (b.units or b.words):
+        return True
+    same_units = a.units == b.units or is_rate_of(a.units, b.units) or is_rate_of(b.units, a.units)
+    units, words = (same_units or not (a.units and b.units)), (a.words == b.words or not (a.words and b.words))
+    return units and words and bool(a.units and b.units or a.words and b.words)
+
+
+def is_rate_of(rate: tuple, money: tuple) -> bool:
+    """Is rate the money per something?  18 dollars per day are called 18 dollars, too."""
+    if len(money) != 1 or money[0][0] not in MONEY or money[0] not in rate:
+        return False
+    return all(power < 0 for _, power in set(rate) - set(money))
 
 
 def same_equation(a: Equation, b: Any) -> bool:
@@ -124,11 +208,36 @@ def constant_factor(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr | None:
     return factor if factor.is_number and factor.is_finite and factor != 0 else None
 
 
+def same_system(a: System, b: Any) -> bool:
+    """The same values of the same letters; those of (x, y) may be given as a pair, in the order of the alphabet."""
+    if isinstance(b, Tuple):
+        return same(Tuple(a.values), b)
+    if not isinstance(b, System) or set(a.names) != set(b.names):
+        return False
+    others = dict(zip(b.names, b.values, strict=True))
+    return all(same(value, others[name]) for name, value in zip(a.names, a.values, strict=True))
+
+
+def same_residue(a: Residue, b: Any) -> bool:
+    """The same class of the same modulus; not the number alone."""
+    return isinstance(b, Residue) and same(a.value, b.value) and same(a.modulus, b.modulus)
+
+
+def same_clock(a: Clock, b: Any) -> bool:
+    """The same minute; 15:00 is 3 PM, but 3:00 may be either."""
+    if isinstance(b, Ratio) and len(b.items) == 2 and all(getattr(item, "is_Integer", False) for item in b.items):
+        hour, minute = b.items
+        return 13 <= hour < 24 and 60 * hour + minute == a.minutes
+    return a == b
+
+
+def same_ratio(a: Ratio, b: Any) -> bool:
+    """Item by item: 2:4 is not in lowest terms."""
+    return isinstance(b, Ratio) and same(Tuple(a.items), Tuple(b.items))
+
+
 def same_bag(a: Bag | Union, b: Any) -> bool:
-    """Each item of one has its own partner in the other, in any order; x = 15, y = -29 is (15, -29)."""
-    if isinstance(b, Tuple) and all(isinstance(item, Equation) for item in a[0]):
-        names = [str(item.left).lstrip("\\") for item in a[0]]
-        return names == sorted(set(names)) and same(Tuple(tuple(item.right for item in a[0])), b)
+    """Each item of one has its own partner in the other, in any order."""
     if type(a) is not type(b) or len(a[0]) != len(b[0]):
         return False
     left = list(b[0])
@@ -169,11 +278,17 @@ def same_text(a: Text, b: Any) -> bool:
 
 
 RULES = {
-    Quantity: same_quantity,
+    Either: same_either,
+    Option: same_option,
     Equation: same_equation,
+    Quantity: same_quantity,
+    System: same_system,
+    Residue: same_residue,
+    Clock: same_clock,
     Bag: same_bag,
     Union: same_bag,
     Interval: same_interval,
+    Ratio: same_ratio,
     Tuple: same_tuple,
     Relation: same_relation,
     Numeral: same_numeral,

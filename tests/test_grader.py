@@ -89,7 +89,9 @@ def test_extract_answer(text, answer):
 
 @pytest.mark.parametrize("text", [r"\boxed{" * 200_000, r"\boxed{" * 200_000 + "}" * 200_000, "{" * 10**6,
                                   r"\boxed{1}" * 100_000, "answer" * 200_000, "Answer: " * 100_000, "#" * 10**6,
-                                  "answer is\n" * 100_000, "\\" * 10**6])  # fmt: skip
+                                  "answer is\n" * 100_000, "\\" * 10**6, "<answer>" * 100_000,
+                                  r"\boxed{1} and " * 100_000, r"x = \boxed{1}, " * 100_000, "</think>" * 100_000,
+                                  "Answer: 5" + " (because" * 100_000])  # fmt: skip
 def test_extraction_is_linear(text):
     began = time.monotonic()
     extract_answer(text)
@@ -957,14 +959,584 @@ m + n = 5 | p + q = 5
 """)
 
 
-@pytest.mark.parametrize(("a", "b"), EQUAL)
+# What stands behind a value (units, scales, directions), options, sets, systems: what real models and data sets write.
+
+EQUAL_AS_WRITTEN = rows(r"""
+two and one-half | 2.5
+\frac{5}{6} \text{ of a cup} | \frac56
+7 ans | 7
+3 千克 | 3 \text{ kg}
+\det \begin{pmatrix} 2 & 0 \\ 0 & 2 \end{pmatrix} | 4
+750 \text{ million} | 0.75 \text{ billion}
+x < 4, x \ne 0 | (-\infty,0)\cup(0,4)
+\mathbb{R} \setminus [0, 1] | (-\infty, 0) \cup (1, \infty)
+z=1, x=2, y=3 | (x,y,z)=(2,3,1)
+5 \text{ and } \frac12 | 5.5
+5 and 1/2 | \frac12, 5
+3 and 1/4 cups | 3.25 cups
+(x,y,z,w) = (1,-16,-4,43) | (1,-16,-4,43)
+f(x) = \begin{cases} x & x>0 \\ 2 & x \le 0 \end{cases} | \begin{cases} x & x>0 \\ 2 & x \le 0 \end{cases}
+(0,\infty) | \mathbb{R}^+
+\text{three and a half} | \frac72
+\text{negative one half} | -\frac12
+(E)\ 12 | 12
+\text{(B) } 3\sqrt{2} | B
+B. 3\sqrt{2} | 3\sqrt{2}
+\textbf{(D) } \frac{1}{2} | \text{(D)}
+D) 7 | D
+(A) 5 | \text{A}
+\mathrm{(C)}\ 60^\circ | 60
+C: 10 | C
+Option B: 12 | B
+ABD | A, B, D
+A,C,D | ACD
+3.5 \text{ million} | 3{,}500{,}000
+3.5 million | 3500000
+\$2.1 \text{ billion} | 2100000000
+\text{two hundred} | 200
+\text{twenty-one} | 21
+twelve | 12
+\text{three and a half} | \frac{7}{2}
+two and three quarters | 2.75
+two thirds | \frac{2}{3}
+\text{one half} | 0.5
+three quarters | 3/4
+\text{five and two thirds hours} | 5\frac{2}{3}
+3\text{ dozen} | 36
+\text{one hundred and five} | 105
+a dozen | 12
+3:00 \text{ PM} | 3 \text{ PM}
+3:30 p.m. | 3:30 \text{ PM}
+20\text{ m}^3 | 20 cubic meters
+20\, \mathrm{m}^{2} | 20
+5 \text{ seconds} | 5s
+100\ \mathrm{km\,h^{-1}} | 100 \text{ km/h}
+6 Stunden | 6 \text{ hours}
+12 metros | 12
+42 元 | 42
+8 euros | 8
+15 個 | 15
+15个 | 15
+30 岁 | 30
+3 часа | 3
+25 рублей | 25
+4 jours | 4 \text{ days}
+५ | 5
+٣٫٥ | 3.5
+１２ | 12
+三十五 | 35
+\sqrt{3} \approx 1.732 | \sqrt{3}
+1.732 \approx \sqrt{3} | \sqrt{3}
+\frac{22}{7} \approx 3.14 | \frac{22}{7}
+x = \frac{1}{3} \approx 0.33 | \frac{1}{3}
+2\pi (\approx 6.28) | 2\pi
+2\pi \text{ (approximately 6.28)} | 2\pi
+2\pi \text{ or about } 6.28 | 2\pi
+\mathbb{R}\setminus\{2\} | x \ne 2
+\mathbb{R} \setminus \{2\} | (-\infty,2)\cup(2,\infty)
+\mathbb{R} - \{1, 3\} | (-\infty,1)\cup(1,3)\cup(3,\infty)
+x \in \mathbb{R}, x \ne 2 | \mathbb{R}\setminus\{2\}
+\text{all real numbers except } 2 | (-\infty,2)\cup(2,\infty)
+all reals except x = 2 | x \neq 2
+\text{all real } x | \mathbb{R}
+x \in \mathbb{R} | \text{all real numbers}
+x \neq 0, 1 | \mathbb{R} \setminus \{0,1\}
+\{x \in \mathbb{R} : x \neq 3\} | x \neq 3
+]-\infty, 3] | (-\infty, 3]
+]3,4] | (3,4]
+[0,1[ \cup ]1,2] | [0,1) \cup (1,2]
+\left]0,1\right[ | (0,1)
+0 \le x < 5 | [0,5[
+(1,2] \cup \{5\} | \{5\} \cup (1,2]
+\varnothing | \{\}
+\text{no solution} | \emptyset
+\text{no solutions} | \varnothing
+\text{empty set} | \emptyset
+\text{all positive real numbers} | (0,\infty)
+y=-3, x=2 | x=2, y=-3
+y=-3 \text{ and } x=2 | (x,y)=(2,-3)
+b=1, a=4, c=0 | (4,1,0)
+x=1,\ z=3,\ y=2 | (1,2,3)
+\begin{cases} y=-3 \\ x=2 \end{cases} | (2,-3)
+\left\{\begin{array}{l} x=2 \\ y=-3 \end{array}\right. | (2,-3)
+(x, y) = (1, 2), (3, 4) | (1,2), (3,4)
+(x,y) = (1,2) \text{ or } (x,y) = (3,4) | (1,2),(3,4)
+\begin{vmatrix} 1 & 2 \\ 3 & 5 \end{vmatrix} | -1
+{10 \choose 3} | \binom{10}{7}
+\frac{10!}{3!7!} | \binom{10}{3}
+\frac{n!}{(n-2)!} | n(n-1)
+(n+1)! | (n+1) \cdot n!
+\binom{n}{2} | \frac{n(n-1)}{2}
+\binom{n}{k} | \frac{n!}{k!(n-k)!}
+4! | 24
+\sqrt[3]{-27} | -3
+\sqrt[5]{-32} | -2
+-\sqrt[3]{2} | \sqrt[3]{-2}
+\sqrt{-4} | 2i
+x \equiv 3 \pmod 7 | 3 \pmod{7}
+10 \pmod 7 | 3 \pmod 7
+n \equiv 3 \bmod 7 | n \equiv 3 \pmod{7}
+x \equiv 1, 4 \pmod{5} | x \equiv 4, 1 \pmod 5
+-1 \pmod{5} | 4 \pmod 5
+1,2,3,\ldots,n | 1,2,3,\dots,n
+1+2+\cdots+n | 1+2+\dots+n
+1, 2, ..., n | 1,2,\ldots,n
+1a3f_{16} | 1A3F_{16}
+0b101 | 101_2
+ff_{16} | FF_{16}
+2B_{16} | 2b_{16}
+3 : 4 | 3:4
+3 \text{ to } 4 | 3:4
+3/4 | 0.75
+540 m | 540 \text{ m}
+540 m | 540
+12 cm | 12
+5 kg | 5 \text{ kilograms}
+\frac{1}{2} \text{ hour} | 0.5
+1 \text{ hour and } 30 \text{ minutes} | 1 \text{ hour } 30 \text{ minutes}
+2:30 \text{ pm} | 14:30
+5 \text{ hundredths} | 0.05
+x=3 \text{ and } x=4 | 3, 4
+12\text{ students} | 12
+12 \text{ ways} | 12
+3 \text{ halves} | 1.5
+\text{four fifths} | 0.8
+7 \text{ tenths} | 0.7
+12 hundred | 1200
+5 lakh | 500000
+\text{1.5 crore} | 15000000
+\text{one thousand two hundred thirty-four} | 1234
+minus seven | -7
+\text{negative one half} | -\frac12
+20 \text{ percent} | 0.2
+£5 | 5
+5 \text{ pounds} | 5 lb
+72 \text{ km per hour} | 72 km/h
+72 \frac{\text{km}}{\text{h}} | 72
+9.8\ \text{m s}^{-2} | 9.8 \text{ m/s}^2
+5 \text{ square feet} | 5 \text{ ft}^2
+5 sq ft | 5
+5\ \text{cu. in.} | 5 \text{ in}^3
+12 Äpfel | 12
+12 Euro | 12
+7 Tage | 7 \text{ days}
+100 円 | 100
+20 分 | 20
+5 小时 | 5 \text{ hours}
+10 кг | 10 \text{ kg}
+3 万 | 30000
+五 | 5
+二十 | 20
+百分之二十 | 20\%
+三分之二 | \frac{2}{3}
+১২ | 12
+\sqrt{2}\approx1.41 | \sqrt{2}
+2\sqrt{5} ≈ 4.47 | 2\sqrt5
+y = 2\sqrt{5} \approx 4.47 | 2\sqrt5
+\pi \approx 3.14159 | \pi
+\frac{\ln 2}{\ln 3} \approx 0.63 | \log_3 2
+\mathbb{R} | (-\infty, \infty)
+\mathbb{R}\backslash\{0\} | x\neq0
+\mathbb{R} - \{0\} | x\neq0
+\mathbb R | \text{all real numbers}
+x \in \mathbb{R} \setminus \{1\} | x \neq 1
+x\neq 1 \text{ and } x \neq 2 | \mathbb{R}\setminus\{1,2\}
+x \ne \pm 1 | \mathbb{R}\setminus\{-1,1\}
+\{x \mid x \in \mathbb{R}, x \neq \pm 1\} | x \ne 1, -1
+\text{all real numbers except 0 and 1} | \mathbb{R} \setminus \{0, 1\}
+\text{All real numbers} | \mathbb{R}
+\text{the set of all real numbers} | \mathbb{R}
+x < 2 \text{ or } x > 2 | x \ne 2
+x > 0 | \mathbb{R}^+
+(0,\infty) | \mathbb{R}_{>0}
+[1, 3] \cup [2, 5] | [1,5]
+1 < x < 3 \text{ or } x > 5 | (1,3)\cup(5,\infty)
+-2 < x \text{ and } x < 2 | |x| < 2
+|x - 1| \le 3 | [-2, 4]
+(a, b] | ]a, b]
+[a, b[ | [a, b)
+x \in (2, 3) | 2 < x < 3
+x \in \{2, 3\} | 2, 3
+c=1, b=2, a=3 | a=3, b=2, c=1
+c=1, b=2, a=3 | (a,b,c)=(3,2,1)
+(b,a) = (2,3) | (a,b) = (3,2)
+(p,q) = (2,3) | p=2, q=3
+m=2; n=3 | (2,3)
+\begin{cases} x = 1, \\ y = 2 \end{cases} | x = 1,\ y = 2
+\left\{ \begin{aligned} x &= 1 \\ y &= 2 \end{aligned} \right. | (1,2)
+x_1 = 1, x_2 = 2 | 1, 2
+\alpha = 1, \beta = 2 | (1,2)
+\begin{cases} x & x>0 \\ -x & x \le 0 \end{cases} | f(x) = \begin{cases} x & x>0 \\ -x & x \le 0 \end{cases}
+\begin{vmatrix} a & b \\ c & d \end{vmatrix} | ad - bc
+\dbinom{6}{2} | 15
+\binom{n}{0} | 1
+\frac{(2n)!}{n!n!} | \binom{2n}{n}
+n \cdot (n-1)! | n!
+\sqrt[3]{-54} | -3\sqrt[3]{2}
+x \equiv 5 \pmod{8} | 5 \pmod 8
+x \equiv 13 \pmod{8} | x \equiv 5 \pmod 8
+x \equiv -3 \pmod{8} | x \equiv 5 \pmod 8
+x \equiv 5 \ (\text{mod } 8) | x \equiv 5 \pmod 8
+x = 8k + 5 | x=5+8k
+0,1,1,2,\ldots | 0,1,1,2,\dots
+2, 4, \ldots, 2n | 2,4,\cdots,2n
+0xFF | FF_{16}
+\text{FF}_{16} | FF_{16}
+\texttt{FF}_{16} | ff_{16}
+101_{\text{two}} | 101_2
+3:30\text{ P.M.} | 3:30 pm
+\text{noon} | noon
+540 km | 540
+540 s | 540 \text{ seconds}
+\text{C) } 7 | C
+\textbf{(C) }7 | 7
+\text{(A) Yes} | A
+\text{(A) Yes} | \text{Yes}
+\text{(C) both A and B} | C
+f^{-1}(x) = x + 1 | x+1
+\{(1,2),(3,4)\} | (1,2),(3,4)
+0.1\overline{6} | \frac16
+0.\overline{142857} | 1/7
+4\frac{1}{2} \text{ hours} | 4.5 \text{ hours}
+4\frac{1}{2} | \text{four and one half}
+3 \times 10^5 \text{ m} | 300000
+3 \text{ out of } 5 | \frac{3}{5}
+""")
+
+DIFFERENT_AS_WRITTEN = rows(r"""
+12 \text{ in debt} | 12
+5 \text{ overdrawn} | 5
+3 千克 | 3 克
+\frac{5}{6} \text{ of a cup} | \frac{5}{6} \text{ of a gallon}
+two and one-third | 2.5
+\det \begin{pmatrix} 2 & 0 \\ 0 & 2 \end{pmatrix} | \begin{pmatrix} 2 & 0 \\ 0 & 2 \end{pmatrix}
+x=2 \lor y=3 | (2,3)
+x < 4, x \ne 0 | (-\infty, 4)
+3 \text{ a day} | 3 \text{ a week}
+5 and 3/2 | 6.5
+5 and 1 2 | 5.5
+5 \text{ and } \frac12 | \frac52
+(w,x,y,z) = (1,2,3,4) | (4,1,2,3)
+f(x) = \begin{cases} x & x>0 \\ 2 & x \le 0 \end{cases} | \begin{cases} x & x>0 \\ 3 & x \le 0 \end{cases}
+[0,\infty) | \mathbb{R}^+
+3.7 \approx 4 | 4
+(E) 12 | D
+(E) 12 | 13
+\textbf{(A)}\ 3 | \textbf{(B)}\ 3
+\textbf{(A)}\ 3 | \textbf{(A)}\ 4
+A, B | A
+(A) or (B) | A
+A and D | AC
+3 \text{ dozen} | 3
+\text{two thirds} | \frac{3}{2}
+\text{five thirds} | 5
+2.5 \text{ million} | 2.5
+2.5 \text{ million} | 2.5 \text{ billion}
+\text{twenty-one} | 20
+\text{third} | 3
+3\text{rd} | 3\text{ thirds}
+12 \text{ pounds} | 12 \text{ ounces}
+3 \text{ PM} | 3 \text{ AM}
+3:30 | 3.3
+12 \text{ AM} | 12 \text{ PM}
+10:15 \text{ AM} | 10:15 \text{ PM}
+5 \text{ hours ago} | 5 \text{ hours later}
+40^\circ \text{N} | 40^\circ \text{S}
+3 \text{ boys} | 3 \text{ girls}
+\$5 \text{ profit} | \$5 \text{ loss}
+5 \text{ loss} | 5
+10\% \text{ gain} | 10\% \text{ loss}
+5 \text{ less than } x | 5
+7 \text{ above} | 7 \text{ below}
+4 \text{ times as many} | 4 \text{ fewer}
+3 \text{ euros} | 3 \text{ dollars}
+100 \text{ cents} | 100 \text{ dollars}
+3 \text{ percentage points} | 4 \text{ percentage points}
+5\text{ mm} | 5\text{ cm}
+5\ \mathrm{kg} | 5\ \mathrm{g}
+20\text{ km/h} | 20\text{ m/s}
+20\text{ m}^3 | 20\text{ m}^2
+三十五 | 53
+12 米 | 12 \text{ cm}
+1.732 | \sqrt{3}
+\sqrt{3} \approx 1.732 | 1.732
+\sqrt{2} \approx 1.732 | \sqrt{3}
+\approx 7 | 7
+\frac{1}{3}\approx 0.33 | 0.33
+\mathbb{R}\setminus\{2\} | \mathbb{R}
+\mathbb{R}\setminus\{2\} | \mathbb{R}\setminus\{3\}
+x \ne 2 | x = 2
+x \ne 2 | 2
+[2,5[ | [2,5]
+]2,5] | [2,5)
+]2,5] | [2,5]
+\text{all real numbers} | \text{all integers}
+\text{all real numbers} | \text{all positive real numbers}
+\text{all positive real numbers} | \mathbb{R}
+\{0\} | \emptyset
+0 | \emptyset
+\text{all real numbers except } 2 | \text{all real numbers except } -2
+y=2, x=-3 | (2,-3)
+x=15 \text{ or } y=-29 | (15,-29)
+x=15 \text{ or } y=-29 | x=15, y=-29
+x=2, y=-3 | \{2,-3\}
+x=2, y=-3 | x=-3, y=2
+x=2 | x=2, y=3
+(1,2),(3,4) | (1,4),(3,2)
+\begin{vmatrix} 1 & 2 \\ 3 & 5 \end{vmatrix} | 1
+\begin{pmatrix} 1 & 2 \\ 3 & 5 \end{pmatrix} | -1
+\binom{10}{3} | \binom{10}{4}
+(n+1)! | n!+1
+\binom{n}{2} | \frac{n(n+1)}{2}
+{}_{10}P_3 | 120
+\sqrt[3]{-27} | 3
+\sqrt{-4} | -2
+3 \pmod 7 | 3 \pmod 5
+3 \pmod 7 | 4 \pmod 7
+3 \pmod 7 | 3
+1,2,\ldots,n | 1,2,\ldots,m
+1,2,\dots,n | 1,2,n
+1A3F_{16} | 1A3E_{16}
+11_2 | 3
+0x10 | 10
+3:4 | 4:3
+540 m | 540 \text{ km}
+540 m | 540 n
+1 \text{ hour } 30 \text{ minutes} | 1 \text{ hour } 20 \text{ minutes}
+2 \text{ hours } 5 \text{ minutes} | 2
+5 \text{ ft } 3 \text{ in} | 5 \text{ ft } 4 \text{ in}
+\text{June } 5 | \text{July } 5
+\text{June } 5 | 5
+5 \text{ fifths} | 5
+5 \text{ hundredths} | 5
+half of 6 | 6
+-3 \text{ or } 3 | 3
+\text{at least } 5 | 5
+\text{at most } 5 | \text{at least } 5
+\text{between 3 and 5} | 3, 5
+3 \text{ feet deep} | 3 \text{ feet high}
+90^\circ \text{ clockwise} | 90^\circ \text{ counterclockwise}
+2 \text{ heads} | 2 \text{ tails}
+5 \text{ right} | 5 \text{ left}
+6 \text{ even numbers} | 6 \text{ odd numbers}
+3\text{ kHz} | 3\text{ Hz}
+5 \text{ megabytes} | 5 \text{ gigabytes}
+4 \text{ nm} | 4 \text{ mm}
+4 \mu\text{m} | 4 \text{ m}
+3 \text{ (mod } 7) | 3
+5^\circ\text{C} | 5^\circ\text{F}
+-5 | 5 \text{ below zero}
+5 \text{ thousandths} | 5 \text{ thousand}
+2 \text{ score} | 2
+7 \text{ tens} | 7
+3 \text{ halves} | 3
+\text{four fifths} | 4.5
+\text{one thousand two hundred} | 1000
+\text{one or two} | 1
+20 \text{ percent} | 20 \text{ permille}
+20\% \text{ off} | 20\% \text{ more}
+20\% \text{ above cost} | 20\% \text{ below cost}
+3 \text{ up} | 3 \text{ down}
+3 \text{ steps forward} | 3 \text{ steps backward}
+100 \text{ BC} | 100 \text{ AD}
+100 \text{ BC} | 100
+5 \text{ wins} | 5 \text{ losses}
+2 \text{ hot dogs} | 2 \text{ burgers}
+6 \text{ minutes} | 6 \text{ seconds}
+6 \text{ min} | 6 \text{ sec}
+6 \text{ ft} | 6 \text{ in}
+6 ft | 6 in
+3 \text{ quarts} | 3 \text{ pints}
+3 \text{ tablespoons} | 3 \text{ teaspoons}
+3 \text{ tons} | 3 \text{ pounds}
+3\ \Omega | 3\ \mathrm{V}
+3\ \mathrm{MPa} | 3\ \mathrm{kPa}
+3\ \mathrm{mA} | 3\ \mathrm{A}
+3\ \mathrm{kW} | 3\ \mathrm{W}
+3\ \mathrm{eV} | 3\ \mathrm{J}
+3 \text{ km}^2 | 3 \text{ km}
+£5 | €5
+\$5 | €5
+¥5 | \$5
+5 \text{ pounds} | 5 \text{ kilograms}
+72 \frac{\text{km}}{\text{h}} | 72 \frac{\text{km}}{\text{s}}
+5 \text{ square feet} | 5 \text{ cubic feet}
+5 \text{ square feet} | 5 \text{ feet}
+5 小时 | 5 \text{ minutes}
+3 万 | 3
+3.7 \approx 4 | 4
+10 \approx 9.9 | 9.9
+\frac{22}{7} \approx \pi | \pi
+x \ne 1, 2 | x \ne 1
+x \ne \pm 1 | x \ne 1
+\mathbb{R} \setminus \mathbb{Z} | \mathbb{R}
+\mathbb{R} \setminus \{1,2\} | \mathbb{R} \setminus [1,2]
+\mathbb{Z} | \mathbb{R}
+\mathbb{Q} | \mathbb{R}
+\mathbb{N} | \mathbb{Z}
+1 < x < 3 \text{ and } x > 5 | (1,3)\cup(5,\infty)
+|x - 1| \le 3 | [-3, 3]
+|x - 1| < 3 | [-2, 4]
+]a, b[ | [a, b]
+x \in \{2, 3\} | (2, 3)
+\begin{cases} x = 1 \\ y = 2 \end{cases} | (2,1)
+x = 1 \text{ or } y = 2 | (1, 2)
+x = 1, x = 2 | (1, 2)
+x = 1, y = 2 | 1
+f(x) = \begin{cases} x & x>0 \\ -x & x \le 0 \end{cases} | x
+\begin{vmatrix} a & b \\ c & d \end{vmatrix} | ab - cd
+(2n)! | 2 \cdot n!
+n!! | (n!)!
+3!! | 720
+\sqrt[4]{16} | -2
+x \equiv 5 \pmod 8 | 5
+x \equiv 5 \pmod 8 | x \equiv 5 \pmod{16}
+2,4,\dots | 2,4
+2,4,\dots,2n | 2,4,\dots,4n
+101_2 | 101
+21_3 | 12_3
+3:30 \text{ PM} | 3:30 \text{ AM}
+3:30 \text{ PM} | 3:31 \text{ PM}
+15:30 | 3:30
+3:30 \text{ PM} | 3.5
+12 \text{ noon} | 12 \text{ midnight}
+540 s | 540 \text{ m}
+5a | 5
+5x | 5
+5n | 5
+\text{C) } 7 | \text{C) } 8
+\text{(A) Yes} | \text{No}
+(A) or (B) | (A)
+\text{neither (A) nor (B)} | A
+\text{not (A)} | A
+\text{A or B} | A
+\text{AB} | A
+0.\overline{12} | 0.12
+4\frac{1}{2} | \text{four halves}
+\text{five and a half} | 5
+\text{half of a dozen} | 12
+3 \text{ times } 10^5 | 3
+5 \text{ choose } 2 | 5
+3 \text{ out of } 5 | 3
+1 \text{ in } 5 | 1
+5 \text{ to the power of } 2 | 5
+5 \text{ squared} | 25
+\text{the square root of 5} | 5
+6 \text{ divided by } 2 | 6
+\text{undefined} | 0
+1 | \text{true}
+\text{no} | \text{none}
+\text{increasing} | \text{decreasing}
+\text{not odd} | \text{odd}
+""")
+
+GRADES = [  # completion, gold, right?
+    (r"so \boxed{3} and \boxed{7}", "7", False),
+    (r"so \boxed{3} and \boxed{7}", "3,7", True),
+    (r"$\boxed{3}$ and $\boxed{7}$.", "3, 7", True),
+    (r"\boxed{3} or \boxed{7}", "7", False),
+    (r"\boxed{3} or $\boxed{7}$", "7, 3", True),
+    (r"\boxed{3}, \boxed{5} and \boxed{7}", "7", False),
+    (r"\boxed{3}, \boxed{5}, and \boxed{7}", "3,5,7", True),
+    (r"\boxed{3},\quad \boxed{7}", "3,7", True),
+    (r"x = \boxed{3} \text{ and } y = \boxed{7}", "(3,7)", True),
+    (r"x = \boxed{3} \text{ and } y = \boxed{7}", "(7,3)", False),
+    (r"x = \boxed{3} \text{ and } y = \boxed{7}", "7", False),
+    (r"The solutions are $x=\boxed{3}$ and $x=\boxed{7}$", "3,7", True),
+    (r"First \boxed{3}. Then \boxed{7}", "7", True),
+    (r"\boxed{3}, so \boxed{7}", "7", True),
+    (r"\boxed{3} and therefore \boxed{7}", "7", True),
+    (r"\boxed{A} and \boxed{C}", "A, C", True),
+    (r"\boxed{A} and \boxed{C}", "C", False),
+    (r"**\boxed{3}** and **\boxed{7}**", "7", False),
+    (r"\boxed{3} \quad\text{and}\quad \boxed{7}", "7", False),
+    (r"\boxed{3} \text{ or } \boxed{7}", "7", False),
+    (r"\boxed{3} und \boxed{7}", "7", False),
+    (r"\boxed{3} et \boxed{7}", "3,7", True),
+    (r"\boxed{3}和\boxed{7}", "3,7", True),
+    (r"\boxed{3}、\boxed{7}", "7", False),
+    (r"\boxed{3} as well as \boxed{7}", "7", False),
+    (r"\boxed{3} & \boxed{7}", "7", False),
+    (r"\boxed{3}; \boxed{7}", "7", False),
+    ("\\boxed{3}\n\nand\n\n\\boxed{7}", "7", False),
+    (r"either \boxed{3} or else \boxed{7}", "7", False),
+    (r"\boxed{5} or equivalently \boxed{5.0}", "5", True),
+    (r"\boxed{\frac{1}{2}} or \boxed{0.5}", "0.5", True),
+    (r"\boxed{5} = \boxed{5}", "5", True),
+    (r"\boxed{1/2} = \boxed{0.5}", "0.5", True),
+    (r"<think>\boxed{4}</think> The answer is \boxed{5}", "4", False),
+    (r"<think>\boxed{4}</think> Answer: 5", "5", True),
+    (r"<think>\boxed{4}</think> Answer: 5", "4", False),
+    (r"<think>\boxed{4}</think> The answer is 5.", "4", False),
+    (r"<think>\boxed{4}</think>", "4", True),
+    (r"<think>a</think>\boxed{4}<think>\boxed{5}</think> so it is \boxed{4}", "5", False),
+    (r"<thought>\boxed{4}</thought>\boxed{5}", "4", False),
+    ("<reasoning>Answer: 4</reasoning>Answer: 5", "5", True),
+    ("<answer>5</answer>", "5", True),
+    (r"<answer> $\frac12$ </answer>", "0.5", True),
+    ("<answer>\n5\n</answer>", "5", True),
+    ("<answer>5 cm</answer>", "5", True),
+    ("<answer>5</answer> <answer>6</answer>", "5", False),
+    ("<answer>Answer: 5</answer>", "5", True),
+    ("<answer>The answer is 5.</answer>", "5", True),
+    ("<answer>5</answer><answer></answer>", "5", True),
+    (r"\boxed{4} <answer>5</answer>", "5", True),
+    ("<ANSWER>5</ANSWER>", "5", True),
+    ("Answer: 5 (since 2+3=5)", "5", True),
+    ("Answer: 5, because 2+3=5", "5", True),
+    ("Answer: 5 — the least", "5", True),
+    ("Answer: 5. This holds.", "5", True),
+    ("Answer: 5 apples", "5", True),
+    ("Answer: 5 not 6", "5", False),
+    ("Answer: 5, wait, 6", "5", False),
+    ("Answer: 5 ✅", "5", True),
+    ("Answer: (3, 5)", "(3,5)", True),
+    ("Answer: 5 or 6", "5", False),
+    ("Answer: 5; 6", "5", False),
+    ("Answer: (B) 12", "12", True),
+    ("Answer: (B) because 12", "B", True),
+    ("Answer: B, since it is greatest", "B", True),
+    ("Answer: B. 12", "B", True),
+    ("Answer: B", "B", True),
+    ("Answer: x = 5, where x is the number", "5", True),
+    ("Answer: 5 units, where x", "5", True),
+    ("Answer: 5, 6, and 7", "5,6,7", True),
+    ("Answer: yes, because it is", "yes", True),
+    ("Answer: $x=3$ or $x=4$, which are both valid", "3,4", True),
+    ("Answer: 3.14. Rounded.", "3.14", True),
+    ("Answer: 72 (i.e., 6 dozen)", "72", True),
+    ("Answer: 3 hours. So", "3", True),
+    ("Réponse : 42", "42", True),
+    ("Respuesta: 42", "42", True),
+    ("Antwort: 42", "42", True),
+    ("答案：42", "42", True),
+    ("答案是：42", "42", True),
+    (r"**Final Answer:** $\boxed{42}$", "42", True),
+    ("Final Answer: The final answer is $42$. I hope it is correct.", "42", True),
+    (r"The final answer is: $\boxed{42}$", "42", True),
+    ("Answer: 42\n\nI hope this helps!", "42", True),
+    ("#### 42 apples", "42", True),
+    ("#### 42. Done", "42", True),
+    ("Answer: 5 < x < 6", "(5,6)", True),
+    ("Answer: No, 5", "5", False),
+    ("Answer: none of these", "5", False),
+    ("Answer: -5 (not 5)", "5", False),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), EQUAL + EQUAL_AS_WRITTEN)
 def test_equal(a, b):
     assert is_equal(a, b) and is_equal(b, a)
 
 
-@pytest.mark.parametrize(("a", "b"), DIFFERENT)
+@pytest.mark.parametrize(("a", "b"), DIFFERENT + DIFFERENT_AS_WRITTEN)
 def test_different(a, b):
     assert not is_equal(a, b) and not is_equal(b, a)
+
+
+@pytest.mark.parametrize(("completion", "gold", "right"), GRADES)
+def test_the_answer_is_where_it_was_given(completion, gold, right):
+    assert grade(completion, gold) == right
 
 
 def test_grade():
