@@ -205,7 +205,11 @@ def empty_model(model_dir: Path, dtype: str):
             for part in {id(part): part for part in (config, config.get_text_config())}.values():
                 for name in [name for name in part.to_dict() if "dropout" in name or "pdrop" in name]:
                     setattr(part, name, 0.0)            # the policy that sampled is the policy that is scored
-            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+            exact, model = (AutoModelForCausalLM.from_config(config, dtype=one, trust_remote_code=False)
+                            for one in (torch.float32, getattr(torch, dtype)))
+            for name, buffer in exact.named_buffers():  # tables of positions: made in float32, then rounded
+                model.get_buffer(name).copy_(buffer)
+            return model
     except Exception as error:                          # whatever a config can say that is wrong
         fail(f"{model_dir / 'config.json'}: transformers makes no causal language model of it ({first_line(error)}); "
              "copy it again, or give another model")

@@ -29,7 +29,7 @@ MLA = {"num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_h
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 FAMILIES = {
     "Qwen3": {}, "Qwen2": {}, "Llama": {"tie_word_embeddings": False}, "Mistral": {}, "Phi3": {}, "Olmo2": {}, "StableLm": {}, "Glm": {"head_dim": 8},
-    "Cohere": {}, "GPTNeoX": {}, "GPT2": {}, "Opt": {"ffn_dim": 64, "word_embed_proj_dim": 32}, "Granite": {}, "Starcoder2": {},
+    "Cohere": {}, "GPTNeoX": {}, "GPT2": {}, "GPTJ": {"rotary_dim": 4}, "Opt": {"ffn_dim": 64, "word_embed_proj_dim": 32}, "Granite": {}, "Starcoder2": {},
     "Gemma3": {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
     "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2}, "Qwen2Moe": {**EXPERTS, "shared_expert_intermediate_size": 16},
     "Qwen3Moe": EXPERTS, "Olmoe": EXPERTS, "DeepseekV3": {**MLA, "n_group": 1, "topk_group": 1}}
