@@ -226,7 +226,7 @@ def stop_ids(model_dir: Path, tokenizer) -> list[int]:
 def named_eos(file: Path) -> list[int]:
     ids = read_object(file).get("eos_token_id") if file.is_file() else None
     ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
-    if not all(isinstance(id, int) and id >= 0 for id in ids):
+    if not all(type(id) is int and id >= 0 for id in ids):
         fail(f"{file}: eos_token_id is {ids}; an id, or a list of ids, is expected")
     return ids
 

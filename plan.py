@@ -24,7 +24,6 @@ import argparse
 import bisect
 import importlib
 import itertools
-import json
 import math
 import shlex
 import textwrap
@@ -33,6 +32,7 @@ from pathlib import Path
 
 from common import FlagParser, positive
 from engine.problems import LONGEST_COMPLETION
+from engine.checkpoints import read_object
 from engine.ranks import fail
 from engine.logprobs import WORKSPACE_BYTES
 from reproduce import EVALUATE, SCALES, TABLES, fill, slug
@@ -119,7 +119,7 @@ def find(name: str) -> Model:
     path = Path(name)
     for file in (path, path / "config.json", path / "model" / "config.json"):
         if file.is_file():
-            return read_config(json.loads(file.read_text()), str(file))
+            return read_config(read_object(file), str(file))
     known = path.name.split("@")[0]                     # of owner/name@revision
     if known not in MODELS:
         fail(f"{name}: no config.json there, and plan.py knows only {', '.join(MODELS)}; give --teacher and --student "

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -153,7 +153,7 @@ def quantisation(model_dir: Path, config: dict) -> str | None:
     """How the weights are quantised: what config.json says, of the model or a part of it, or a file beside it."""
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in ("quantization_config", "compression_config"):
-            if settings := part.get(key):
+            if (settings := part.get(key)) is not None:
                 return str(settings.get("quant_method", key)) if isinstance(settings, dict) else key
     names = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
     return next((name for name in names if (model_dir / name).is_file()), None)
@@ -171,10 +171,18 @@ def read_object(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        refuse_pointer(path)
         fail(f"{path} cannot be read as JSON ({first_line(error)}): copy or download it again")
     if not isinstance(content, dict):
         fail(f"{path}: a JSON object is expected, this is a {type(content).__name__}")
     return content
+
+
+def refuse_pointer(path: Path) -> None:
+    """Say it where a clone without git-lfs is why a file cannot be read."""
+    with suppress(OSError), open(path, "rb") as file:
+        if file.read(23) == b"version https://git-lfs":
+            fail(f"{path} is a git-lfs pointer in place of the file: run `git lfs pull` there")
 
 
 def first_line(error: BaseException) -> str:
@@ -205,6 +213,7 @@ def empty_model(model_dir: Path, dtype: str):
             for part in {id(part): part for part in (config, config.get_text_config())}.values():
                 for name in [name for name in part.to_dict() if "dropout" in name or "pdrop" in name]:
                     setattr(part, name, 0.0)            # the policy that sampled is the policy that is scored
+                part.return_dict = True
             exact, model = (AutoModelForCausalLM.from_config(config, dtype=one, trust_remote_code=False)
                             for one in (torch.float32, getattr(torch, dtype)))
             for name, buffer in exact.named_buffers():  # tables of positions: made in float32, then rounded
@@ -307,8 +316,7 @@ def open_weights(path: Path):
     try:
         return safe_open(path, "pt")                    # checks the header and the file's length
     except (OSError, SafetensorError) as error:
-        if path.read_bytes()[:24].startswith(b"version https://git-lfs"):
-            fail(f"{path} is a git-lfs pointer in place of the weights: run `git lfs pull` there")
+        refuse_pointer(path)
         fail(f"{path} is cut short or damaged ({first_line(error)}): copy or download it again")
 
 

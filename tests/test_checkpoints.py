@@ -94,6 +94,11 @@ def test_the_same_weights_stored_otherwise(toy, copy_of, name, change):
     assert torch.equal(logits_of(changed), AutoModelForCausalLM.from_pretrained(changed)(torch.arange(5, 15)[None]).logits)
 
 
+def test_settings_of_a_call_change_nothing(toy, copy_of):
+    changed = copy_of(toy / "teacher", config={"return_dict": False, "output_hidden_states": True, "use_cache": False})
+    assert torch.equal(logits_of(changed), logits_of(toy / "teacher"))
+
+
 def test_stored_buffers_are_read(toy, tmp_path, monkeypatch):
     """A buffer that config.json cannot tell is filled from the file, as a parameter is."""
     attention = transformers.models.qwen3.modeling_qwen3.Qwen3Attention
@@ -198,6 +203,7 @@ def nothing_but_an_adapter(model_dir: Path) -> None:
 BLOCK_FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128], "fmt": "e4m3"}
 BROKEN = {
     "lfs": (write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"), "git lfs pull"),
+    "lfs config": (write("config.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"), "config.json is a git-lfs pointer"),
     "cut": (cut("model.safetensors", 100), "cut short or damaged"),
     "cut shard": (lambda d: cut("model-00002-of-00002.safetensors", 7)(in_shards(d)), "model-00002-of-00002.safetensors is cut short"),
     "empty": (write("model.safetensors", ""), "model.safetensors is cut short or damaged"),
@@ -217,6 +223,7 @@ BROKEN = {
     "chat template": (write("chat_template.jinja", "{% for %}"), "makes no prompt"),
     "generation config": (write("generation_config.json", ""), "generation_config.json cannot be read as JSON"),
     "generation config's end": (setting("generation_config", eos_token_id="</s>"), "generation_config.json: eos_token_id is"),
+    "generation config's end is true": (setting("generation_config", eos_token_id=True), "generation_config.json: eos_token_id is"),
     "no end": (lambda d: [setting(name, eos_token_id=None, eos_token=None)(d) for name in ("config", "generation_config", "tokenizer_config")],
                "set eos_token_id"),
     "manifest": (setting("manifest", **{"model.safetensors": {"bytes": 3}}), "model.safetensors is not as the run wrote it"),
@@ -226,6 +233,7 @@ BROKEN = {
     "fp8 as configured": (setting("config", quantization_config=BLOCK_FP8), "quantised (fp8)"),
     "gptq as configured": (setting("config", quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128}), "quantised (gptq)"),
     "awq as configured": (setting("config", quantization_config={"quant_method": "awq", "bits": 4}), "quantised (awq)"),
+    "quantised somehow": (setting("config", quantization_config={}), "quantised (quantization_config)"),
     "quantised in a part": (setting("config", text_config={"quantization_config": {"quant_method": "mxfp4"}}), "quantised (mxfp4)"),
     "quantised by a file": (setting("hf_quant_config", producer={"name": "modelopt"}), "quantised (hf_quant_config.json)"),
     "fp8": (tensors(lambda old: {name: tensor.to(torch.float8_e4m3fn) for name, tensor in old.items()}), "stored as F8_E4M3"),
