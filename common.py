@@ -20,7 +20,7 @@ from engine.problems import (
     Problem, check_runs_prompts, check_teacher_prompts, contents, encode_prompts, load_problems, longest_completion,
     prompt_inputs, with_readable_golds,
 )
-from engine.ranks import balanced_share, fail, random_generator, world_size
+from engine.ranks import balanced_share, fail, random_generator, say, world_size
 from engine.rollouts import Rollouts, positions
 from engine.sampler import sample
 from engine.sharding import sampling_weights, shard
@@ -107,6 +107,7 @@ def prepare(args, flags: list[str], **groups: list[Problem]) -> Prepared:
         check_teacher_prompts(tokenizer, other, every_problem, every_prompt, args)
         check_runs_prompts(tokenizer, args, parents)
     inputs = {name: contents(problems) for name, problems in groups.items()}
+    say(f"first prompt: {tokenizer.decode(every_prompt[0])!r}")
     return Prepared(parents, dirs, tokenizer, vocab_size, stop, prompts,
                     inputs | prompt_inputs(tokenizer, args, every_prompt, stop))
 
@@ -179,6 +180,12 @@ def load_model(model_dir: Path, tokenizer, dtype: str, device, trainable: bool =
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train(activation_checkpointing)        # without dropout both modes compute the same
+
+
+def load_prepared(ready: Prepared, flag: str, args, device, trainable: bool = False):
+    """The model that a flag names, with the vocabulary that it has in common with the others."""
+    return load_model(Path(ready.parents[flag]["path"]), ready.tokenizer, args.dtype, device, trainable=trainable,
+                      activation_checkpointing=trainable and args.activation_checkpointing, vocab_size=ready.vocab_size)
 
 
 def cut_vocabulary(model, vocab_size: int):

@@ -68,6 +68,16 @@ def pad(rows: list[list[int]], pad_id: int, device, left: bool) -> tuple[Tensor,
     return ids.to(device), mask.to(device)
 
 
+def from_rows(rows: list[dict], pad_id: int) -> Rollouts:
+    """Of the rows that stage 2 has written, on the CPU."""
+    prompt_ids, prompt_mask = pad([row["prompt_ids"] for row in rows], pad_id, "cpu", left=True)
+    completion_ids, completion_mask = pad([row["completion_ids"] for row in rows], pad_id, "cpu", left=False)
+    return Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask,
+                    finished=torch.tensor([row["finished"] for row in rows], dtype=torch.bool),
+                    rewards=torch.tensor([row["reward"] for row in rows]),
+                    weights=torch.tensor([row["weight"] for row in rows]))
+
+
 def positions(mask: Tensor) -> Tensor:
     """RoPE positions that ignore padding.  (B, T) -> (B, T) int64.  Without them left padding shifts every position."""
     return (mask.long().cumsum(1) - 1).clamp(min=0)
