@@ -3,6 +3,7 @@
     PYTHONPATH=. python tests/test_docs.py        after code has moved: write the right lines into the pages' links
 """
 import ast
+import doctest
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ import stage3_kl
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+TOUR = (ROOT / "docs" / "tour.md").read_text()
 LINK = re.compile(r"\[`(\w+)`\]\(\.\./([\w/]+\.py)(#[-L\d]*)\)")        # [`function`](../file.py#L12-L34)
 
 
@@ -63,6 +65,25 @@ def test_the_fields_of_both_certificates_are_explained(toy, tmp_path):
     c1, c2 = (json.loads((tmp_path / name / "certificate.json").read_text()) for name in ("shape", "bridge"))
     assert fields("stage 2's `certificate.json`") == c1.keys() | c1["sum"].keys()
     assert fields("stage 3's `certificate.json`") == c2.keys()
+
+
+def test_the_tour_computes_what_it_shows():
+    """Each block is typed in, one after the other."""
+    blocks = re.findall(r"^```pycon\n(.*?)^```", TOUR, re.M | re.S)
+    example = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "docs/tour.md", None, 0)
+    assert len(example.examples) > 50
+    failures = []
+    doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(example, out=failures.append)
+    assert not failures, "".join(failures)
+
+
+def test_the_tours_text_speaks_of_the_numbers_that_were_computed():
+    """A number of four decimals outside of the blocks stands in a block, too."""
+    blocks = re.split(r"^```pycon\n", TOUR, flags=re.M)
+    shown = " ".join(block.split("```")[0] for block in blocks[1:])
+    text = " ".join([blocks[0], *(block.split("```", 1)[1] for block in blocks[1:])])
+    numbers = set(re.findall(r"\d\.\d{4}", text)) - {"0.0625", "0.3125", "0.0001"}      # what is put in
+    assert len(numbers) > 8 and not {number for number in numbers if number not in shown}
 
 
 if __name__ == "__main__":
