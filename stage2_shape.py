@@ -37,7 +37,7 @@ from common import (
     natural, positive, prepare, sample_share,
 )
 from engine.files import write_json, write_text
-from engine.problems import INSTRUCTION, digest, template_arguments
+from engine.problems import INSTRUCTION, check_runs_prompts, digest, template_arguments
 from engine.ranks import fail, from_rank_0, gather_list, rank, say, setup_distributed
 from engine.rollouts import even_micro_batches
 from engine.runs import finish_run, keep_rows, kept_rows, leave_if_asked, open_run
@@ -250,6 +250,7 @@ def main(args) -> None:
     problems = load_graded_problems(args.problems, args)[:args.num_problems or None]
     given = load_graded_problems(args.certify_problems, args)
     ready = prepare(args, ["teacher", "reference"], problems=problems, certify_problems=given)
+    check_runs_prompts(ready.tokenizer, args, {"teacher": ready.parents["teacher"]})
     seen = set(check_reference(*ready.parents.values(), args))
     unseen = [i for i, problem in enumerate(given) if problem.id not in seen][:args.num_certify_problems or None]
     if not unseen:

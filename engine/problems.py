@@ -21,6 +21,7 @@ import math
 import re
 import zlib
 from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from judge.answers import GSM8K_LINE, is_readable, last_boxes, last_line
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
 LONGEST_COMPLETION = 8192                               # tokens, where --max-new-tokens does not say
 TEMPLATE_ARGS = '{"reasoning_effort": "low"}'
+TODAY = date(2025, 1, 1)         # for chat templates that ask: a run goes on, and the next stage begins, on another day
 
 
 @dataclass
@@ -305,14 +307,20 @@ def encode_prompt(tokenizer, problem: Problem, args) -> list[int]:
     template_args = {"enable_thinking": args.enable_thinking, **(args.template_args or {})}
     try:
         ids = tokenizer(text)["input_ids"] if not tokenizer.chat_template else tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=True, add_generation_prompt=True, return_dict=True,
-            **template_args)["input_ids"]
+            [{"role": "user", "content": text}], chat_template=dated_template(tokenizer), tokenize=True,
+            add_generation_prompt=True, return_dict=True, **template_args)["input_ids"]
     except Exception as error:                          # of any template's making; tokenizers raises no other class
         reason = " ".join(str(error).split())
         fail(f"{problem.source}: the tokenizer of {tokenizer.name_or_path} makes no prompt of it ({reason})")
     if not ids:
         fail(f"{problem.source}: a prompt without any token by the tokenizer of {tokenizer.name_or_path}")
     return ids
+
+
+def dated_template(tokenizer) -> str:
+    """The chat template, with TODAY in place of the clock's date."""
+    return re.sub(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""", lambda call: json.dumps(TODAY.strftime(call[2])),
+                  tokenizer.get_chat_template())
 
 
 def check_template_flags(tokenizer, args) -> None:
@@ -395,7 +403,7 @@ def contents(problems: list[Problem]) -> dict[str, str]:
 
 
 def rendering(tokenizer, args) -> dict[str, str]:
-    """How prompts are made, by that of the problem "1": template, flags, the date where the template asks for it."""
+    """How prompts are made, by that of the problem "1": template and flags."""
     ids = encode_prompts(tokenizer, [Problem("", "1", None, "the problem `1`", "a sample", {})], args)[0]
     return {tokenizer.decode(ids): digest(ids)}
 
@@ -403,7 +411,8 @@ def rendering(tokenizer, args) -> dict[str, str]:
 def prompt_inputs(tokenizer, args, prompts: list[list[int]], stop: list[int]) -> dict[str, dict[str, str]]:
     """All that turns problems into prompts and completions into text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    how = [backend.to_str() if backend else sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids)]
+    how = [backend.to_str() if backend else sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids),
+           getattr(tokenizer, "clean_up_tokenization_spaces", None)]
     return {"prompts": {"token ids": digest(prompts)}, "rendering": rendering(tokenizer, args),
             "tokenizer": {str(tokenizer.name_or_path): digest(how)}, "end tokens": {"ids": str(sorted(stop))}}
 

@@ -191,7 +191,7 @@ def test_the_same_problem_has_the_same_id_in_every_file(tmp_path):
 def test_readable():
     for gold in ("7", "1,200", "\\frac{1}{2}", "x^2+1", "(1,2]", "\\text{June}", "A"):
         assert answers.is_readable(gold), gold
-    for gold in ("", " ", "\\frac{1}{", "['3']", "\\begin{foo}", "see page 3 (b) of ["):
+    for gold in ("", " ", "7" * 5000, "\\frac{1}{", "['3']", "\\begin{foo}", "see page 3 (b) of ["):
         assert not answers.is_readable(gold), gold
 
 
@@ -259,6 +259,13 @@ def test_instruction_with_and_without_a_template(sentence):
     assert prompt_of(tokenizer, instruction="", template_args={"shift": "34"}) == "34=12="
 
 
+@pytest.mark.parametrize("call", ['strftime_now("%d%m%Y")', "strftime_now( '%d%m%Y' )"])
+def test_a_template_is_told_the_same_date_every_day(call):
+    tokenizer = prepare.toy_tokenizer()
+    tokenizer.chat_template = "{% set today = " + call + " if strftime_now is defined %}{{ today }}={{ messages[0].content[:2] }}="
+    assert prompt_of(tokenizer) == "01012025=12=" and call in tokenizer.chat_template, "a model is saved with its own template"
+
+
 def test_template_arguments(toy, tmp_path, copy_of, sentence):
     chat = with_template(copy_of, toy / "teacher", "chat")
     flags = [*flags_of(toy, tmp_path / "run", model=chat, samples_per_prompt=2, instruction=""), "--template-args"]
@@ -296,6 +303,8 @@ def test_teacher_and_student_must_render_alike(toy, tmp_path, copy_of, sentence)
     other = with_template(copy_of, toy / "student", "other", TEMPLATE + "=")
     pair = {"teacher": teacher, "student": student, "instruction": ""}
     assert "to different ids" in sentence(run, stage4_distill, *flags_of(toy, tmp_path / "run", **pair | {"student": other}))
+    run(stage1_grpo, *flags_of(toy, tmp_path / "rl", model=teacher, samples_per_prompt=2, steps_per_rollout=1, instruction=""))
+    assert "--teacher" in sentence(shaped, toy, tmp_path, tmp_path / "rl", "--reference", teacher, "--instruction", "", "--enable-thinking")
     rollouts = shaped(toy, tmp_path, teacher, "--instruction", "", "--enable-thinking")
     pair |= {"allow_failed_certificate": None}
     flags = [flag for flag in flags_of(toy, tmp_path / "bridge", **pair, rollouts=rollouts, max_kl=100) if flag is not None]
@@ -337,6 +346,7 @@ def delete_a_problem(tmp_path, model):
     (edit_a_gold, "mine.jsonl"), (delete_a_problem, "mine.jsonl"),
     (lambda tmp_path, model: replace(model / "tokenizer_config.json", "messages[0]", "'5' + messages[0]"), "rendering"),
     (lambda tmp_path, model: replace(model / "generation_config.json", '"eos_token_id": 1', '"eos_token_id": [1, 4]'), "end tokens"),
+    (lambda tmp_path, model: replace(model / "tokenizer_config.json", '"eos_token"', '"clean_up_tokenization_spaces": true, "eos_token"'), "tokenizer"),
     (lambda tmp_path, model: replace(model / "tokenizer.json", '"type": "Fuse"', '"type": "ByteFallback"'), "tokenizer")])
 def test_a_run_goes_on_only_with_what_it_began_with(toy, tmp_path, copy_of, sentence, change, named):
     model = with_template(copy_of, toy / "student", "chat")
