@@ -453,6 +453,8 @@ def test_graded_rows_that_were_cut_are_wrong(tmp_path):
     rows = [{"problem": "p", "answer": "3", "completions": ["\\boxed{3}", "\\boxed{3}"], "finished": [True, False]},
             {"problem": "q", "answer": "3", "completion": "\\boxed{3}", "finished": False}, {"problem": "q", "answer": "3", "completion": "\\boxed{3}", "finished": True}]
     run(judge, "--grade", write(tmp_path / "g.jsonl", rows), "--out", tmp_path / "out")
+    assert judge.joined([judge.graded_row(row, "1", "f") for row in (rows[1], {name: rows[2][name] for name in ("problem", "answer", "completion")})]
+                        )["finished"] == [False, True], "a row that does not say so was not cut; the other one was"
     kept = [json.loads(line) for line in (tmp_path / "out" / "completions.jsonl").read_text().splitlines()]
     assert [row["verdicts"] for row in kept] == [[True, False], [False, True]]
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
