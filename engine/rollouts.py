@@ -67,6 +67,14 @@ class Rollouts:
         return [ids[mask].tolist() for ids, mask in zip(self.prompt_ids.cpu(), self.prompt_mask.cpu())]
 
 
+def is_rollout(row: dict) -> bool:
+    """Whether a row of rollouts.jsonl has its two lists of ids, neither empty, and its three numbers."""
+    lists, numbers = ([row.get(name) for name in names]
+                      for names in (("prompt_ids", "completion_ids"), ("finished", "reward", "weight")))
+    return (all(isinstance(ids, list) and ids and all(type(id) is int and id >= 0 for id in ids) for ids in lists)
+            and all(isinstance(number, int | float) and 0 <= number < float("inf") for number in numbers))
+
+
 def pad(rows: list[list[int]], pad_id: int, device, left: bool) -> tuple[Tensor, Tensor]:
     """Rows of unequal length -> ids (B, T) int64 and mask (B, T) bool, padded on the left or on the right."""
     length = max(map(len, rows), default=0)

@@ -188,8 +188,9 @@ def is_equal(answer: str, gold: str) -> bool:
 
 def is_readable(gold: str) -> bool:
     """Can the judge read this gold?  If not, an answer is right only where the text is the same."""
-    number = plain_number(NOISE.sub("", gold).removesuffix("."))
-    return number is not None or 0 < len(gold) <= MAX_LENGTH and WORKER.can_read(gold)
+    if not 0 < len(gold) <= MAX_LENGTH:
+        return False
+    return plain_number(NOISE.sub("", gold).removesuffix(".")) is not None or WORKER.can_read(gold)
 
 
 def plain_number(text: str) -> Fraction | None:
