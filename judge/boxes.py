@@ -1,0 +1,173 @@
+r"""What the last box of a text says, with what stands around it and is a part of the answer, or denies it.
+
+    -\boxed{5} is -{5}; \boxed{3} and \boxed{7} is 3 and 7; x \ne \boxed{3} is x \ne {3}; "not \boxed{3}" is no answer
+
+A box belongs to the formula around it, which begins behind the last equals sign, word or sentence and ends before the
+next.  Takes time linear in the text: around a box at most REACH characters are looked at.
+"""
+
+import re
+
+from judge.words import FRACTIONS, RATES, SCALES, UNITS
+
+REACH = 80
+Box = tuple[int, tuple[int, int], int]  # where it begins, what it holds, where it ends
+
+BRACE = re.compile(
+    r"\\\\(?!boxed|fbox)|\\[{}]"  # a line break and escaped braces: nothing to count
+    r"|\\(?:boxed|fbox)(?![a-zA-Z])\s*(?:(?P<box>\{)|(?P<bare>-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|[A-Z](?![a-zA-Z])))"
+    r"|(?P<open>\{)|(?P<close>\})"
+)
+NOT_SPACE = re.compile(r"\S")
+LOOKS = re.compile(
+    r"\\(?:text|math|mbox|operatorname)[a-z]*\s*(?:\{([^{}]*)\}|\{)?|\\(?:text)?color\s*\{\w+\}|[$~*`\"]|\\[()\[\],;:! ]"
+    r"|\\(?:left|right|displaystyle|underline|[lL]arge|huge|bf|q?quad)(?![a-zA-Z])"
+)
+
+# ------------------------------------------------ a formula's ends ------------------------------------------------
+
+EDGE = (
+    r"\n|\\\\|&|(?<![<>])(?<![\sa-zA-Z]!)(?<!\\not)=|≈|(?<![\\a-zA-Z])[a-zA-Z]{2,}|[.;:?](?=[\s$*\\])|[\"'`#]|</?\w+>"
+    r"|[^\x00-\x7f−–±∓×·÷⋅≤≥≠√π∪∩°²³∞]|\\(?:approx|equiv|therefore|because|implies|iff|to|text|math(?:bf|rm)|mbox|begin|end|"
+    r"[pb]?mod|tag|label|\w*square|qed|checkmark|\w*arrow)(?![a-z])(?:\s*\{[^{}]*\})?"
+)
+BEGINNING = re.compile(rf"(?:{EDGE}|(?<![-+−±])\$+|\\[(\[]|\*\*)\s*")
+END = re.compile(rf"{EDGE}|\$|\\[)\]]|\||\*(?![\d(\\])|<(?=[/a-z])|\s\(|\s[-–—]+\s(?=[a-zA-Z])|\s[aI]\s")
+MARK = re.compile(r"\s*(?:[-–—*+>•]\s|\(?(?:[0-9]{1,2}|[a-z])[.)])\s*")  # of an item in a list
+
+# -------------------------------------------- words around and between --------------------------------------------
+
+JOINTS = {word: joint for joint, words in {
+    " and ": "and also as well along together with y et e und sowie и 和 与 及 以及",
+    " or ": "or else either oder ou o или 或 或者", " + ": "plus", " - ": "minus", r" \cdot ": "times",
+    r" \text{ to } ": "to through bis by versus vs between from",
+}.items() for word in words.split()}  # fmt: skip
+LIST = {", ", " and ", " or "}
+WORD = re.compile(r"[^\W\d_]+")
+NAME = r"[a-zA-Z](?:_\{?\w\}?)?"
+NAMED = re.compile(rf"(?:^|[\s$({{,])({NAME})\s*=\s*[$\s]*$")
+REJECTS = re.compile(r"[\s$*,;(]*(?:(?:and|but)\s+)?(?:not|rather than|instead of)[\s$*(]*", re.IGNORECASE)
+LISTED = re.compile(  # 0.75 or \boxed{3/4}; x = 3 and x = \boxed{4}
+    rf"(?:\A|[$(,:]|(?<!\\)\b[a-zA-Z]{{2,}}|(?<!\w)(?P<name>{NAME})\s*=)\s*(?P<item>-?[0-9][0-9./]*|(?:[0-9]+)?\\frac\{{\w+\}}\{{\w+\}}|[A-J])"
+    r"[\s$*)]*,?\s*(?P<joint>and|or|&|und|oder|et|ou|和|或)[\s$*]*(?:(?P=name)\s*=[\s$]*)?\Z"
+)
+DENIED = re.compile(
+    r"(?:\b(?:not|never|cannot|neither|nor|no longer|except|excluding|unlike|instead of|than|plus|minus|times|"
+    r"negative|opposite of)|n['’]t|不是|不为|不等于|并非)"
+    r"(?:[\s*$]+(?:be|equal|to|the|an?|actually|really|simply|just|necessarily))*[\s$*~({\\})_]*\Z", re.IGNORECASE
+)  # fmt: skip
+REFUTED = re.compile(
+    r"[\s$*)}\\\]]*(?:text\{)?[.,!]?\s*(?:(?:wait|no|but|hmm)[,.]?\s+)*(?:(?:which|this|that|it)\s+)?(?:"
+    r"(?:is|was|are|were)(?:n['’]t|\s+not)\s+(?:the|an?|correct|right|valid|possible|it|our|what|true)\b"
+    r"|(?:is|was|are|were|seems|looks)\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|invalid|impossible|too)\b"
+    r"|(?:does(?:n['’]t|\s+not)|cannot|can['’]t)\s+(?:work|be|hold)\b|fails\b)"
+    r"|[\s$]*(?:,\s*)?or (?:more|less|fewer|greater|higher)\b"
+    r"|[\s$]*(?:,\s*)?(?:or|and)[\s$]+(?:-?[0-9./]+|[A-J])(?=[\s$.]*(?:\Z|[.,;$\n]))", re.IGNORECASE
+)  # fmt: skip
+OPTION = re.compile(r"(?:\\\w+\{)*\([A-J]\)\}*")
+BEHIND = {*SCALES, *FRACTIONS, *UNITS, *RATES, "per", "square", "cubic", "squared", "cubed", "am", "pm"} - {"in", "second"}
+UNIT = re.compile(r"(?:[\s$*{}~]|\\(?:text|mathrm)\s*\{|\\[,;:! ])*([ap]\.m(?=\.)|[^\W\d_]+|[/°%]|\^\{?-?[1-9]\}?)")
+BARE = re.compile(r"(?!.*\\(?:text|math|mbox|[%$]))[-+0-9.,/\\{}() !]*(?:\\?[a-z]+[-+0-9.,/\\{}() ]*)*(?<![a-z]{2})")
+
+
+def last_boxes(text: str) -> str | None:
+    r"""The answer of the box that closes last (of nested ones the outer), and of those that are one with it."""
+    boxes = all_boxes(text)
+    return joined(text, boxes) if boxes else None
+
+
+def all_boxes(text: str) -> list[Box]:
+    r"""Each closed box that holds something, `\boxed 3`, too; of nested ones the outer."""
+    boxes, starts = [], []  # starts of the open braces: where a box and its content start, None for other braces
+    for brace in BRACE.finditer(text):
+        if brace["box"] or brace["open"]:
+            starts.append((brace.start(), brace.end()) if brace["box"] else None)
+            continue
+        opened = starts.pop() if brace["close"] and starts else None
+        if brace["bare"]:
+            boxes.append((brace.start(), brace.span("bare"), brace.end()))
+        elif opened and NOT_SPACE.search(text, opened[1], brace.start()):
+            while boxes and boxes[-1][0] > opened[0]:
+                boxes.pop()
+            boxes.append((opened[0], (opened[1], brace.start()), brace.end()))
+    return boxes
+
+
+def joined(text: str, boxes: list[Box]) -> str | None:
+    """The answer of the last of some boxes, with those that are one with it; None where it is denied or unclear."""
+    while len(boxes) > 1 and REJECTS.fullmatch(text, boxes[-2][2], boxes[-1][0]):
+        boxes.pop()  # 5, not 6
+    first, joints = len(boxes) - 1, []
+    while first and (found := joint(text[boxes[first - 1][2] : boxes[first][0]])):
+        joints.append(found)
+        first -= 1
+    parts = [text[slice(*span)].strip() for _, span, _ in boxes[first:]]
+    if len(set(parts)) == 1 and LIST >= set(joints):
+        parts, joints, first = parts[:1], [], len(boxes) - 1
+    lead, (tail, unit) = before(text, boxes[first - 1][2] if first else 0, boxes[first][0]), after(text, boxes[-1][2])
+    if lead is None or tail is None:
+        return None
+    if not set("([{") & set(lead + tail):
+        tail = re.split(r"[)\]}]", tail)[0]  # the bracket of a remark or a macro
+    if OPTION.fullmatch(parts[0]) and len(parts) == 1:
+        lead = tail = unit = ""  # (B) 12
+    if len(parts) == 1 and not lead.strip("([{ ") and not tail.strip(")]} "):
+        return parts[0] + (unit if unit and BARE.fullmatch(parts[0]) else "")
+    if lead or tail or not LIST >= set(joints):
+        parts = [f"{{{part}}}" for part in parts]
+    else:
+        parts = named(text, boxes[first:], parts)
+    return lead + "".join(part + glue for part, glue in zip(parts, [*joints[::-1], ""], strict=True)) + tail + unit
+
+
+def named(text: str, boxes: list[Box], parts: list[str]) -> list[str]:
+    """The parts of a list with the names before them, where any has one: x = 3, y = 7."""
+    names = [NAMED.search(text[max(0, box[0] - REACH) : box[0]]) for box in boxes]
+    return [f"{name[1]} = {part}" if name else part for name, part in zip(names, parts, strict=True)]
+
+
+def joint(between: str) -> str:
+    r"""What makes two boxes one answer: ", ", " and ", " + ", a part of a formula ...; nothing where they are two."""
+    if len(between) > REACH:
+        return ""
+    plain = LOOKS.sub(r" \1 ", NAMED.sub("", between)).strip()
+    if MARK.fullmatch(plain + " ") and ("\n" in between or plain[0] not in "-+>"):
+        return ", "
+    if not WORD.sub("", plain).strip(" ,;，、&()/|"):
+        words = [word.lower() for word in WORD.findall(plain) if word not in UNITS]
+        kinds = {JOINTS.get(word, "") for word in words}
+        return "" if "" in kinds else next((kind for kind in kinds - {" and "}), " and " if kinds else ", ")
+    return "" if BEGINNING.search(plain) and not plain.startswith(("=", r"\approx", "≈")) else plain
+
+
+def before(text: str, limit: int, start: int) -> str | None:
+    """What of a formula stands before its box; None where words deny it or a digit touches it."""
+    window = text[max(limit, start - REACH) : start]
+    if DENIED.search(window):
+        return None
+    if listed := LISTED.search(window):
+        return f"{listed['item']} {JOINTS.get(listed['joint'], ' and ')} "
+    edge = None
+    for edge in BEGINNING.finditer(window):
+        pass
+    piece = window[edge.end() if edge else 0 :]
+    if MARK.fullmatch(piece) and (not edge or "\n" in edge[0] and edge[0][0] not in "$\\=≈&"):
+        return ""
+    piece = LOOKS.sub(r"\1", piece).lstrip(" ,;:)]}")
+    return None if piece[-1:].isdigit() or piece.endswith(".") else piece
+
+
+def after(text: str, end: int) -> tuple[str | None, str]:
+    """What of a formula stands behind its box, and the unit or scale after it; None where words deny it."""
+    window = text[end : end + REACH]
+    if REFUTED.match(window):
+        return None, ""
+    edge = END.search(window)
+    place = edge.start() if edge else len(window)
+    in_formula = edge and edge[0][0] in "$\\"
+    piece = LOOKS.sub(r"\1", window[:place]).rstrip(" ,;:.?" + "!" * (not in_formula))
+    words = []
+    while (word := UNIT.match(window, place)) and (word[1] in BEHIND or word[1].lower() in BEHIND or not word[1].isalpha()):
+        words.append(word[1])
+        place = word.end()
+    return (None, "") if piece[:1].isdigit() else (piece, rf"\text{{ {' '.join(words)}}}" if words else "")
