@@ -97,7 +97,7 @@ NOISE = re.compile(  # spacing and dollars, but between digits only the spaces o
     r"|(?<![0-9\\])\$|\$(?![0-9])|\{,\}(?=[0-9]{3})|(?<![0-9a-zA-Z,])\s+|\s+(?!\w)"
 )
 WORDS = re.compile(r"^\\(?:text|textbf|mathrm|mbox)\{([^{}\\]*)\}$")  # \text{June 20} is June 20
-CHOICES = re.compile(r"[A-J](?:(?:, ?)?[A-J])+")  # A, C and AC
+CHOICES = re.compile(r"(?:(?:\\[a-z]+\{|\()*[A-J][)}]*(?:\s*[,;、，；]\s*)?){2,}")  # A, C and AC
 DECIMAL = re.compile(r"[+-]?(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(?:\.[0-9]*)?")
 FRACTION = re.compile(
     r"([+-]?)(?:([0-9]+)/([0-9]+)|\\[dt]?frac *(?:([0-9])|\{([+-]?[0-9]+)\}) *(?:([0-9])|\{([0-9]+)\}))"
@@ -123,8 +123,8 @@ def is_equal(answer: str, gold: str) -> bool:
     tidy_answer, tidy_gold = (WORDS.sub(r"\1", NOISE.sub("", text).removesuffix(".")) for text in (answer, gold))
     if not tidy_answer or not tidy_gold or tidy_answer == tidy_gold:
         return bool(tidy_gold) and tidy_answer == tidy_gold
-    if CHOICES.fullmatch(tidy_answer) and CHOICES.fullmatch(tidy_gold) and ("," in tidy_answer) != ("," in tidy_gold):
-        return sorted(re.sub("[, ]", "", tidy_answer)) == sorted(re.sub("[, ]", "", tidy_gold))
+    if CHOICES.fullmatch(tidy_answer) and CHOICES.fullmatch(tidy_gold) and tidy_answer.isalpha() != tidy_gold.isalpha():
+        return sorted(re.findall("[A-J]", tidy_answer)) == sorted(re.findall("[A-J]", tidy_gold))
     numbers = plain_number(tidy_answer), plain_number(tidy_gold)
     return numbers[0] == numbers[1] if None not in numbers else WORKER.compare(answer, gold)
 

@@ -43,7 +43,7 @@ JOINTS = {word: joint for joint, words in {
     r" \text{ to } ": "to through bis by versus vs between from",
 }.items() for word in words.split()}  # fmt: skip
 LIST = {", ", " and ", " or "}
-WORD = re.compile(r"[^\W\d_]+")
+WORD = re.compile(r"(?<![\\\w])[^\W\d_]{2,}")
 NAME = r"[a-zA-Z](?:_\{?\w\}?)?"
 NAMED = re.compile(rf"(?:^|[\s$({{,])({NAME})\s*=\s*[$\s]*$")
 REJECTS = re.compile(r"[\s$*,;(]*(?:(?:and|but)\s+)?(?:not|rather than|instead of)[\s$*(]*", re.IGNORECASE)
@@ -51,11 +51,13 @@ LISTED = re.compile(  # 0.75 or \boxed{3/4}; x = 3 and x = \boxed{4}
     rf"(?:\A|[$(,:]|(?<!\\)\b[a-zA-Z]{{2,}}|(?<!\w)(?P<name>{NAME})\s*=)\s*(?P<item>-?[0-9][0-9./]*|(?:[0-9]+)?\\frac\{{\w+\}}\{{\w+\}}|[A-J])"
     r"[\s$*)]*,?\s*(?P<joint>and|or|&|und|oder|et|ou|和|或)[\s$*]*(?:(?P=name)\s*=[\s$]*)?\Z"
 )
+DENYING = "not never cannot neither nor except excluding unlike than plus minus times negative".split()
+FILLERS = "be equal to the a an actually really simply just necessarily longer of".split()
 DENIED = re.compile(
-    r"(?:\b(?:not|never|cannot|neither|nor|no longer|except|excluding|unlike|instead of|than|plus|minus|times|"
-    r"negative|opposite of)|n['’]t|不是|不为|不等于|并非)"
-    r"(?:[\s*$]+(?:be|equal|to|the|an?|actually|really|simply|just|necessarily))*[\s$*~({\\})_]*\Z", re.IGNORECASE
+    rf"(?:\b(?:{'|'.join(DENYING)}|no longer|instead of|opposite of)|n['’]t|不是|不为|不等于|并非)"
+    rf"(?:[\s*$]+(?:{'|'.join(FILLERS)}))*[\s$*~({{\\}})_]*\Z", re.IGNORECASE
 )  # fmt: skip
+CAREFUL = {*DENYING, *FILLERS, *JOINTS}  # after any other word nothing needs to be looked at
 REFUTED = re.compile(
     r"[\s$*)}\\\]]*(?:text\{)?[.,!]?\s*(?:(?:wait|no|but|hmm)[,.]?\s+)*(?:(?:which|this|that|it)\s+)?(?:"
     r"(?:is|was|are|were)(?:n['’]t|\s+not)\s+(?:the|an?|correct|right|valid|possible|it|our|what|true)\b"
@@ -102,16 +104,14 @@ def joined(text: str, boxes: list[Box]) -> str | None:
         joints.append(found)
         first -= 1
     parts = [text[slice(*span)].strip() for _, span, _ in boxes[first:]]
-    if len(set(parts)) == 1 and LIST >= set(joints):
+    if joints and len(set(parts)) == 1 and LIST >= set(joints):
         parts, joints, first = parts[:1], [], len(boxes) - 1
     lead, (tail, unit) = before(text, boxes[first - 1][2] if first else 0, boxes[first][0]), after(text, boxes[-1][2])
     if lead is None or tail is None:
         return None
-    if not set("([{") & set(lead + tail):
+    if tail and not set("([{") & set(lead + tail):
         tail = re.split(r"[)\]}]", tail)[0]  # the bracket of a remark or a macro
-    if OPTION.fullmatch(parts[0]) and len(parts) == 1:
-        lead = tail = unit = ""  # (B) 12
-    if len(parts) == 1 and not lead.strip("([{ ") and not tail.strip(")]} "):
+    if not joints and (OPTION.fullmatch(parts[0]) or not lead.strip("([{ ") and not tail.strip(")]} ")):
         return parts[0] + (unit if unit and BARE.fullmatch(parts[0]) else "")
     if lead or tail or not LIST >= set(joints):
         parts = [f"{{{part}}}" for part in parts]
@@ -130,19 +130,24 @@ def joint(between: str) -> str:
     r"""What makes two boxes one answer: ", ", " and ", " + ", a part of a formula ...; nothing where they are two."""
     if len(between) > REACH:
         return ""
+    kinds = [JOINTS.get(word.lower(), "") for word in WORD.findall(between) if word not in UNITS]
+    if "" in kinds:
+        return ""
     plain = LOOKS.sub(r" \1 ", NAMED.sub("", between)).strip()
     if MARK.fullmatch(plain + " ") and ("\n" in between or plain[0] not in "-+>"):
         return ", "
-    if not WORD.sub("", plain).strip(" ,;，、&()/|"):
-        words = [word.lower() for word in WORD.findall(plain) if word not in UNITS]
-        kinds = {JOINTS.get(word, "") for word in words}
-        return "" if "" in kinds else next((kind for kind in kinds - {" and "}), " and " if kinds else ", ")
+    if plain in JOINTS or not WORD.sub("", plain).strip(" ,;，、&()/|"):
+        return max([*kinds, JOINTS.get(plain, ", ")], key=[", ", " and ", *JOINTS.values()].index)
     return "" if BEGINNING.search(plain) and not plain.startswith(("=", r"\approx", "≈")) else plain
 
 
 def before(text: str, limit: int, start: int) -> str | None:
     """What of a formula stands before its box; None where words deny it or a digit touches it."""
     window = text[max(limit, start - REACH) : start]
+    said = window.rstrip("$\n *\\").removesuffix(r"\[").rstrip("$\n *")
+    last = said.rpartition(" ")[2].rstrip(".:" if window[len(said) :] else "")
+    if not said or len(last) > 1 and last.isascii() and last.isalpha() and last.lower() not in CAREFUL:
+        return ""  # most boxes: "is $\\boxed{5}$"
     if DENIED.search(window):
         return None
     if listed := LISTED.search(window):
@@ -153,7 +158,7 @@ def before(text: str, limit: int, start: int) -> str | None:
     piece = window[edge.end() if edge else 0 :]
     if MARK.fullmatch(piece) and (not edge or "\n" in edge[0] and edge[0][0] not in "$\\=≈&"):
         return ""
-    piece = LOOKS.sub(r"\1", piece).lstrip(" ,;:)]}")
+    piece = LOOKS.sub(r"\1", piece).lstrip(" ,;:)]}").rstrip("\\")
     return None if piece[-1:].isdigit() or piece.endswith(".") else piece
 
 
