@@ -93,11 +93,11 @@ START_SECONDS = 60  # for importing sympy on a busy machine
 counts = {"sympy": 0, "unreadable": 0, "timeout": 0, "failed": 0}  # comparisons that reached the worker, for the log
 
 NOISE = re.compile(  # spacing and dollars, but between digits only the spaces of thousands; "1, 234" is a list
-    r"(?<!\\)\\(?:(?:left|right|displaystyle)(?![a-zA-Z])|\$|[!,;: ](?![0-9](?![0-9]{2}(?![0-9]))))"
-    r"|(?<![0-9\\])\$|\$(?![0-9])|\{,\}(?=[0-9]{3})|(?<![0-9a-zA-Z,])\s+|\s+(?!\w)"
+    r"(?<!\\)\\(?:(?:left|right|displaystyle)(?![a-zA-Z])|\$|[!,;: ](?!\s*[0-9](?![0-9]{2}(?![0-9]))))"
+    r"|(?<![0-9\\])\$|\$(?![0-9])|\{,\}(?=[0-9]{3})|(?<![0-9a-zA-Z,\s])\s+|\s+(?![\w\s])"
 )
 WORDS = re.compile(r"^\\(?:text|textbf|mathrm|mbox)\{([^{}\\]*)\}$")  # \text{June 20} is June 20
-CHOICES = re.compile(r"(?:(?:\\[a-z]+\{|\()*[A-J][)}]*(?:\s*[,;、，；]\s*)?){2,}")  # A, C and AC
+CHOICES = re.compile(r"(?:(?:\\[a-z]+\{|\()*[A-J][)}]*[,;、，；\s]*){2,}")  # A, C and AC
 DECIMAL = re.compile(r"[+-]?(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(?:\.[0-9]*)?")
 FRACTION = re.compile(
     r"([+-]?)(?:([0-9]+)/([0-9]+)|\\[dt]?frac *(?:([0-9])|\{([+-]?[0-9]+)\}) *(?:([0-9])|\{([0-9]+)\}))"

@@ -166,7 +166,7 @@ MIXED = re.compile(
     r"(?P<top>[1-9][0-9]*)(?(frac) | / )(?P<bottom>[1-9][0-9]*)(?P<words>(?: '\S+| %)*)"
 )
 CHOICE = re.compile(r"[A-J]")
-FAMILY = re.compile(r".+? [,(] (?:'\w+ )*([a-z]) \\in \\mathbb Z(?: \))?")  # k \pi, k \in \mathbb Z
+FAMILY = re.compile(r".+? (?:[,(]|'for|'where|'with) (?:'\w+ )*([a-z]) \\in \\mathbb Z(?: \))?")  # k \pi, k \in \mathbb Z
 BRACED = re.compile(r"(?<!\S)\{ (\S+) \}(?!\S)")  # a group of one token
 RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in"}
 
@@ -175,7 +175,7 @@ def tokenise(text: str) -> Tokens:
     """Numerals, letters, commands, signs and 'words (with a leading '); brackets must balance, and not too deep."""
     tokens, stack, position = deque(), [], 0
     only_words = re.fullmatch(r"[{\s]*(?:[nN]o|[a-zA-Z]{3}|[a-zA-Z\s]*[a-zA-Z]{4}[a-zA-Z\s]*)[}\s]*", text) is not None
-    is_prose = re.match(r"\s*(?:[a-zA-Z]{2,} +[a-zA-Z]{4}|[A-Z][a-z]{2,} +[0-9])", text) is not None
+    is_prose = re.match(r"\s*(?:[a-zA-Z]{2,} +[a-zA-Z]{4}|[a-zA-Z]{3,} +[0-9])", text) is not None
     while position < len(text):
         match = TOKEN.match(text, position)
         position, kind = match.end(), match.lastgroup
@@ -303,7 +303,7 @@ def read_family(tokens: list[str], letter: str) -> Quantity:
 def read_rows(tokens: list[str]) -> list[str] | None:
     r"""The rows of \begin{cases} or aligned as a list with commas; None for anything else, a matrix, say."""
     body = tokens[1:-1]
-    if not is_environment(tokens) or "matrix" in tokens[0] or not RELATIONS & set(body):
+    if not is_environment(tokens) or tokens[0].endswith(("pmatrix}", "bmatrix}", "vmatrix}")) or not RELATIONS & set(body):
         return None
     rows = [align(row) for row in split(body, {r"\\"})[0]]
     joined: list[str] = []
@@ -341,7 +341,7 @@ def read_list(tokens: list[str]):
     """One value, or a Bag of several: "12 and 14", "1, -2", "x = 3 or x = 4", "1 \\pm \\sqrt 2"; or sets joined."""
     choices, _ = split(tokens, {"'or"})
     if len(choices) > 1 and all(choice.count("=") > 1 for choice in choices):  # x = 1, y = 2 or x = 3, y = 4
-        return Bag(tuple(map(read_list, choices)))
+        return Bag(tuple(map(read_statement, choices)))
     pieces, separators = split(tokens, {",", "'and", "'or"})
     for i, (piece, separator) in enumerate(zip(pieces, separators, strict=False)):
         if not piece and (i == 0 or separator == ","):  # nothing may stand in ", and" and at the end only
@@ -349,7 +349,7 @@ def read_list(tokens: list[str]):
     values = [value for piece in distribute(pieces) if piece for value in read_item(piece)]
     if not values:
         raise Unreadable("nothing there")
-    if "'or" in separators and all(map(CHOICE.fullmatch, map(str, values))):
+    if "'or" in separators and all(isinstance(value, Text) or CHOICE.fullmatch(str(value)) for value in values):
         raise Unreadable("A or C, which are not A and C")
     ranges = [value for value in values if isinstance(value, Interval | Union)]
     if len(values) > 1 and ranges and (any(map(variable, ranges)) or set(separators) == {"'or"} or r"\ne" in tokens):
@@ -865,6 +865,8 @@ def read_matrix(begin: str, tokens: Tokens) -> sympy.ImmutableMatrix:
             token = tokens.popleft()
         elif token == r"\\":
             rows.append([])
+        elif token != "&" and not token.startswith(r"\end"):
+            raise Unreadable("what stands between two cells?")
     matrix = sympy.ImmutableMatrix(rows)
     return determinant(matrix) if begin == r"\begin{vmatrix}" else matrix
 

@@ -55,7 +55,7 @@ root minus plus squared cubed doubled halved tripled twice thrice double triple 
 earlier late early north south east west northeast northwest southeast southwest northern southern eastern western
 up down upward upwards downward downwards left right forward forwards backward backwards inward outward clockwise
 counterclockwise anticlockwise increase increased decrease decreased reduction growth gain loss profit deficit surplus
-rise fall drop short debt owed owing overdrawn percentage matrix""".split()) | SCALES.keys() | FRACTIONS.keys() | NUMBERS.keys()
+rise fall drop short debt owed owing overdrawn percentage matrix underground underwater""".split()) | SCALES.keys() | FRACTIONS.keys() | NUMBERS.keys()
 PRODUCTS = set("ha ms rs pt qt pa dm hz kw kj am pm bn mn tn".split())  # units behind "5 ", else products of letters
 KNOWN = {"per", "of", "pct", "mod", "sq", "cu", *(SCALES | FRACTIONS | UNITS | RATES).keys()} - PRODUCTS
 
@@ -129,6 +129,9 @@ PHRASES = [(re.compile(pattern, re.IGNORECASE), replacement) for pattern, replac
     (r"(?<=[0-9] )('\w+) (?=[0-9.]+ '\w)", r"\1 'and "),
     # sets in words
     (rf"{ALL} '({'|'.join(RAYS)}) {REAL}", lambda m: RAYS[m[1].lower()]),
+    (rf"{ALL} {REAL} (?:'such 'that|'for 'which|'with|'where) ", ""),
+    (rf"{ALL} {REAL} (?:'strictly )?'(greater|larger|more|less|smaller) 'than( 'or 'equal 'to)?",
+     lambda m: "x " + (r"\le \ge" if m[2] else "< >").split()[m[1].lower() not in ("less", "smaller")]),
     (rf"{ALL} {REAL}|^{REAL}$", "( - \\\\infty , \\\\infty )"),
     (r"'(?:all|any|every) (?:'the )?'integers?", r"\\mathbb { Z }"),
     (r"(?<=\)) (?:, )?'(?:except|excluding)(?: 'for)?(?: '?[a-z] =)? (.+)$", r" \\setminus \\{ \1 \\}"),
