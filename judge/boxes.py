@@ -32,8 +32,8 @@ EDGE = (
     r"[pb]?mod|tag|label|\w*square|qed|checkmark|\w*arrow)(?![a-z])(?:\s*\{[^{}]*\})?"
 )
 BEGINNING = re.compile(rf"(?:{EDGE}|(?<![-+−±])\$+|\\[(\[]|\*\*)\s*")
-END = re.compile(rf"{EDGE}|\$|\\[)\]]|\||\*(?![\d(\\])|<(?=[/a-z])|\s\(|\s[-–—]+\s(?=[a-zA-Z])|\s[aI]\s")
-MARK = re.compile(r"\s*(?:[-–—*+>•]\s|\(?(?:[0-9]{1,2}|[a-z])[.)])\s*")  # of an item in a list
+END = re.compile(rf"{EDGE}|\$|\\[)\]]|\||\*(?![\d(\\])|<(?=[/a-z])|\s\(|\s[-–—]+\s(?=[a-zA-Z])|\s[aI]\s|\b(?:i\.e|e\.g)\.")
+MARK = re.compile(r"\s*(?:[-–—*+>•]\s|\(?(?:[0-9]{1,2}|[a-z]|[ivx]+)[.)])\s*")  # of an item in a list
 
 # -------------------------------------------- words around and between --------------------------------------------
 
@@ -43,7 +43,7 @@ JOINTS = {word: joint for joint, words in {
     r" \text{ to } ": "to through bis by versus vs between from",
 }.items() for word in words.split()}  # fmt: skip
 LIST = {", ", " and ", " or "}
-WORD = re.compile(r"(?<![\\\w])[^\W\d_]{2,}")
+WORD = re.compile(r"(?<![\\\w])(?![ivx]+[.)])[^\W\d_]{2,}")
 NAME = r"[a-zA-Z](?:_\{?\w\}?)?"
 NAMED = re.compile(rf"(?:^|[\s$({{,])({NAME})\s*=\s*[$\s]*$")
 REJECTS = re.compile(r"[\s$*,;(]*(?:(?:and|but)\s+)?(?:not|rather than|instead of)[\s$*(]*", re.IGNORECASE)
@@ -51,10 +51,12 @@ LISTED = re.compile(  # 0.75 or \boxed{3/4}; x = 3 and x = \boxed{4}
     rf"(?:\A|[$(,:]|(?<!\\)\b[a-zA-Z]{{2,}}|(?<!\w)(?P<name>{NAME})\s*=)\s*(?P<item>-?[0-9][0-9./]*|(?:[0-9]+)?\\frac\{{\w+\}}\{{\w+\}}|[A-J])"
     r"[\s$*)]*,?\s*(?P<joint>and|or|&|und|oder|et|ou|和|或)[\s$*]*(?:(?P=name)\s*=[\s$]*)?\Z"
 )
-DENYING = "not never cannot neither nor except excluding unlike than plus minus times negative".split()
-FILLERS = "be equal to the a an actually really simply just necessarily longer of".split()
+DENYING = """not never cannot neither nor except excluding unlike impossible than plus minus times negative over twice double
+triple""".split()
+FILLERS = "be equal to the a an actually really simply just necessarily longer of but".split()
 DENIED = re.compile(
-    rf"(?:\b(?:{'|'.join(DENYING)}|no longer|instead of|opposite of)|n['’]t|不是|不为|不等于|并非)"
+    rf"(?:\b(?:{'|'.join(DENYING)}|no longer|instead of|(?:all|any\w*|every\w*) but|"
+    r"(?:half|square|cube|root|reciprocal|inverse|opposite) of)|n['’]t|不是|不为|不等于|并非)"
     rf"(?:[\s*$]+(?:{'|'.join(FILLERS)}))*[\s$*~({{\\}})_]*\Z", re.IGNORECASE
 )  # fmt: skip
 CAREFUL = {*DENYING, *FILLERS, *JOINTS}  # after any other word nothing needs to be looked at
@@ -63,8 +65,9 @@ REFUTED = re.compile(
     r"(?:is|was|are|were)(?:n['’]t|\s+not)\s+(?:the|an?|correct|right|valid|possible|it|our|what|true)\b"
     r"|(?:is|was|are|were|seems|looks)\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|invalid|impossible|too)\b"
     r"|(?:does(?:n['’]t|\s+not)|cannot|can['’]t)\s+(?:work|be|hold)\b|fails\b)"
-    r"|[\s$]*(?:,\s*)?or (?:more|less|fewer|greater|higher)\b"
-    r"|[\s$]*(?:,\s*)?(?:or|and)[\s$]+(?:-?[0-9./]+|[A-J])(?=[\s$.]*(?:\Z|[.,;$\n]))", re.IGNORECASE
+    r"|[\s$]*,?\s*or (?:more|less|fewer|greater|higher)\b"
+    r"|\s*\((?:wrong|incorrect|invalid|rejected|extraneous|no)\b"
+    r"|[\s$]*,?\s*(?:,|or\b|and\b|to\b|through\b)[\s$]+(?:-?[0-9./]+|(?-i:[A-J]))(?=[\s$.]*(?:\Z|[.,;$\n]))", re.IGNORECASE
 )  # fmt: skip
 OPTION = re.compile(r"(?:\\\w+\{)*\([A-J]\)\}*")
 BEHIND = {*SCALES, *FRACTIONS, *UNITS, *RATES, "per", "square", "cubic", "squared", "cubed", "am", "pm"} - {"in", "second"}
@@ -109,7 +112,7 @@ def joined(text: str, boxes: list[Box]) -> str | None:
     lead, (tail, unit) = before(text, boxes[first - 1][2] if first else 0, boxes[first][0]), after(text, boxes[-1][2])
     if lead is None or tail is None:
         return None
-    if tail and not set("([{") & set(lead + tail):
+    if tail and not set("([{") & set("".join([lead, tail, *joints])):
         tail = re.split(r"[)\]}]", tail)[0]  # the bracket of a remark or a macro
     if not joints and (OPTION.fullmatch(parts[0]) or not lead.strip("([{ ") and not tail.strip(")]} ")):
         return parts[0] + (unit if unit and BARE.fullmatch(parts[0]) else "")
@@ -169,8 +172,8 @@ def after(text: str, end: int) -> tuple[str | None, str]:
         return None, ""
     edge = END.search(window)
     place = edge.start() if edge else len(window)
-    in_formula = edge and edge[0][0] in "$\\"
-    piece = LOOKS.sub(r"\1", window[:place]).rstrip(" ,;:.?" + "!" * (not in_formula))
+    factorial = edge and (edge[0][0] in "$\\" or edge[0][0].islower())  # not "It is \\boxed{3}!"
+    piece = LOOKS.sub(r"\1", window[:place]).rstrip(" ,;:.?" if factorial else " ,;:.?!")
     words = []
     while (word := UNIT.match(window, place)) and (word[1] in BEHIND or word[1].lower() in BEHIND or not word[1].isalpha()):
         words.append(word[1])

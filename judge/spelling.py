@@ -120,7 +120,8 @@ REWRITES = compiled(
     (r"\(\s*(\\text\s*\{\s*)?(?:or\s|i\.?e\.?,?\s|that is,?\s|=)\s*(?(1)\}?)([^()]*?)(?(1)\}?)\s*\)", r"\\text{ or }\2"),
     (rf"\(\s*(?:\\text\s*\{{\s*)?(?:\\approx|{ABOUT}\.?)\s*([^()]*?)\}}?\s*\)", r"\\approx \1"),
     (rf"\\text\s*\{{\s*or {ABOUT}\s*\}}|(?<=\s)or {ABOUT}(?=\s)", r"\\approx "),
-    # -5 (not 5)
+    # 3/4 (0.75); -5 (not 5)
+    (r"(?<=[0-9}%])\s+\(\s*(-?[0-9.,/]+|\\frac\{\w+\}\{\w+\})\s*\)[\s.]*$", r"\\text{ or }\1"),
     (r"(?<=[\w)}])\s*(?:\\text\s*\{\s*)?(?:,\s*not|\(\s*(?:\\text\s*\{\s*)?not)\s[^()\w]*(?:[0-9][^(),]*|[A-J])\)?[\s.)}]*$", ""),
     # "The answer is", abbreviations (sq. in.), one final period, empty groups and lone signs in groups
     (r"^\s*(?:\\(?:therefore|implies|Rightarrow)(?![a-zA-Z])|=|"

@@ -117,7 +117,7 @@ PHRASES = [(re.compile(pattern, re.IGNORECASE), replacement) for pattern, replac
     # two and a half, 2 and 3 quarters, a half, a million; 2.5 million, 3 eighths; negative 5
     (rf"(?<!\S)([0-9]+) 'and (?:'?an? |([0-9]+) (?:- )?)'({FRACTION})(?!\S)",
      lambda m: f"( {m[1]} + {m[2] or 1} / {FRACTIONS[m[3].lower()]} )"),
-    (rf"^(?:'an? )?'(half|quarter)(?: 'of)? '?an? '({SCALE})(?!\S)",
+    (rf"^(?:'?an? )?'(half|quarter)(?: 'of)? '?an? '({SCALE})(?!\S)",
      lambda m: f"( {SCALES[m[2].lower()]} / {FRACTIONS[m[1].lower()]} )"),
     (rf"^(?:'?an? )?'half(?!\S)|^'?an? '({FRACTION})(?!\S)",
      lambda m: f"( 1 / {FRACTIONS[(m[1] or 'half').lower()]} )"),
