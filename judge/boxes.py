@@ -20,39 +20,38 @@ BRACE = re.compile(
 )
 NOT_SPACE = re.compile(r"\S")
 LOOKS = re.compile(
-    r"\\(?:text|math|mbox|operatorname)[a-z]*\s*(?:\{([^{}]*)\}|\{)?|\\(?:text)?color\s*\{\w+\}|[$~*`\"]|\\[()\[\],;:! ]"
-    r"|\\(?:left|right|displaystyle|underline|[lL]arge|huge|bf|q?quad)(?![a-zA-Z])"
+    r"\\(?:text|math|mbox|operatorname)[a-z]*\s*(?:\{([^{}]*)\}|\{)?|\\(?:text)?color\s*\{\w+\}|[$~*`\"]"
+    r"|\\[()\[\],;:! ]|\\(?:left|right|displaystyle|underline|[lL]arge|huge|bf|q?quad)(?![a-zA-Z])"
 )
 
-# ------------------------------------------------ a formula's ends ------------------------------------------------
-
+# Where a formula ends: a line, an equals sign, an arrow, a word, a sentence, a remark.
 EDGE = (
-    r"\n|\\\\|&|(?<![<>])(?<![\sa-zA-Z]!)(?<!\\not)=|≈|(?<![\\a-zA-Z])[a-zA-Z]{2,}|[.;:?](?=[\s$*\\])|[\"'`#]|</?\w+>"
-    r"|[^\x00-\x7f−–±∓×·÷⋅≤≥≠√π∪∩°²³∞]|\\(?:approx|equiv|therefore|because|implies|iff|to|text|math(?:bf|rm)|mbox|begin|end|"
-    r"[pb]?mod|tag|label|\w*square|qed|checkmark|\w*arrow)(?![a-z])(?:\s*\{[^{}]*\})?"
+    r"\n|\\\\|&|[-=]+>|(?<![<>])(?<![\sa-zA-Z]!)(?<!\\not)=|≈|(?<![\\a-zA-Z])[a-zA-Z]{2,}|[.;:?](?=[\s$*\\])|[\"'`#]|</?\w+>"
+    r"|[^\x00-\x7f−–±∓×·÷⋅≤≥≠√π∪∩°²³∞]|\\(?:approx|equiv|therefore|because|implies|iff|to|text|math(?:bf|rm)|mbox|begin|"
+    r"end|[pb]?mod|tag|label|\w*square|Box|qed|checkmark|\w*arrow)(?![a-z])(?:\s*\{[^{}]*\})?"
 )
 BEGINNING = re.compile(rf"(?:{EDGE}|(?<![-+−±])\$+|\\[(\[]|\*\*)\s*")
-END = re.compile(rf"{EDGE}|\$|\\[)\]]|\||\*(?![\d(\\])|<(?=[/a-z])|\s\(|\s[-–—]+\s(?=[a-zA-Z])|\s[aI]\s|\b(?:i\.e|e\.g)\.")
-MARK = re.compile(r"\s*(?:[-–—*+>•]\s|\(?(?:[0-9]{1,2}|[a-z]|[ivx]+)[.)])\s*")  # of an item in a list
+END = re.compile(rf"{EDGE}|\$|\\[)\]]|\||\*(?![\d(\\])|<(?=[/a-z])|\s\(|\s[-–—]+\s(?=[a-zA-Z])|\s[aI]\s|\bi\.e|\be\.g")
+MARK = re.compile(r"\s*(?:[-–—*+>•]\s|\(?(?:[0-9]{1,2}|[a-zA-J]|[ivx]+)[.)])\s*")  # of an item in a list
 
-# -------------------------------------------- words around and between --------------------------------------------
-
+# What words join boxes, deny one, or change its value.
+LIST = {", ", " and ", " or "}
 JOINTS = {word: joint for joint, words in {
     " and ": "and also as well along together with y et e und sowie и 和 与 及 以及",
     " or ": "or else either oder ou o или 或 或者", " + ": "plus", " - ": "minus", r" \cdot ": "times",
     r" \text{ to } ": "to through bis by versus vs between from",
 }.items() for word in words.split()}  # fmt: skip
-LIST = {", ", " and ", " or "}
 WORD = re.compile(r"(?<![\\\w])(?![ivx]+[.)])[^\W\d_]{2,}")
 NAME = r"[a-zA-Z](?:_\{?\w\}?)?"
 NAMED = re.compile(rf"(?:^|[\s$({{,])({NAME})\s*=\s*[$\s]*$")
 REJECTS = re.compile(r"[\s$*,;(]*(?:(?:and|but)\s+)?(?:not|rather than|instead of)[\s$*(]*", re.IGNORECASE)
+NUMBER = r"-?[0-9][0-9./]*|(?:[0-9]+)?\\frac\{\w+\}\{\w+\}|[A-J]"
 LISTED = re.compile(  # 0.75 or \boxed{3/4}; x = 3 and x = \boxed{4}
-    rf"(?:\A|[$(,:]|(?<!\\)\b[a-zA-Z]{{2,}}|(?<!\w)(?P<name>{NAME})\s*=)\s*(?P<item>-?[0-9][0-9./]*|(?:[0-9]+)?\\frac\{{\w+\}}\{{\w+\}}|[A-J])"
-    r"[\s$*)]*,?\s*(?P<joint>and|or|&|und|oder|et|ou|和|或)[\s$*]*(?:(?P=name)\s*=[\s$]*)?\Z"
+    rf"(?:\A|[$(,:]|(?<!\\)\b[a-zA-Z]{{2,}}|(?<!\w)(?P<name>{NAME})\s*=)\s*(?P<item>{NUMBER})[\s$*)]*,?\s*"
+    r"(?P<joint>and|or|&|und|oder|et|ou|和|或)[\s$*]*(?:(?P=name)\s*=[\s$]*)?\Z"
 )
-DENYING = """not never cannot neither nor except excluding unlike impossible than plus minus times negative over twice double
-triple""".split()
+DENYING = """not never cannot neither nor except excluding unlike impossible than plus minus times negative over twice
+double triple""".split()
 FILLERS = "be equal to the a an actually really simply just necessarily longer of but".split()
 DENIED = re.compile(
     rf"(?:\b(?:{'|'.join(DENYING)}|no longer|instead of|(?:all|any\w*|every\w*) but|"
@@ -65,14 +64,15 @@ REFUTED = re.compile(
     r"(?:is|was|are|were)(?:n['’]t|\s+not)\s+(?:the|an?|correct|right|valid|possible|it|our|what|true)\b"
     r"|(?:is|was|are|were|seems|looks)\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|invalid|impossible|too)\b"
     r"|(?:does(?:n['’]t|\s+not)|cannot|can['’]t)\s+(?:work|be|hold)\b|fails\b)"
-    r"|[\s$]*,?\s*or (?:more|less|fewer|greater|higher)\b"
     r"|\s*\((?:wrong|incorrect|invalid|rejected|extraneous|no)\b"
-    r"|[\s$]*,?\s*(?:,|or\b|and\b|to\b|through\b)[\s$]+(?:-?[0-9./]+|(?-i:[A-J]))(?=[\s$.]*(?:\Z|[.,;$\n]))", re.IGNORECASE
+    rf"|[\s$]*,?\s*(?:or (?:more|less|fewer|greater|higher)\b|(?:,|or\b|and\b|to\b|through\b)[\s$]+(?-i:{NUMBER})"
+    r"(?=[\s$.]*(?:\Z|[.,;$\n])))", re.IGNORECASE
 )  # fmt: skip
 OPTION = re.compile(r"(?:\\\w+\{)*\([A-J]\)\}*")
-BEHIND = {*SCALES, *FRACTIONS, *UNITS, *RATES, "per", "square", "cubic", "squared", "cubed", "am", "pm"} - {"in", "second"}
+BEHIND = {*SCALES, *FRACTIONS, *UNITS, *RATES, *"per square cubic squared cubed a.m p.m am pm AM PM / ° %".split()}
+BEHIND -= {"in", "second"}  # which mostly say something else
 UNIT = re.compile(r"(?:[\s$*{}~]|\\(?:text|mathrm)\s*\{|\\[,;:! ])*([ap]\.m(?=\.)|[^\W\d_]+|[/°%]|\^\{?-?[1-9]\}?)")
-BARE = re.compile(r"(?!.*\\(?:text|math|mbox|[%$]))[-+0-9.,/\\{}() !]*(?:\\?[a-z]+[-+0-9.,/\\{}() ]*)*(?<![a-z]{2})")
+HAS_UNIT = re.compile(r"\\(?:text|math|mbox|circ|[%$])|(?<![\\a-zA-Z])[a-zA-Z]{2,}|[°%]")
 
 
 def last_boxes(text: str) -> str | None:
@@ -115,7 +115,7 @@ def joined(text: str, boxes: list[Box]) -> str | None:
     if tail and not set("([{") & set("".join([lead, tail, *joints])):
         tail = re.split(r"[)\]}]", tail)[0]  # the bracket of a remark or a macro
     if not joints and (OPTION.fullmatch(parts[0]) or not lead.strip("([{ ") and not tail.strip(")]} ")):
-        return parts[0] + (unit if unit and BARE.fullmatch(parts[0]) else "")
+        return parts[0] + ("" if HAS_UNIT.search(parts[0]) else unit)
     if lead or tail or not LIST >= set(joints):
         parts = [f"{{{part}}}" for part in parts]
     else:
@@ -140,7 +140,8 @@ def joint(between: str) -> str:
     if MARK.fullmatch(plain + " ") and ("\n" in between or plain[0] not in "-+>"):
         return ", "
     if plain in JOINTS or not WORD.sub("", plain).strip(" ,;，、&()/|"):
-        return max([*kinds, JOINTS.get(plain, ", ")], key=[", ", " and ", *JOINTS.values()].index)
+        kinds += [JOINTS[plain]] if plain in JOINTS else []
+        return max(set(kinds) - {" and "}, default=" and " if kinds else ", ")
     return "" if BEGINNING.search(plain) and not plain.startswith(("=", r"\approx", "≈")) else plain
 
 
@@ -155,11 +156,12 @@ def before(text: str, limit: int, start: int) -> str | None:
         return None
     if listed := LISTED.search(window):
         return f"{listed['item']} {JOINTS.get(listed['joint'], ' and ')} "
-    edge = None
-    for edge in BEGINNING.finditer(window):
-        pass
-    piece = window[edge.end() if edge else 0 :]
-    if MARK.fullmatch(piece) and (not edge or "\n" in edge[0] and edge[0][0] not in "$\\=≈&"):
+    edges = list(BEGINNING.finditer(window))
+    edge, place = (edges[-1][0], edges[-1].end()) if edges else ("\n", 0)
+    piece = window[place:]
+    if len(piece) == REACH:
+        return None
+    if MARK.fullmatch(piece) and "\n" in edge and edge[0] not in "$\\=≈&":
         return ""
     piece = LOOKS.sub(r"\1", piece).lstrip(" ,;:)]}").rstrip("\\")
     return None if piece[-1:].isdigit() or piece.endswith(".") else piece
@@ -174,8 +176,10 @@ def after(text: str, end: int) -> tuple[str | None, str]:
     place = edge.start() if edge else len(window)
     factorial = edge and (edge[0][0] in "$\\" or edge[0][0].islower())  # not "It is \\boxed{3}!"
     piece = LOOKS.sub(r"\1", window[:place]).rstrip(" ,;:.?" if factorial else " ,;:.?!")
+    if place == REACH or piece[:1].isdigit():
+        return None, ""
     words = []
-    while (word := UNIT.match(window, place)) and (word[1] in BEHIND or word[1].lower() in BEHIND or not word[1].isalpha()):
+    while (word := UNIT.match(window, place)) and (word[1] in BEHIND or word[1].lower() in BEHIND or word[1][0] == "^"):
         words.append(word[1])
         place = word.end()
-    return (None, "") if piece[:1].isdigit() else (piece, rf"\text{{ {' '.join(words)}}}" if words else "")
+    return piece, rf"\text{{ {' '.join(words)}}}" if words else ""

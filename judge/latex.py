@@ -126,7 +126,8 @@ SPELLINGS = {
     r"\varnothing": r"\emptyset", r"\euro": "'euro", r"\pounds": "'sterling", r"\$": "'dollar", r"\simeq": r"\approx",
     r"\textdollar": "'dollar", r"\bigcup": r"\cup", r"\imath": "i", r"\vert": "|", r"\cr": r"\\", r"\&": "'and",
     r"\lor": "'or", r"\vee": "'or", r"\land": "'and", r"\wedge": "'and", ";": ",", r"\bar": r"\overline",
-    r"\equiv": "=", r"\bigcap": r"\cap", r"\smallsetminus": r"\setminus", r"\backslash": r"\setminus", r"\colon": ":", r"\overrightarrow": r"\vec",
+    r"\equiv": "=", r"\bigcap": r"\cap", r"\smallsetminus": r"\setminus", r"\backslash": r"\setminus", r"\colon": ":",
+    r"\overrightarrow": r"\vec",
     **dict.fromkeys((r"\ldots", r"\cdots", r"\dotsc", r"\dotsb"), r"\dots"),
 }  # fmt: skip
 WORDS = {  # what plain letters mean; other runs of letters are words where long, else products
@@ -165,8 +166,9 @@ MIXED = re.compile(
     r"(?P<sign>(?:- )?)(?P<whole>[1-9][0-9]*) 'and (?P<frac>\\frac )?"
     r"(?P<top>[1-9][0-9]*)(?(frac) | / )(?P<bottom>[1-9][0-9]*)(?P<words>(?: '\S+| %)*)"
 )
+MATRICES = ("pmatrix", "bmatrix", "vmatrix")
 CHOICE = re.compile(r"[A-J]")
-FAMILY = re.compile(r".+? (?:[,(]|'for|'where|'with) (?:'\w+ )*([a-z]) \\in \\mathbb Z(?: \))?")  # k \pi, k \in \mathbb Z
+FAMILY = re.compile(r".+? (?:[,(]|'for|'where|'with) (?:'\w+ )*([a-z]) \\in \\mathbb Z(?: \))?")
 BRACED = re.compile(r"(?<!\S)\{ (\S+) \}(?!\S)")  # a group of one token
 RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in"}
 
@@ -303,7 +305,7 @@ def read_family(tokens: list[str], letter: str) -> Quantity:
 def read_rows(tokens: list[str]) -> list[str] | None:
     r"""The rows of \begin{cases} or aligned as a list with commas; None for anything else, a matrix, say."""
     body = tokens[1:-1]
-    if not is_environment(tokens) or tokens[0].endswith(("pmatrix}", "bmatrix}", "vmatrix}")) or not RELATIONS & set(body):
+    if not is_environment(tokens) or tokens[0][-8:-1] in MATRICES or not RELATIONS & set(body):
         return None
     rows = [align(row) for row in split(body, {r"\\"})[0]]
     joined: list[str] = []

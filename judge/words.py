@@ -55,7 +55,8 @@ root minus plus squared cubed doubled halved tripled twice thrice double triple 
 earlier late early north south east west northeast northwest southeast southwest northern southern eastern western
 up down upward upwards downward downwards left right forward forwards backward backwards inward outward clockwise
 counterclockwise anticlockwise increase increased decrease decreased reduction growth gain loss profit deficit surplus
-rise fall drop short debt owed owing overdrawn percentage matrix underground underwater""".split()) | SCALES.keys() | FRACTIONS.keys() | NUMBERS.keys()
+rise fall drop short debt owed owing overdrawn percentage matrix underground underwater""".split())
+CHANGES |= {*SCALES, *FRACTIONS, *NUMBERS}
 PRODUCTS = set("ha ms rs pt qt pa dm hz kw kj am pm bn mn tn".split())  # units behind "5 ", else products of letters
 KNOWN = {"per", "of", "pct", "mod", "sq", "cu", *(SCALES | FRACTIONS | UNITS | RATES).keys()} - PRODUCTS
 
