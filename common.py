@@ -2,7 +2,6 @@
 Anything else stays in the stage that brings it in, or is the engine's.
 """
 import argparse
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.attention import same_attention_again
 from engine.checkpoints import (
     WeightFiles, allocate_parameters, check_finite, empty_model, find_model, first_line, generation_config, load_whole,
-    parameters_on_meta, read_object,
+    parameters_on_meta, read_object, text_config,
 )
 from engine.logprobs import Head, linear_divergence, linear_logprobs
+from engine.packed import Padded, layout
 from engine.problems import (
     Problem, check_runs_prompts, check_teacher_prompts, contents, encode_prompts, load_problems, longest_completion,
     prompt_inputs, with_readable_golds,
 )
 from engine.ranks import balanced_share, fail, random_generator, say, world_size
-from engine.rollouts import Rollouts, positions
+from engine.rollouts import Rollouts
 from engine.sampler import sample
 from engine.sharding import sampling_weights, shard
 from judge.answers import grade
@@ -170,15 +171,14 @@ def load_model(model_dir: Path, tokenizer, dtype: str, device, trainable: bool =
         model = shard(model, compute_dtype, trainable) if world_size() > 1 else model
         allocate_parameters(model, device)
         files.read_into(model, sources)
-        if (model_dir / "generation_config.json").is_file():
-            model.generation_config = generation_config(model_dir)
+        model.generation_config = generation_config(model_dir) or model.generation_config
     else:
         model = cut_vocabulary(load_whole(model_dir, model.config, weights_dtype), vocab_size).to(device)
         model = shard(model, compute_dtype, trainable) if world_size() > 1 else model
     check_finite(model.eval(), model_dir, dtype)
     model.requires_grad_(trainable)
     if activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": same_attention_again})
     return model.train(activation_checkpointing)        # without dropout both modes compute the same
 
 
@@ -197,13 +197,8 @@ def cut_vocabulary(model, vocab_size: int):
 
 def vocabulary_size(tokenizer, *model_dirs: Path) -> int:
     """How many ids the tokenizer has and each of the models has a row for; the rest no model here samples or reads."""
-    return min(max(tokenizer.get_vocab().values()) + 1, *map(number_of_rows, model_dirs), sys.maxsize)
-
-
-def number_of_rows(model_dir: Path) -> int:
-    config = read_object(Path(model_dir) / "config.json")
-    return next((part["vocab_size"] for part in (config.get("text_config") or {}, config) if "vocab_size" in part),
-                sys.maxsize)
+    rows = [getattr(text_config(Path(model_dir)), "vocab_size", None) for model_dir in model_dirs]
+    return min([max(tokenizer.get_vocab().values()) + 1, *filter(None, rows)])
 
 
 def check_prompt_ids(problems: list[Problem], prompts: list[list[int]], vocab_size: int) -> None:
@@ -290,20 +285,13 @@ def grade_rollouts(rollouts: Rollouts, golds: list[str], tokenizer) -> Tensor:
     return torch.tensor(verdicts, dtype=torch.float32, device=rollouts.finished.device)
 
 
-def forward_inputs(rollouts: Rollouts) -> dict:
-    """The arguments of one forward pass over prompt and completion."""
-    mask = torch.cat([rollouts.prompt_mask, rollouts.completion_mask], 1)
-    return {"input_ids": torch.cat([rollouts.prompt_ids, rollouts.completion_ids], 1), "attention_mask": mask,
-            "position_ids": positions(mask), "use_cache": False}
-
-
 def completion_logits(model, rollouts: Rollouts, temperature: float = 1.0) -> Tensor:
     """Logits at the one sampling temperature.  -> (B, C, V); row t predicts completion_ids[:, t].
 
     For trying an equation out and for tests: what follows does without the whole logits.
     """
     length = rollouts.completion_ids.shape[1]
-    logits = model(**forward_inputs(rollouts), logits_to_keep=length + 1).logits[:, -length - 1:-1]
+    logits = model(**Padded(rollouts).inputs, logits_to_keep=length + 1).logits[:, -length - 1:-1]
     return logits if temperature == 1.0 else logits / temperature
 
 
@@ -314,17 +302,18 @@ def forward_with_head(model, rollouts: Rollouts, function):
     there a sharded model has its weights whole, and because its backward pass begins at what forward returns: function
     returns tensors, and whatever is to be differentiated is among them.
     """
-    length, known, plain_forward = rollouts.completion_ids.shape[1], has_known_head(model), model.forward
+    form, known, plain_forward = layout(model, rollouts), has_known_head(model), model.forward
 
     def forward(**inputs):
         if known:
-            hidden, head = model.base_model(**inputs).last_hidden_state, head_of(model)
+            hidden, head = form.call(model, model.base_model, **inputs).last_hidden_state, head_of(model)
         else:                                           # the states are the logits
-            hidden, head = plain_forward(**inputs, logits_to_keep=length + 1).logits, Head(None)
-        return function(hidden[:, -length - 1:-1][rollouts.completion_mask], head)
+            inputs |= {"logits_to_keep": form.logits_to_keep}
+            hidden, head = form.call(model, plain_forward, **inputs).logits, Head(None)
+        return function(form.predicting(hidden), head)
 
     with replaced_forward(model, forward):
-        return model(**forward_inputs(rollouts))
+        return model(**form.inputs)
 
 
 @contextmanager
@@ -394,7 +383,7 @@ def completion_divergence(student, teacher, rollouts: Rollouts, divergence, temp
 
 def spread(figures: Tensor, mask: Tensor) -> Tensor:
     """A figure of each token under the mask, in its place.  (T,) -> (B, C), 0 where masked"""
-    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, figures)
+    return torch.zeros(mask.shape, dtype=figures.dtype, device=mask.device).masked_scatter(mask, figures)
 
 
 def sampler_gap(logprobs: list[Tensor], rollouts: list[Rollouts]) -> dict:

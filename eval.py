@@ -209,7 +209,9 @@ def graded_row(row: dict, place: str, source: str) -> dict:
 
 
 def joined(group: list[dict]) -> dict:
-    """One row of rows of the same problem; of PER_COMPLETION what all of them have."""
+    """One row of rows of the same problem; of PER_COMPLETION what all of them have, and finished where one has it."""
+    if any("finished" in row for row in group):
+        group = [{"finished": [True] * len(row["completions"]), **row} for row in group]
     of_all = [name for name in PER_COMPLETION if all(name in row for row in group)]
     lists = {name: sum((row[name] for row in group), []) for name in of_all}
     return {name: value for name, value in group[0].items() if name not in PER_COMPLETION} | lists

@@ -36,8 +36,8 @@ from common import (
     FlagParser, above_zero, bootstrap_interval, completion_logprobs, grade_rollouts, load_graded_problems,
     load_prepared, natural, positive, prepare, sample_share,
 )
-from engine.files import write_json, write_text
-from engine.problems import INSTRUCTION, digest, template_arguments
+from engine.files import read_record, write_json, write_text
+from engine.problems import INSTRUCTION, check_runs_prompts, digest, template_arguments
 from engine.ranks import fail, from_rank_0, gather_list, rank, say, setup_distributed
 from engine.rollouts import even_micro_batches
 from engine.runs import finish_run, keep_rows, kept_rows, leave_if_asked, open_run
@@ -213,7 +213,7 @@ def check_reference(teacher: dict, reference: dict, args) -> list[str]:
     if "run" not in teacher:
         return []                                               # a bare checkpoint tells nothing of where it came from
     run = Path(teacher["run"])
-    parent = json.loads((run / "args.json").read_text())["parents"].get("model")
+    parent = read_record(run)["parents"].get("model")
     if parent is not None and parent["sha256"] != reference["sha256"]:
         fail(f"--reference {args.reference} is not the model that the RL of {args.teacher} began from: "
              f"that was {parent['path']}")
@@ -228,6 +228,7 @@ def main(args) -> None:
     problems = load_graded_problems(args.problems, args)[:args.num_problems or None]
     given = load_graded_problems(args.certify_problems, args)
     ready = prepare(args, MODELS, problems=problems, certify_problems=given)
+    check_runs_prompts(ready.tokenizer, args, {"teacher": ready.parents["teacher"]})
     seen = set(check_reference(*ready.parents.values(), args))
     unseen = [i for i, problem in enumerate(given) if problem.id not in seen][:args.num_certify_problems or None]
     if not unseen:

@@ -19,7 +19,6 @@ Reads two models, stage 2's rollouts and held-out prompts (no answers needed); w
 certificate.json.  The run ends when C2 holds, or at --max-steps; stage 4 refuses it in the second case.
 """
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -33,10 +32,10 @@ from common import (
     load_prepared, natural, positive, prepare, sample_share,
 )
 from engine.checkpoints import check_parent_run, save_model
-from engine.files import read_jsonl, write_json
-from engine.problems import INSTRUCTION, check_runs_prompts, digest, load_problems, template_arguments
+from engine.files import read_record, write_json
+from engine.problems import INSTRUCTION, check_runs_prompts, digest, load_problems, placed_rows, template_arguments
 from engine.ranks import all_sum, balanced_share, fail, gather_list, rank, say, setup_distributed, share
-from engine.rollouts import even_micro_batches, from_rows
+from engine.rollouts import even_micro_batches, from_rows, is_rollout
 from engine.runs import (
     all_finite, finish_run, load_state, log_metrics, log_nonfinite, log_samples, open_run, save_or_leave,
 )
@@ -108,20 +107,21 @@ def read_rollouts(args, ready) -> list[dict]:
     """The rows of stage 2's rollouts.jsonl, after checking that they are this teacher's, certified, and the student's
     to learn: token ids cross between stages, so they must be ids of the student, and end as the student ends."""
     path, teacher = args.rollouts, ready.parents["teacher"]
-    if not path.is_file():
-        fail(f"--rollouts {path}: no such file")
-    if (path.parent / "args.json").is_file():
+    if record := read_record(path.parent):
         check_parent_run(path.parent, args.allow_failed_certificate)
-        sampled_by = json.loads((path.parent / "args.json").read_text())["parents"].get("teacher")
+        sampled_by = record["parents"].get("teacher")
         if sampled_by is None:
             fail(f"--rollouts {path}: {path.parent} is not a run of stage2_shape.py, whose rollouts.jsonl is meant")
         if sampled_by["sha256"] != teacher["sha256"]:
             fail(f"--rollouts {path} were sampled by {sampled_by['path']}, which is not --teacher {teacher['path']}")
-    if not (rows := read_jsonl(path)):
+    rows = [row for _, row in placed_rows(path)]
+    if not rows:
         fail(f"--rollouts {path}: the file holds no rollouts")
     for number, row in enumerate(rows, 1):
-        if not row["completion_ids"] or max(row["prompt_ids"] + row["completion_ids"]) >= ready.vocab_size:
-            fail(f"{path}, line {number}: empty, or with ids beyond the student's vocabulary of {ready.vocab_size}")
+        if not is_rollout(row):
+            fail(f"{path}, line {number}: not a rollout as stage2_shape.py writes them")
+        if max(row["prompt_ids"] + row["completion_ids"]) >= ready.vocab_size:
+            fail(f"{path}, line {number}: token ids beyond the student's vocabulary of {ready.vocab_size}")
         if row["finished"] and row["completion_ids"][-1] not in ready.stop:
             fail(f"{path}, line {number}: it ends with id {row['completion_ids'][-1]}, the student with {ready.stop}")
     return rows

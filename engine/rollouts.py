@@ -46,15 +46,33 @@ class Rollouts:
         return Rollouts(**{field.name: None if (value := getattr(self, field.name)) is None else value.to(device)
                            for field in dataclasses.fields(self)})
 
+    def begins_group(self) -> Tensor:
+        """Whether a rollout has another prompt than the one before it.  (B,) bool"""
+        prompts = self.prompt_ids.masked_fill(~self.prompt_mask, -1)
+        return torch.cat([torch.ones_like(self.finished[:1]), (prompts[1:] != prompts[:-1]).any(1)])
+
     def split(self, size: int) -> list["Rollouts"]:
-        """Micro-batches of at most `size` rollouts."""
-        return [self.select(slice(start, start + size)) for start in range(0, len(self), size)]
+        """Micro-batches of at most `size` rollouts, cut between groups; a group is cut only where it is larger."""
+        starts, cuts = [*self.begins_group().nonzero()[:, 0].tolist(), len(self)], [0]
+        for start, end in zip(starts, starts[1:]):
+            if start > cuts[-1] and end > cuts[-1] + size:
+                cuts.append(start)
+            cuts += range(cuts[-1] + size, end, size)
+        return [self.select(slice(*ends)) for ends in zip(cuts, [*cuts[1:], len(self)])] if len(self) else []
 
     def completions(self) -> list[list[int]]:
         return [ids[mask].tolist() for ids, mask in zip(self.completion_ids.cpu(), self.completion_mask.cpu())]
 
     def prompts(self) -> list[list[int]]:
         return [ids[mask].tolist() for ids, mask in zip(self.prompt_ids.cpu(), self.prompt_mask.cpu())]
+
+
+def is_rollout(row: dict) -> bool:
+    """Whether a row of rollouts.jsonl has its two lists of ids, neither empty, and its three numbers."""
+    lists, numbers = ([row.get(name) for name in names]
+                      for names in (("prompt_ids", "completion_ids"), ("finished", "reward", "weight")))
+    return (all(isinstance(ids, list) and ids and all(type(id) is int and id >= 0 for id in ids) for ids in lists)
+            and all(isinstance(number, int | float) and 0 <= number < float("inf") for number in numbers))
 
 
 def pad(rows: list[list[int]], pad_id: int, device, left: bool) -> tuple[Tensor, Tensor]:
