@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,14 +17,18 @@ import gradients as gradients_script
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import EOS, PAD, run
+from tokenizers.processors import TemplateProcessing
 
 import common
 import prepare
 import stage1_grpo
+import stage3_kl
 import stage4_distill
 from engine.logprobs import linear_divergence, linear_logprobs
-from engine.ranks import rank, share, setup_distributed
+from engine.ranks import rank, setup_distributed, world_size
+from engine.rollouts import even_micro_batches
 from engine.sharding import shard, whole
 from eval import pass_at_k, score
 from stage1_grpo import clipped_surrogate, group_advantages, token_weights
@@ -239,6 +244,61 @@ def test_the_interval_of_c1_covers_what_it_says():
     assert covered >= 52
 
 
+def test_c1_is_decided_within_prompts():
+    """Easy prompts score high and inside each prompt nothing is ranked: the pooled AUC alone is far from chance."""
+    rng = np.random.default_rng(0)
+    ease = rng.random((100, 1))
+    right = rng.random((100, 8)) < ease
+    figures = certify(20 * ease + rng.normal(size=right.shape), np.ones(right.shape), right, 0.5)
+    assert figures["sum"]["pooled_auc"]["interval"][0] > 0.7 and not figures["passed"]
+
+
+def test_c2_is_the_reverse_kl_on_the_students_own_rollouts(toy, tmp_path, monkeypatch):
+    """Beside the plain equation over whole logits, in float64; the forward KL of the same tokens is another number."""
+    monkeypatch.setattr(common, "sample", gradients_script.canned_sample)
+    tokenizer = common.load_tokenizer(toy / "student")
+    student, teacher = (common.load_model(toy / name, tokenizer, "float32", "cpu") for name in ("student", "teacher"))
+    args = stage3_kl.parse_args(["--student", "-", "--teacher", "-", "--rollouts", "-", "--problems", "-", "--max-kl", "1", "--out", str(tmp_path),
+                                 "--rollouts-per-step", "2", "--samples-per-prompt", "2", "--max-new-tokens", "9"])
+    prompts = [[5, 6, 7], [8, 9], [7, 7]]
+    got = stage3_kl.measure_c2(student, teacher, tokenizer, prompts, args, [EOS], 0, nullcontext())
+    rollouts = gradients_script.canned_sample(None, prompts, samples_per_prompt=2, max_new_tokens=9, eos_ids=[EOS], pad_id=PAD)
+    with torch.no_grad():
+        log_p, log_q = (common.completion_logits(model, rollouts)[rollouts.completion_mask].double().log_softmax(-1) for model in (student, teacher))
+    assert got["c2_tokens"] == len(log_p) and got["c2_prompts"] == 3
+    assert got["c2_reverse_kl_nats"] == pytest.approx((log_p.exp() * (log_p - log_q)).sum(-1).mean().item(), rel=1e-4)
+    assert got["c2_reverse_kl_nats"] != pytest.approx((log_q.exp() * (log_q - log_p)).sum(-1).mean().item(), rel=0.1)
+
+
+# ---------------------------------------------------------------- what the models are given
+
+
+def test_padding_changes_nothing_with_learned_positions():
+    """RoPE forgives positions that are all shifted alike; a table of positions does not."""
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=15, n_embd=16, n_layer=2, n_head=2, n_positions=32)).eval()
+    model.transformer.wpe.weight.data.normal_()
+    together = gradients_script.canned_sample(None, [[5, 6, 7, 8, 9, 10], [8, 9]], samples_per_prompt=1, max_new_tokens=9, eos_ids=[EOS], pad_id=PAD)
+    alone = together.select(slice(1, 2))
+    assert together.prompt_ids.shape[1] == 6 and alone.prompt_ids.shape[1] == 2
+    length = alone.completion_ids.shape[1]
+    for function in (common.completion_logprobs, lambda *args: common.completion_logits(*args).flatten(2)):
+        torch.testing.assert_close(function(model, together)[1:, :length], function(model, alone), rtol=0, atol=1e-5)
+
+
+def test_a_chat_prompt_begins_once(toy):
+    """A template that writes the begin token, and a tokenizer that adds one to any text."""
+    tokenizer = common.load_tokenizer(toy / "student")
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
+    assert tokenizer("5=")["input_ids"][0] == bos
+    args = argparse.Namespace(instruction="", enable_thinking=False, template_args=None)
+    ids, = common.encode_prompts(tokenizer, common.load_problems(toy / "few_train.jsonl")[:1], args)
+    assert ids.count(bos) == 1 and ids[0] == bos and len(ids) > 5
+
+
 # ---------------------------------------------------------------- the optimiser
 
 
@@ -253,14 +313,15 @@ def adamw_in_float64(weight, gradients, lr, betas, weight_decay, eps=1e-8):
 
 
 def three_clipped_steps(model):
-    """As the stages take them, this rank's share of four rollouts.  -> of each step: norm before the clip, gradients
-    after it, weights"""
-    rollouts = gradients_script.canned_sample(None, [[5, 6, 7], [8, 9]], samples_per_prompt=2, max_new_tokens=9, eos_ids=[1], pad_id=0)
-    mine = rollouts.select(torch.tensor(share(list(range(4)))))
+    """As the stages take them, on four rollouts: of two ranks the second has three.  -> of each step: norm before the
+    clip, gradients after it, weights"""
+    rollouts = gradients_script.canned_sample(None, [[5, 6, 7], [8, 9]], samples_per_prompt=2, max_new_tokens=9, eos_ids=[EOS], pad_id=PAD)
+    mine = rollouts.select(slice(None) if world_size() == 1 else slice(1) if rank() == 0 else slice(1, 4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
     steps = []
     for scale in (1.0, -3.0, 0.01):                             # clipped, clipped, not clipped
-        (scale * common.completion_logprobs(model, mine).sum()).backward()
+        for micro in even_micro_batches(mine, 1):
+            (scale * common.completion_logprobs(model, micro).sum()).backward()
         norm = float(whole(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
         gradients = [whole(parameter.grad).clone() for parameter in model.parameters()]
         optimizer.step()
@@ -283,10 +344,10 @@ def test_adamw_and_the_clip_in_float64():
 
 
 def test_adamw_and_the_clip_on_two_ranks(tmp_path):
-    """Sharded parameters: the norm is that of all ranks' shards, and each rank steps its own."""
+    """Sharded parameters: the norm is that of all ranks' shards, and each rank steps its own, however little work it has."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, str(tmp_path / "steps.pt")],
-                          capture_output=True, text=True, env=environment, timeout=300)
+                          capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     for alone, shared in zip(three_clipped_steps(prepare.toy_model(64, 2, seed=0)), torch.load(tmp_path / "steps.pt"), strict=True):
         assert shared[0] == pytest.approx(alone[0], rel=1e-5)
