@@ -171,7 +171,7 @@ def mutated(mistake: Mistake) -> str:
 
 def run_tests(tree: Path, *tests: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests], cwd=tree / "tests",
-                          capture_output=True, text=True)
+                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
 def is_caught(mistake: Mistake) -> bool:
@@ -195,10 +195,12 @@ def main(args) -> None:
     if sound.returncode:
         sys.exit(f"the tests do not pass as they are:\n{sound.stdout[-3000:]}")
     print("| pitfall | the mistake | the test that fails |\n| --- | --- | --- |")
+    verdicts = []
     with ThreadPoolExecutor(args.jobs) as pool:
-        verdicts = list(pool.map(is_caught, chosen))
-    for mistake, caught in zip(chosen, verdicts):
-        print(f"| {mistake.pitfall} | {mistake.mistake} | {f'`{mistake.test}`' if caught else '**none**'} |")
+        for mistake, caught in zip(chosen, pool.map(is_caught, chosen)):
+            verdicts.append(caught)
+            caught_by = f"`{mistake.test}`" if caught else "**none**"
+            print(f"| {mistake.pitfall} | {mistake.mistake} | {caught_by} |", flush=True)
     sys.exit(0 if all(verdicts) else 1)
 
 
