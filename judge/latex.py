@@ -119,6 +119,7 @@ PARTNERS = {
     "(": ")]", "[": ")]", "{": "}", r"\{": r"\}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil",
     r"\langle": r"\rangle", r"\lvert": r"\rvert",
 }  # fmt: skip
+CLOSING = set(")]}") | {r"\}", r"\rfloor", r"\rceil", r"\rangle", r"\rvert"}
 SPELLINGS = {
     r"\leq": r"\le", r"\leqslant": r"\le", "<=": r"\le", r"\geq": r"\ge", r"\geqslant": r"\ge", ">=": r"\ge",
     r"\lt": "<", r"\gt": ">", "!=": r"\ne", r"\neq": r"\ne", r"\times": r"\cdot", r"\ast": r"\cdot", "*": r"\cdot",
@@ -246,7 +247,7 @@ def is_opening(token: str) -> bool:
 
 def is_closing(token: str) -> bool:
     r""") ] } \} ... or the end of a matrix."""
-    return token in (")", "]", "}", r"\}", r"\rfloor", r"\rceil", r"\rangle", r"\rvert") or token.startswith(r"\end")
+    return token in CLOSING or token.startswith(r"\end")
 
 
 # ------------------------------------ statements: lists, relations, intervals ------------------------------------
@@ -742,25 +743,25 @@ def read_atom(tokens: Tokens):
     token = tokens.popleft()
     if token[0] in DIGITS:
         return read_number(token, tokens)
-    if token in ("(", "[", "{"):
-        return read_group(tokens, {"(": ")", "[": "]", "{": "}"}[token])
-    if token in (r"\lvert", r"\lfloor", r"\lceil"):
-        function = {r"\lvert": absolute, r"\lfloor": sympy.floor, r"\lceil": sympy.ceiling}[token]
-        return function(read_group(tokens, PARTNERS[token]))
-    if token == r"\frac":
-        top = read_argument(tokens)
-        return limited(top / read_argument(tokens))
-    if token == r"\sqrt":
-        return read_root(tokens)
-    if token == r"\det":
-        return determinant(read_atom(tokens))
-    if token == r"\binom":
-        return binomial(read_argument(tokens), read_argument(tokens))
+    if token in ATOMS:
+        return ATOMS[token](tokens)
     if token[1:] in FUNCTIONS and token[0] == "\\":
         return read_function(token[1:], tokens)
-    if token.startswith(r"\begin"):
-        return read_matrix(token, tokens)
-    return read_letter(token, tokens)
+    return read_matrix(token, tokens) if token.startswith(r"\begin") else read_letter(token, tokens)
+
+
+ATOMS = {
+    "(": lambda tokens: read_group(tokens, ")"),
+    "[": lambda tokens: read_group(tokens, "]"),
+    "{": lambda tokens: read_group(tokens, "}"),
+    r"\lvert": lambda tokens: absolute(read_group(tokens, r"\rvert")),
+    r"\lfloor": lambda tokens: sympy.floor(read_group(tokens, r"\rfloor")),
+    r"\lceil": lambda tokens: sympy.ceiling(read_group(tokens, r"\rceil")),
+    r"\frac": lambda tokens: limited(read_argument(tokens) / read_argument(tokens)),
+    r"\binom": lambda tokens: binomial(read_argument(tokens), read_argument(tokens)),
+    r"\det": lambda tokens: determinant(read_atom(tokens)),
+    r"\sqrt": lambda tokens: read_root(tokens),
+}
 
 
 def number(numeral: str) -> sympy.Rational:

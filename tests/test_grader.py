@@ -1474,6 +1474,9 @@ A、C | AC
 A B D | ABD
 5 m·s⁻¹ | 5 \text{ m/s}
 12 cc | 12
+(0,2) \cup [2,3) | (0,3)
+\{1\} \cup \{2\} | \{1,2\}
+(2,3) \cup (0,1) | (0,1) \cup (2,3)
 Rs. 500 | ₹500
 -5 (not 5) | -5
 12 cm, not 12 m | 12 \text{ cm}
@@ -1497,6 +1500,9 @@ C_7 | 7
 C_7^2 | 49
 x^2C_3 | x \cdot \binom{2}{3}
 {}_7C_2 | 14
+(0,1) \cup (2,3) | (0,1) \cup [2,3)
+(0,2) \cup [2,3) | (0,2) \cup (2,3)
+(3,1) \cup (5,6) | (1,3) \cup (5,6)
 \sqrt[3]{-x} | \sqrt[3]{x}
 \sqrt[3]{1-x} | \sqrt[3]{x-1}
 \sqrt{-x} | -\sqrt{x}
@@ -1648,6 +1654,10 @@ AROUND_THE_BOX = [  # completion, gold, right?  What stands around a box belongs
     ("Answer: -5 (not 5)", "-5", True),
     ("Answer: 12, not 13.", "13", False),
     ("Answer = 5", "5", True),
+    ("his answer = 24*2 = 48 is less.\n#### 66", "66", True),
+    (r"$2 : \boxed{3}$", "3", False),
+    ("so:\n| x | \\boxed{3} |", "3", True),
+    (r"= | \boxed{-2} |", "-2", False),
     ("### Final Answer\n\n5", "5", True),
 ]
 
