@@ -30,7 +30,7 @@ EDGE = (
     r"|[^\x00-\x7f−–±∓×·÷⋅≤≥≠√π∪∩°²³∞]|\\(?:approx|equiv|therefore|because|implies|iff|to|text|math(?:bf|rm)|mbox|begin|"
     r"end|[pb]?mod|tag|label|\w*square|Box|qed|checkmark|\w*arrow)(?![a-z])(?:\s*\{[^{}]*\})?"
 )
-BEGINNING = re.compile(rf"(?:(?:\A|\n)\|[^\n]*\|(?=\s)|{EDGE}|(?<![-+−±])\$+|\\[(\[]|\*\*)\s*")
+BEGINNING = re.compile(rf"(?:(?:\A|(?<=\n))\|[^\n]*\|(?=\s)|{EDGE}|(?<![-+−±])\$+|\\[(\[]|\*\*)\s*")
 END = re.compile(rf"{EDGE}|\$|\\[)\]]|\||\*(?![\d(\\])|<(?=[/a-z])|\s\(|\s[-–—]+\s(?=[a-zA-Z])|\s[aI]\s|\bi\.e|\be\.g")
 MARK = re.compile(r"\s*(?:[-–—*+>•]\s|\(?(?:[0-9]{1,2}|[a-zA-J]|[ivx]+)[.)])\s*")  # of an item in a list
 

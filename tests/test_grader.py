@@ -1811,6 +1811,21 @@ def test_hostile_answers_cost_little_and_are_not_right(answer):
     assert not list(ROOT.rglob("hostile"))
 
 
+KINDS = [r"\text{exit now}", "52_8", "FF_{16}", "3:30 PM", "7:30", "(E) 12", r"5 \text{ red}", r"5 \text{ red} = x", "x = 52_8",
+         "(52_8, 3)", r"\{52_8, 3\}", "x", "5", r"\sqrt 2", "(1,2)", "1,2", "[1,2)", r"x < 2 \text{ or } x > 3", "x=1, y=2",
+         r"3 \pmod 7", "x + y < 2", r"5 and 1/2", r"\begin{pmatrix} 1 & 2 \end{pmatrix}", r"2k, k \in \mathbb{Z}", "x + 1 = y"]
+
+
+def test_no_text_is_evaluated(monkeypatch):
+    """Comparing a container with a sympy object by == would have sympy parse and evaluate the strings in it."""
+    from judge import latex
+
+    evaluated = []
+    monkeypatch.setattr("sympy.parsing.sympy_parser.parse_expr", lambda text, *_, **__: evaluated.append(text))
+    verdicts = {latex.compare(a, b) for a in KINDS for b in KINDS}
+    assert not evaluated and verdicts == {"equal", "different"}
+
+
 # --------------------------------------------------- the worker ---------------------------------------------------
 
 
