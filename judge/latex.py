@@ -555,9 +555,9 @@ def read_quantity(tokens: list[str]):
 
 def is_text(tokens: list[str]) -> bool:
     """Words and letters alone, or words with numbers behind them: June 5, but not dollar 5."""
-    words = [token for token in tokens if token[0] == "'"]
+    words = [token for token in tokens if token[0] == "'" and token != "'"]  # a lone one is a quotation mark
     numbers = tokens[:1] == words[:1] and UNITS.get(words[0][1:].lower()) not in MONEY if words else False
-    return bool(words) and all(token[0] == "'" or token.isalpha() or numbers and token.isdigit() for token in tokens)
+    return bool(words) and all(token in words or token.isalpha() or numbers and token.isdigit() for token in tokens)
 
 
 def strip_words(tokens: list[str]) -> tuple[list[str], tuple, tuple]:

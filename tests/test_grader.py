@@ -1518,6 +1518,7 @@ twenty, one | 21
 five hundred, two | 502
 half a million | \frac12
 5 \text{ grand} | 5
+['Day' 3] | Day 3
 \text{June } 5 | June 6
 \text{June } 5 | May 5
 \text{Day } 7 | 7
