@@ -2,7 +2,6 @@
 Anything else stays in the stage that brings it in, or is the engine's.
 """
 import argparse
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from engine.attention import same_attention_again
 from engine.checkpoints import (
     WeightFiles, allocate_parameters, check_finite, empty_model, find_model, first_line, generation_config, load_whole,
-    parameters_on_meta, read_object,
+    parameters_on_meta, read_object, text_config,
 )
 from engine.logprobs import Head, linear_divergence, linear_logprobs
 from engine.packed import Padded, layout
@@ -22,7 +21,7 @@ from engine.problems import (
     Problem, check_runs_prompts, check_teacher_prompts, contents, encode_prompts, load_problems, longest_completion,
     prompt_inputs, with_readable_golds,
 )
-from engine.ranks import balanced_share, fail, random_generator, world_size
+from engine.ranks import balanced_share, fail, random_generator, say, world_size
 from engine.rollouts import Rollouts
 from engine.sampler import sample
 from engine.sharding import sampling_weights, shard
@@ -109,6 +108,7 @@ def prepare(args, flags: list[str], **groups: list[Problem]) -> Prepared:
         check_teacher_prompts(tokenizer, other, every_problem, every_prompt, args)
         check_runs_prompts(tokenizer, args, parents)
     inputs = {name: contents(problems) for name, problems in groups.items()}
+    say(f"first prompt: {tokenizer.decode(every_prompt[0])!r}")
     return Prepared(parents, dirs, tokenizer, vocab_size, stop, prompts,
                     inputs | prompt_inputs(tokenizer, args, every_prompt, stop))
 
@@ -171,8 +171,7 @@ def load_model(model_dir: Path, tokenizer, dtype: str, device, trainable: bool =
         model = shard(model, compute_dtype, trainable) if world_size() > 1 else model
         allocate_parameters(model, device)
         files.read_into(model, sources)
-        if (model_dir / "generation_config.json").is_file():
-            model.generation_config = generation_config(model_dir)
+        model.generation_config = generation_config(model_dir) or model.generation_config
     else:
         model = cut_vocabulary(load_whole(model_dir, model.config, weights_dtype), vocab_size).to(device)
         model = shard(model, compute_dtype, trainable) if world_size() > 1 else model
@@ -181,6 +180,12 @@ def load_model(model_dir: Path, tokenizer, dtype: str, device, trainable: bool =
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": same_attention_again})
     return model.train(activation_checkpointing)        # without dropout both modes compute the same
+
+
+def load_prepared(ready: Prepared, flag: str, args, device, trainable: bool = False):
+    """The model that a flag names, with the vocabulary that it has in common with the others."""
+    return load_model(Path(ready.parents[flag]["path"]), ready.tokenizer, args.dtype, device, trainable=trainable,
+                      activation_checkpointing=trainable and args.activation_checkpointing, vocab_size=ready.vocab_size)
 
 
 def cut_vocabulary(model, vocab_size: int):
@@ -192,13 +197,8 @@ def cut_vocabulary(model, vocab_size: int):
 
 def vocabulary_size(tokenizer, *model_dirs: Path) -> int:
     """How many ids the tokenizer has and each of the models has a row for; the rest no model here samples or reads."""
-    return min(max(tokenizer.get_vocab().values()) + 1, *map(number_of_rows, model_dirs), sys.maxsize)
-
-
-def number_of_rows(model_dir: Path) -> int:
-    config = read_object(Path(model_dir) / "config.json")
-    return next((part["vocab_size"] for part in (config.get("text_config") or {}, config) if "vocab_size" in part),
-                sys.maxsize)
+    rows = [getattr(text_config(Path(model_dir)), "vocab_size", None) for model_dir in model_dirs]
+    return min([max(tokenizer.get_vocab().values()) + 1, *filter(None, rows)])
 
 
 def check_prompt_ids(problems: list[Problem], prompts: list[list[int]], vocab_size: int) -> None:

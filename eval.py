@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import (
-    FlagParser, bootstrap_interval, grade_rollouts, load_graded_problems, load_model, natural, positive, prepare,
+    FlagParser, bootstrap_interval, grade_rollouts, load_graded_problems, load_prepared, natural, positive, prepare,
     sample,
 )
 from engine.files import write_json, write_text
@@ -209,7 +209,9 @@ def graded_row(row: dict, place: str, source: str) -> dict:
 
 
 def joined(group: list[dict]) -> dict:
-    """One row of rows of the same problem; of PER_COMPLETION what all of them have."""
+    """One row of rows of the same problem; of PER_COMPLETION what all of them have, and finished where one has it."""
+    if any("finished" in row for row in group):
+        group = [{"finished": [True] * len(row["completions"]), **row} for row in group]
     of_all = [name for name in PER_COMPLETION if all(name in row for row in group)]
     lists = {name: sum((row[name] for row in group), []) for name in of_all}
     return {name: value for name, value in group[0].items() if name not in PER_COMPLETION} | lists
@@ -317,7 +319,7 @@ def sample_and_judge(args) -> list[dict] | None:
     ready = prepare(args, ["model"], problems=problems)
     if not open_run(args, ready.parents, ready.inputs):
         return None
-    model = load_model(ready.dirs[0], ready.tokenizer, args.dtype, device)
+    model = load_prepared(ready, "model", args, device)
     sampling = Sampling(args.samples, args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.seed,
                         args.batch_size, args.rollout_tokens, args.dtype, args.sample_on_shards)
     return evaluate(model, ready.tokenizer, problems, ready.prompts[0], ready.stop, sampling, args.out, progress=True)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from engine.files import empty_directory, file_digest, put_in_place, saving, write_json
+from engine.files import empty_directory, file_digest, put_in_place, read_record, saving, write_json
 from engine.ranks import fail, from_rank_0, gather_list, rank, say
 from engine.sampler import is_sharded
 from engine.sharding import whole_state
@@ -40,8 +40,10 @@ def find_model(path: Path, allow_failed_certificate: bool = False) -> dict:
     path, hub = Path(path), {}
     if not path.is_dir():
         path, hub = download(path)
-    run = path if (path / "args.json").is_file() and not (path / "config.json").is_file() else path.parent
-    is_run = (run / "args.json").is_file() and (run / "model" == path or run == path)
+    if not os.access(path, os.R_OK | os.X_OK):
+        fail(f"{path}: no permission to read this directory")
+    run = path if read_record(path) and not (path / "config.json").is_file() else path.parent
+    is_run = path in (run, run / "model") and read_record(run) is not None
     if is_run:
         check_parent_run(run, allow_failed_certificate)
     model_dir = run / "model" if is_run else path
@@ -88,7 +90,7 @@ def not_as_written(model_dir: Path, name: str) -> str:
             "beside it and run that run's command again")
 
 
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]      # weights, configs, tokenizer
+SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]        # configs, tokenizer, chat template
 
 
 def download(name: Path) -> tuple[Path, dict]:
@@ -115,7 +117,7 @@ def snapshot(repository: str, revision: str | None) -> tuple[Path | None, str | 
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=HUB_FILES,
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=["*.safetensors", *SMALL_FILES],
                                       ignore_patterns=["*/*", "consolidated*"])), None
     except Exception as error:                          # of the network, the hub, the cache or the disk
         return None, first_line(error)
@@ -126,11 +128,15 @@ def snapshot(repository: str, revision: str | None) -> tuple[Path | None, str | 
 
 def check_directory(model_dir: Path) -> None:
     """Refuse, without loading weights, what would not load or would load as another model than it is."""
-    if (model_dir / "adapter_config.json").is_file():
-        fail(f"{model_dir} holds an adapter (adapter_config.json), which is not applied here: merge it into its base "
-             "model (peft's merge_and_unload, then save_pretrained) and give that directory")
+    from transformers import CONFIG_MAPPING
+
+    if adapter := next(model_dir.glob("adapter_*"), None):
+        fail(f"{model_dir} holds an adapter ({adapter.name}), which is not applied here: merge it into its base model "
+             "(peft's merge_and_unload, then save_pretrained) and give that directory")
     if not (model_dir / "config.json").is_file():
         fail(f"{model_dir}: no model here (config.json is missing)")
+    for file in (file for kind in SMALL_FILES for file in model_dir.glob(kind) if file.is_file()):
+        check_readable(file)                            # a pointer in place of chat_template.jinja is a template
     config = read_object(model_dir / "config.json")
     if method := quantisation(model_dir, config):
         fail(f"{model_dir}: its weights are quantised ({method}); give the checkpoint that they were made from, or "
@@ -139,12 +145,10 @@ def check_directory(model_dir: Path) -> None:
     if config.get("transformers_weights") or list(model_dir.glob("shard-*-model-*.safetensors")):
         fail(f"{model_dir}: transformers would read other files than model.safetensors (transformers_weights in "
              "config.json, or shard-*-model-*): save it anew with save_pretrained")
-    if needs_own_code(config):
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
         fail(f"{model_dir}: this model needs code of its own (auto_map in config.json), which is never run")
+    generation_config(model_dir)
     files = WeightFiles(model_dir)
-    if (model_dir / "generation_config.json").is_file():
-        read_object(model_dir / "generation_config.json")
-        generation_config(model_dir)
     if wrong := files.what_is_wrong(empty_model(model_dir, "float32")):
         fail(f"{model_dir}: {wrong}")
 
@@ -159,30 +163,27 @@ def quantisation(model_dir: Path, config: dict) -> str | None:
     return next((name for name in names if (model_dir / name).is_file()), None)
 
 
-def needs_own_code(config: dict) -> bool:
-    """Whether transformers knows the model only by code in the model's directory."""
-    from transformers import CONFIG_MAPPING
-
-    return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
-
-
 def read_object(path: Path) -> dict:
     """The JSON object in a file that a checkpoint or a run consists of."""
+    check_readable(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        refuse_pointer(path)
+    except (ValueError, RecursionError) as error:
         fail(f"{path} cannot be read as JSON ({first_line(error)}): copy or download it again")
     if not isinstance(content, dict):
         fail(f"{path}: a JSON object is expected, this is a {type(content).__name__}")
     return content
 
 
-def refuse_pointer(path: Path) -> None:
-    """Say it where a clone without git-lfs is why a file cannot be read."""
-    with suppress(OSError), open(path, "rb") as file:
-        if file.read(23) == b"version https://git-lfs":
-            fail(f"{path} is a git-lfs pointer in place of the file: run `git lfs pull` there")
+def check_readable(path: Path) -> None:
+    """Refuse a file that may not be read, and what a clone without git-lfs leaves in a file's place."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(23)
+    except OSError as error:
+        fail(f"{path} cannot be read ({error.strerror})")
+    if start == b"version https://git-lfs":
+        fail(f"{path} is a git-lfs pointer in place of the file: run `git lfs pull` there")
 
 
 def first_line(error: BaseException) -> str:
@@ -196,7 +197,7 @@ def quiet_transformers():
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
@@ -224,15 +225,27 @@ def empty_model(model_dir: Path, dtype: str):
              "copy it again, or give another model")
 
 
+def text_config(model_dir: Path):
+    """What config.json and its class say of the language model, under the names that all classes share."""
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        return AutoConfig.from_pretrained(model_dir, trust_remote_code=False).get_text_config()
+
+
 def generation_config(model_dir: Path):
+    """What generation_config.json says; None without one."""
     from transformers import GenerationConfig
 
+    file = model_dir / "generation_config.json"
+    if not file.is_file():
+        return None
+    read_object(file)
     try:
         with quiet_transformers():
             return GenerationConfig.from_pretrained(model_dir)
     except Exception as error:
-        fail(f"{model_dir / 'generation_config.json'}: transformers cannot read it ({first_line(error)}); mend it "
-             "or delete it")
+        fail(f"{file}: transformers cannot read it ({first_line(error)}); mend it or delete it")
 
 
 @torch.no_grad()
@@ -313,10 +326,10 @@ def weight_files(model_dir: Path) -> list[Path]:
 
 
 def open_weights(path: Path):
+    check_readable(path)
     try:
         return safe_open(path, "pt")                    # checks the header and the file's length
     except (OSError, SafetensorError) as error:
-        refuse_pointer(path)
         fail(f"{path} is cut short or damaged ({first_line(error)}): copy or download it again")
 
 

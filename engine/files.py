@@ -34,6 +34,15 @@ def read_jsonl(path: Path) -> list[dict]:
         return rows
 
 
+def read_record(run: Path) -> dict | None:
+    """A run's args.json; None where there is none, or another program's file of that name."""
+    try:
+        record = json.loads((run / "args.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("parents"), dict) else None
+
+
 def empty_directory(path: Path) -> Path:
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)

@@ -21,15 +21,19 @@ import math
 import re
 import zlib
 from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
+from engine.checkpoints import text_config
+from engine.files import read_record
 from engine.ranks import fail, from_rank_0, say
 from judge.answers import GSM8K_LINE, is_readable, last_boxes, last_line
 
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
 LONGEST_COMPLETION = 8192                               # tokens, where --max-new-tokens does not say
 TEMPLATE_ARGS = '{"reasoning_effort": "low"}'
+TODAY = date(2025, 1, 1)         # for chat templates that ask: a run goes on, and the next stage begins, on another day
 
 
 @dataclass
@@ -81,11 +85,11 @@ BINARY = [                                              # (place, bytes there, w
     (0, b"%PDF", "a PDF"),
     (0, b"<", "HTML or XML: a web page was saved in place of the file"),
     (0, b"version https://git-lfs", "a git-lfs pointer, which stands for the file: `git lfs pull` fetches it"),
-    (0, b"\x80\x02", "a pickle, which is never loaded"), (0, b"\x80\x03", "a pickle, which is never loaded"),
-    (0, b"\x80\x04", "a pickle, which is never loaded"), (0, b"\x80\x05", "a pickle, which is never loaded"),
+    (0, b"\x80", "a pickle, which is never loaded"),
     (0, b"ARROW1", "an Arrow file: `Dataset.to_parquet` writes parquet"),
     (0, b"\xff\xff\xff\xff", "an Arrow stream: `Dataset.to_parquet` writes parquet"),
     (0, b"\xff\xfe", "UTF-16 text: save it as UTF-8"), (0, b"\xfe\xff", "UTF-16 text: save it as UTF-8"),
+    (0, b"\x1f\x8b", "gzipped twice: unpack it once"),
     (0, b"\x28\xb5\x2f\xfd", "packed by zstd: unpack it"), (0, b"\xfd7zXZ", "packed by xz: unpack it"),
     (4, b"1AY&SY", "packed by bzip2: unpack it"), (257, b"ustar", "a tar archive: unpack it"),
     (0, b"\x93NUMPY", "a NumPy array"), (0, b"SQLite format 3", "an SQLite database"), (0, b"\x89HDF", "an HDF5 file"),
@@ -164,18 +168,14 @@ def csv_rows(path: Path, content: bytes):
         line = content.count(b"\n", 0, error.start) + 1
         fail(f"{path}, line {line}: not UTF-8; save the table as UTF-8")
     csv.field_size_limit(max(len(text), 1))             # its own is 128 KB a cell
-    reader, number = csv.reader(io.StringIO(text, newline=""), strict=True), 1
+    reader, names, number = csv.reader(io.StringIO(text, newline=""), strict=True), None, 1
     try:
-        names = next(reader, [])
-        while True:
-            number = reader.line_num + 1                # a cell may go over several lines
-            cells = next(reader, None)
-            if cells is None:
-                return
-            if cells and len(cells) != len(names):
+        for cells in reader:
+            if names and cells and len(cells) != len(names):
                 fail(f"{path}, line {number}: {len(cells)} cells, where the first line names {len(names)} columns")
-            if cells:
+            if names and cells:
                 yield f"line {number}", with_single_names([pair for pair in zip(names, cells) if pair[0].strip()])
+            names, number = names or cells, reader.line_num + 1         # a cell may go over several lines
     except (csv.Error, ValueError) as error:
         fail(f"{path}, line {number}: not CSV ({error})")
 
@@ -187,6 +187,7 @@ def parquet_rows(path: Path, content: bytes):
         fail(f"{path} is parquet, which needs pyarrow: `pip install pyarrow`")
     try:
         file, number = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content)), 0
+        with_single_names([(name, None) for name in file.schema_arrow.names])
         for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
@@ -275,7 +276,7 @@ def plain_answer(value, source: str) -> str:
     plain = isinstance(value, str | int | float | Decimal) and not isinstance(value, bool)
     if not plain or value in NOTHING or not isinstance(value, str) and not math.isfinite(value):
         fail(f"{source}: the answer is {str(value)[:60]!r}, a {type(value).__name__}; one text or number is expected")
-    return str(value).split("####")[-1].strip()
+    return (last_line(str(value), GSM8K_LINE) or "") if GSM8K_LINE.search(str(value)) else str(value).strip()
 
 
 def tags_of(row: dict) -> dict:
@@ -294,7 +295,11 @@ def encode_prompts(tokenizer, problems: list[Problem], args) -> list[list[int]]:
     add a second BOS.
     """
     check_template_flags(tokenizer, args)
-    return [encode_prompt(tokenizer, problem, args) for problem in problems]
+    prompts = [encode_prompt(tokenizer, problem, args) for problem in problems]
+    if len({*map(tuple, prompts)}) == 1 < len({problem.text for problem in problems}):
+        fail(f"{tokenizer.name_or_path} makes the same prompt of every problem in {problems[0].file}: their text is "
+             "lost; its chat template must take messages whose content is a text")
+    return prompts
 
 
 def encode_prompt(tokenizer, problem: Problem, args) -> list[int]:
@@ -305,14 +310,20 @@ def encode_prompt(tokenizer, problem: Problem, args) -> list[int]:
     template_args = {"enable_thinking": args.enable_thinking, **(args.template_args or {})}
     try:
         ids = tokenizer(text)["input_ids"] if not tokenizer.chat_template else tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=True, add_generation_prompt=True, return_dict=True,
-            **template_args)["input_ids"]
+            [{"role": "user", "content": text}], chat_template=dated_template(tokenizer), tokenize=True,
+            add_generation_prompt=True, return_dict=True, **template_args)["input_ids"]
     except Exception as error:                          # of any template's making; tokenizers raises no other class
         reason = " ".join(str(error).split())
         fail(f"{problem.source}: the tokenizer of {tokenizer.name_or_path} makes no prompt of it ({reason})")
     if not ids:
         fail(f"{problem.source}: a prompt without any token by the tokenizer of {tokenizer.name_or_path}")
     return ids
+
+
+def dated_template(tokenizer) -> str:
+    """The chat template, with TODAY in place of the clock's date."""
+    return re.sub(r"""\bstrftime_now\(\s*(["'])(.*?)\1\s*\)""", lambda call: json.dumps(TODAY.strftime(call[2])),
+                  tokenizer.get_chat_template())
 
 
 def check_template_flags(tokenizer, args) -> None:
@@ -343,9 +354,7 @@ def longest_completion(model_dir: Path, problems: list[Problem], prompts: list[l
 
     Refuses a prompt that leaves no room for it.
     """
-    config = json.loads((model_dir / "config.json").read_text())
-    parts = [config, config.get("text_config") or {}]
-    context = next((part["max_position_embeddings"] for part in parts if part.get("max_position_embeddings")), None)
+    context = getattr(text_config(model_dir), "max_position_embeddings", None)         # GPT-2 stores it as n_positions
     problem, prompt = max(zip(problems, prompts), key=lambda pair: len(pair[1]))
     longest = asked or min(LONGEST_COMPLETION, context - len(prompt) if context else LONGEST_COMPLETION)
     if context and len(prompt) + max(longest, 1) > context:
@@ -374,8 +383,7 @@ def check_runs_prompts(tokenizer, args, parents: dict[str, dict]) -> None:
     """
     mine = rendering(tokenizer, args)
     for flag, run in ((flag, Path(parent["run"])) for flag, parent in parents.items() if "run" in parent):
-        record = json.loads((run / "args.json").read_text()) if (run / "args.json").is_file() else {}
-        theirs = record.get("inputs", {}).get("rendering", mine)
+        theirs = (read_record(run) or {}).get("inputs", {}).get("rendering", mine)
         if [*theirs.values()] != [*mine.values()]:
             fail(f"--{flag} {run} rendered its prompts as {[*theirs][0]!r}, this run as {[*mine][0]!r}: give the same "
                  "--instruction, --enable-thinking and --template-args, and the same chat template")
@@ -395,7 +403,7 @@ def contents(problems: list[Problem]) -> dict[str, str]:
 
 
 def rendering(tokenizer, args) -> dict[str, str]:
-    """How prompts are made, by that of the problem "1": template, flags, the date where the template asks for it."""
+    """How prompts are made, by that of the problem "1": template and flags."""
     ids = encode_prompts(tokenizer, [Problem("", "1", None, "the problem `1`", "a sample", {})], args)[0]
     return {tokenizer.decode(ids): digest(ids)}
 
@@ -403,7 +411,8 @@ def rendering(tokenizer, args) -> dict[str, str]:
 def prompt_inputs(tokenizer, args, prompts: list[list[int]], stop: list[int]) -> dict[str, dict[str, str]]:
     """All that turns problems into prompts and completions into text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    how = [backend.to_str() if backend else sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids)]
+    how = [backend.to_str() if backend else sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids),
+           getattr(tokenizer, "clean_up_tokenization_spaces", None)]
     return {"prompts": {"token ids": digest(prompts)}, "rendering": rendering(tokenizer, args),
             "tokenizer": {str(tokenizer.name_or_path): digest(how)}, "end tokens": {"ids": str(sorted(stop))}}
 

@@ -67,6 +67,14 @@ class Rollouts:
         return [ids[mask].tolist() for ids, mask in zip(self.prompt_ids.cpu(), self.prompt_mask.cpu())]
 
 
+def is_rollout(row: dict) -> bool:
+    """Whether a row of rollouts.jsonl has its two lists of ids, neither empty, and its three numbers."""
+    lists, numbers = ([row.get(name) for name in names]
+                      for names in (("prompt_ids", "completion_ids"), ("finished", "reward", "weight")))
+    return (all(isinstance(ids, list) and ids and all(type(id) is int and id >= 0 for id in ids) for ids in lists)
+            and all(isinstance(number, int | float) and 0 <= number < float("inf") for number in numbers))
+
+
 def pad(rows: list[list[int]], pad_id: int, device, left: bool) -> tuple[Tensor, Tensor]:
     """Rows of unequal length -> ids (B, T) int64 and mask (B, T) bool, padded on the left or on the right."""
     length = max(map(len, rows), default=0)
@@ -76,6 +84,16 @@ def pad(rows: list[list[int]], pad_id: int, device, left: bool) -> tuple[Tensor,
     columns = torch.arange(length)
     mask = columns >= length - lengths if left else columns < lengths
     return ids.to(device), mask.to(device)
+
+
+def from_rows(rows: list[dict], pad_id: int) -> Rollouts:
+    """Of the rows that stage 2 has written, on the CPU."""
+    prompt_ids, prompt_mask = pad([row["prompt_ids"] for row in rows], pad_id, "cpu", left=True)
+    completion_ids, completion_mask = pad([row["completion_ids"] for row in rows], pad_id, "cpu", left=False)
+    return Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask,
+                    finished=torch.tensor([row["finished"] for row in rows], dtype=torch.bool),
+                    rewards=torch.tensor([row["reward"] for row in rows]),
+                    weights=torch.tensor([row["weight"] for row in rows]))
 
 
 def positions(mask: Tensor) -> Tensor:

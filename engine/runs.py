@@ -37,8 +37,8 @@ from pathlib import Path
 import torch
 
 from engine.files import (
-    FULL, empty_directory, file_digest, put_in_place, read_jsonl, saving, stop_on_write_error, sync, write_json,
-    write_text,
+    FULL, empty_directory, file_digest, put_in_place, read_jsonl, read_record, saving, stop_on_write_error, sync,
+    write_json, write_text,
 )
 from engine.ranks import all_sum, barrier, fail, from_rank_0, gather_list, rank, say, share, world_size
 from engine.rollouts import Rollouts
@@ -71,8 +71,7 @@ def lock(out: Path) -> str | None:
     """Be the only run in `out` for as long as this process lives.  -> what is wrong, or None."""
     global _lock
     try:
-        files = set(os.listdir(out)) if os.path.isdir(out) else set()
-        if files - OWN_FILES and "args.json" not in files:
+        if set(os.listdir(out) if os.path.isdir(out) else ()) - OWN_FILES and read_record(out) is None:
             return f"--out {out} holds files that are not of a run; choose another (--overwrite does not delete them)"
         if _lock is not None:
             _lock.close()                                       # of an earlier run in this process
@@ -97,9 +96,8 @@ def prepare_directory(args, parents: dict, inputs: dict) -> str | None:
     record = {"args": flags, "parents": parents, "inputs": inputs, "world_size": world_size(),
               "command": " ".join(sys.argv), "git_commit": git_commit(), "versions": versions(),
               "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    is_run, restarted = (out / "args.json").is_file(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    if is_run and (restarted or not args.overwrite):            # torchrun's restart takes up what it began itself
-        old = json.loads((out / "args.json").read_text())
+    old, restarted = read_record(out), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    if old and (restarted or not args.overwrite):               # torchrun's restart takes up what it began itself
         if differing := differences(old, record):
             return (f"--out {out} is of a run with other flags or inputs ({differing}); choose another directory or "
                     "--overwrite")
@@ -120,7 +118,7 @@ def differences(old: dict, new: dict) -> str:
     A flag whose files are among parents or inputs is what they hold, wherever they lie.
     """
     old_inputs, new_inputs = old.get("inputs", {}), new["inputs"]
-    pairs = [("--" + key.replace("_", "-"), old["args"].get(key), new["args"].get(key))
+    pairs = [("--" + key.replace("_", "-"), old.get("args", {}).get(key), new["args"].get(key))
              for key in new["args"] if key not in VOLATILE_FLAGS and key not in {**new["parents"], **new_inputs}]
     pairs += [(f"weights of the {name}", old["parents"].get(name, {}).get("sha256"), parent["sha256"])
               for name, parent in new["parents"].items()]
@@ -150,6 +148,8 @@ def finish_run(out: Path, **totals) -> None:
     barrier()
     drop_kept(out)
     release_signals()
+    if totals:
+        say(f"{out}: {totals}")
 
 
 # ================================================================ logs

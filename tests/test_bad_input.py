@@ -9,7 +9,6 @@ import common
 from engine import checkpoints
 import prepare
 import stage1_grpo
-import stage2_shape
 import stage3_kl
 import stage4_distill
 
@@ -19,8 +18,7 @@ def no_weights_load(monkeypatch, request):
     def refuse(*args, **kwargs):
         raise AssertionError("weights were loaded before the input was checked")
     if "loads" not in request.keywords:
-        for module in (stage1_grpo, stage2_shape, stage3_kl, stage4_distill, common):
-            monkeypatch.setattr(module, "load_model", refuse)
+        monkeypatch.setattr(common, "load_model", refuse)
 
 
 @pytest.fixture
@@ -185,6 +183,11 @@ def test_rollouts_of_another_teacher(toy, tmp_path, refused, copy_of):
     assert "beyond the student's vocabulary" in refused(stage3_kl, *flags)
     (shape / "rollouts.jsonl").write_text("")
     assert "holds no rollouts" in refused(stage3_kl, *flags)
+    for changes in ({"completion_ids": []}, {"completion_ids": "6 1"}, {"prompt_ids": [-1]}, {"weight": None}, {"weight": float("nan")}):
+        (shape / "rollouts.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | changes) + "\n")
+        assert "line 2: not a rollout" in refused(stage3_kl, *flags)
+    (shape / "rollouts.jsonl").write_text(json.dumps(row) + "\n{x\n")
+    assert "rollouts.jsonl, line 2: not JSON" in refused(stage3_kl, *flags)
 
 
 @pytest.mark.loads

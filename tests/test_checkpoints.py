@@ -204,6 +204,8 @@ BLOCK_FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_bloc
 BROKEN = {
     "lfs": (write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"), "git lfs pull"),
     "lfs config": (write("config.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"), "config.json is a git-lfs pointer"),
+    "lfs template": (write("chat_template.jinja", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+                     "chat_template.jinja is a git-lfs pointer"),
     "cut": (cut("model.safetensors", 100), "cut short or damaged"),
     "cut shard": (lambda d: cut("model-00002-of-00002.safetensors", 7)(in_shards(d)), "model-00002-of-00002.safetensors is cut short"),
     "empty": (write("model.safetensors", ""), "model.safetensors is cut short or damaged"),
@@ -229,6 +231,7 @@ BROKEN = {
     "manifest": (setting("manifest", **{"model.safetensors": {"bytes": 3}}), "model.safetensors is not as the run wrote it"),
     "adapter": (nothing_but_an_adapter, "merge_and_unload"),
     "adapter beside a config": (lambda d: [(d / "model.safetensors").unlink(), write("adapter_config.json", "{}")(d)], "merge_and_unload"),
+    "an adapter's weights beside weights": (write("adapter_model.safetensors", "x"), "merge_and_unload"),
     "adapter beside weights": (write("adapter_config.json", "{}"), "merge_and_unload"),
     "fp8 as configured": (setting("config", quantization_config=BLOCK_FP8), "quantised (fp8)"),
     "gptq as configured": (setting("config", quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128}), "quantised (gptq)"),
@@ -261,6 +264,22 @@ def test_refused_in_one_sentence(toy, copy_of, refused, case, module):
     change(model_dir)
     sentence = refused(model_dir, module=module)
     assert expected in sentence and "changed" in sentence
+
+
+def test_a_directory_and_a_file_without_permission(toy, tmp_path, refused, monkeypatch, capfd):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "teacher: no permission to read this directory" in refused(toy / "teacher")
+    with pytest.raises(SystemExit):
+        checkpoints.check_readable(tmp_path)
+    assert f"{tmp_path} cannot be read (Is a directory)" in capfd.readouterr().err
+
+
+def test_a_foreign_args_json_makes_no_run(toy, copy_of):
+    """Other programs write files of that name, beside a checkpoint or above it."""
+    model_dir = copy_of(toy / "student", "model")
+    for directory in (model_dir, model_dir.parent):
+        (directory / "args.json").write_text('{"lr": 0.1}')
+    assert checkpoints.find_model(model_dir) == checkpoints.find_model(toy / "student") | {"path": str(model_dir)}
 
 
 @pytest.mark.parametrize("dtype, change, expected", [

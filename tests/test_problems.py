@@ -72,7 +72,7 @@ FILES = {
     "crlf.jsonl": lines(ROWS).replace("}\n", "}\r\n").encode(), "mac.jsonl": lines(ROWS).replace("}\n", "}\r").encode(),
     "lines.json": lines(ROWS).encode(), "bom.json": b"\xef\xbb\xbf" + json.dumps(ROWS).encode(), "noname": lines(ROWS).encode(),
     "t.csv": as_csv(ROWS).encode(), "bom.csv": b"\xef\xbb\xbf" + as_csv(ROWS).encode(), "T.CSV": as_csv(ROWS).encode(),
-    "p.parquet": parquet(ROWS)}
+    "gaps.csv": b"\n\n" + as_csv(ROWS).replace("2\r\n", "2\r\n\r\n").encode() + b"\n\n", "p.parquet": parquet(ROWS)}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -93,6 +93,16 @@ def test_several_files_one_after_the_other(tmp_path):
     assert list(problems.contents(found)) == list(map(str, paths))
 
 
+def twice() -> bytes:
+    """Parquet with two columns of one name."""
+    import pyarrow
+    import pyarrow.parquet
+
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(["p"])] * 2 + [pyarrow.array(["1"])], names=["problem", "problem", "answer"]), stream)
+    return stream.getvalue()
+
+
 def zipped() -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
@@ -109,6 +119,7 @@ def zipped() -> bytes:
     ("a.arrow", b"ARROW1\0\0", "an Arrow file"), ("a.txt", b"What is 1 + 1?\n", "plain text"), ("a.parquet", b"\1\0\2", "binary data"),
     ("a.csv", "problem,answer\n1,2\n".encode("utf-16"), "UTF-16"), ("a.jsonl.zst", b"\x28\xb5\x2f\xfd123", "zstd"),
     ("a.jsonl.gz", gzip.compress(lines(ROWS).encode())[:-9], "cannot be read"), ("a.gz", b"\x1f\x8b\x08nonsense-----", "cannot be read"),
+    ("a.parquet", twice(), "a name stands twice"), ("a.gz", gzip.compress(gzip.compress(lines(ROWS).encode())), "gzipped twice"),
     ("a.parquet", parquet(ROWS)[:-20], "this parquet file cannot be read"), ("a.jsonl", b"", "holds no problems"),
     ("a.csv", b"problem,answer\n", "holds no problems"), ("a.json", b"[]", "holds no problems"), ("a.json", b"[{},]", "line 1: not JSON"),
     ("a.json", b'[\n{"problem": "1"},\n{"problem" "2"}]', "line 3: not JSON"), ("a.json", b'"text"', "one JSON str"),
@@ -142,7 +153,7 @@ def verl(text, gold, **more) -> dict:
 
 @pytest.mark.parametrize("row, text, answer", [
     ({"Question": "q", "ANSWER": 7}, "q", "7"), ({"problem": "p", "answer": 0.5}, "p", "0.5"), ({"problem": "p", "answer": 0}, "p", "0"),
-    ({"problem": "p", "answer": ["3"]}, "p", "3"), ({"problem": "p", "answer": "6 * 2\n#### 1,200"}, "p", "1,200"),
+    ({"problem": "p", "answer": ["3"]}, "p", "3"), ({"problem": "p", "answer": "6 * 2\n#### 1,200"}, "p", "1,200"), ({"problem": "p", "answer": "#### 5\n\n(checked)"}, "p", "5"),
     ({"problem": "p", "solution": "first \\boxed{1}, then \\boxed{\\frac{1}{2}}."}, "p", "\\frac{1}{2}"),
     ({"problem": "p", "solution": "so\n#### 5", "answer": None}, "p", "5"), ({"problem": "p", "answer": "2", "solution": "\\boxed{3}"}, "p", "2"),
     (verl("v", "34"), "v", "34"), (verl("v", 34), "v", "34"), (verl("v", ["34"]), "v", "34"), (verl("v", "34", problem="p"), "p", "34"),
@@ -191,7 +202,7 @@ def test_the_same_problem_has_the_same_id_in_every_file(tmp_path):
 def test_readable():
     for gold in ("7", "1,200", "\\frac{1}{2}", "x^2+1", "(1,2]", "\\text{June}", "A"):
         assert answers.is_readable(gold), gold
-    for gold in ("", " ", "\\frac{1}{", "['3']", "\\begin{foo}", "see page 3 (b) of ["):
+    for gold in ("", " ", "7" * 5000, "\\frac{1}{", "['3']", "\\begin{foo}", "see page 3 (b) of ["):
         assert not answers.is_readable(gold), gold
 
 
@@ -259,6 +270,31 @@ def test_instruction_with_and_without_a_template(sentence):
     assert prompt_of(tokenizer, instruction="", template_args={"shift": "34"}) == "34=12="
 
 
+@pytest.mark.parametrize("call", ['strftime_now("%d%m%Y")', "strftime_now( '%d%m%Y' )"])
+def test_a_template_is_told_the_same_date_every_day(call):
+    tokenizer = prepare.toy_tokenizer()
+    tokenizer.chat_template = "{% set today = " + call + " if strftime_now is defined %}{{ today }}={{ messages[0].content[:2] }}="
+    assert prompt_of(tokenizer) == "01012025=12=" and call in tokenizer.chat_template, "a model is saved with its own template"
+
+
+def test_a_template_that_loses_the_problem(toy, tmp_path, copy_of, sentence):
+    """One for messages of parts goes over the letters of a text, none of which is a part."""
+    parts = "={% for part in messages[0].content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}="
+    model = with_template(copy_of, toy / "teacher", "parts", parts)
+    assert "the same prompt of every problem" in sentence(run, stage1_grpo, *flags_of(toy, tmp_path / "run", model=model, samples_per_prompt=2))
+
+
+def test_the_context_under_the_name_that_the_class_has_for_it(toy, tmp_path, sentence):
+    import transformers
+    config = transformers.GPT2Config(vocab_size=15, n_embd=8, n_layer=1, n_head=1, n_positions=40, eos_token_id=1, bos_token_id=None)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gpt2")
+    prepare.toy_tokenizer().save_pretrained(tmp_path / "gpt2")
+    flags = ["--model", tmp_path / "gpt2", "--problems", toy / "few_test.jsonl", "--samples", 1, "--num-problems", 1, "--out", tmp_path / "out"]
+    assert "exceed the 40 tokens of context" in sentence(run, judge, *flags, "--max-new-tokens", 39)
+    run(judge, *flags)
+    assert json.loads((tmp_path / "out" / "args.json").read_text())["args"]["max_new_tokens"] == 40 - 11
+
+
 def test_template_arguments(toy, tmp_path, copy_of, sentence):
     chat = with_template(copy_of, toy / "teacher", "chat")
     flags = [*flags_of(toy, tmp_path / "run", model=chat, samples_per_prompt=2, instruction=""), "--template-args"]
@@ -296,6 +332,8 @@ def test_teacher_and_student_must_render_alike(toy, tmp_path, copy_of, sentence)
     other = with_template(copy_of, toy / "student", "other", TEMPLATE + "=")
     pair = {"teacher": teacher, "student": student, "instruction": ""}
     assert "to different ids" in sentence(run, stage4_distill, *flags_of(toy, tmp_path / "run", **pair | {"student": other}))
+    run(stage1_grpo, *flags_of(toy, tmp_path / "rl", model=teacher, samples_per_prompt=2, steps_per_rollout=1, instruction=""))
+    assert "--teacher" in sentence(shaped, toy, tmp_path, tmp_path / "rl", "--reference", teacher, "--instruction", "", "--enable-thinking")
     rollouts = shaped(toy, tmp_path, teacher, "--instruction", "", "--enable-thinking")
     pair |= {"allow_failed_certificate": None}
     flags = [flag for flag in flags_of(toy, tmp_path / "bridge", **pair, rollouts=rollouts, max_kl=100) if flag is not None]
@@ -337,6 +375,7 @@ def delete_a_problem(tmp_path, model):
     (edit_a_gold, "mine.jsonl"), (delete_a_problem, "mine.jsonl"),
     (lambda tmp_path, model: replace(model / "tokenizer_config.json", "messages[0]", "'5' + messages[0]"), "rendering"),
     (lambda tmp_path, model: replace(model / "generation_config.json", '"eos_token_id": 1', '"eos_token_id": [1, 4]'), "end tokens"),
+    (lambda tmp_path, model: replace(model / "tokenizer_config.json", '"eos_token"', '"clean_up_tokenization_spaces": true, "eos_token"'), "tokenizer"),
     (lambda tmp_path, model: replace(model / "tokenizer.json", '"type": "Fuse"', '"type": "ByteFallback"'), "tokenizer")])
 def test_a_run_goes_on_only_with_what_it_began_with(toy, tmp_path, copy_of, sentence, change, named):
     model = with_template(copy_of, toy / "student", "chat")
@@ -414,6 +453,8 @@ def test_graded_rows_that_were_cut_are_wrong(tmp_path):
     rows = [{"problem": "p", "answer": "3", "completions": ["\\boxed{3}", "\\boxed{3}"], "finished": [True, False]},
             {"problem": "q", "answer": "3", "completion": "\\boxed{3}", "finished": False}, {"problem": "q", "answer": "3", "completion": "\\boxed{3}", "finished": True}]
     run(judge, "--grade", write(tmp_path / "g.jsonl", rows), "--out", tmp_path / "out")
+    assert judge.joined([judge.graded_row(row, "1", "f") for row in (rows[1], {name: rows[2][name] for name in ("problem", "answer", "completion")})]
+                        )["finished"] == [False, True], "a row that does not say so was not cut; the other one was"
     kept = [json.loads(line) for line in (tmp_path / "out" / "completions.jsonl").read_text().splitlines()]
     assert [row["verdicts"] for row in kept] == [[True, False], [False, True]]
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
@@ -457,6 +498,16 @@ def test_an_out_that_cannot_be_made(toy, tmp_path, sentence):
         words = sentence(run, stage1_grpo, *flags_of(toy, out, model=toy / "student", samples_per_prompt=2))
         assert str(out) in words and "cannot be made" in words and "make room" not in words
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"lr": 0.1}'])
+def test_an_out_with_the_args_json_of_another_program(toy, tmp_path, sentence, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "args.json").write_text(content)
+    for more in ((), ("--overwrite",)):
+        words = sentence(run, stage1_grpo, *flags_of(toy, tmp_path / "run", model=toy / "student", samples_per_prompt=2), *more)
+        assert "holds files that are not of a run" in words
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["args.json"]
 
 
 @pytest.mark.parametrize("environment, told", [
