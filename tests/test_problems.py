@@ -119,7 +119,7 @@ def zipped() -> bytes:
     ("a.arrow", b"ARROW1\0\0", "an Arrow file"), ("a.txt", b"What is 1 + 1?\n", "plain text"), ("a.parquet", b"\1\0\2", "binary data"),
     ("a.csv", "problem,answer\n1,2\n".encode("utf-16"), "UTF-16"), ("a.jsonl.zst", b"\x28\xb5\x2f\xfd123", "zstd"),
     ("a.jsonl.gz", gzip.compress(lines(ROWS).encode(), mtime=0)[:-9], "cannot be read"), ("a.gz", b"\x1f\x8b\x08nonsense-----", "cannot be read"),
-    ("a.parquet", twice(), "a name stands twice"), ("a.gz", gzip.compress(gzip.compress(lines(ROWS).encode(), mtime=0)), "gzipped twice"),
+    ("a.parquet", twice(), "a name stands twice"), ("a.gz", gzip.compress(gzip.compress(lines(ROWS).encode(), mtime=0), mtime=0), "gzipped twice"),
     ("a.parquet", parquet(ROWS)[:-20], "this parquet file cannot be read"), ("a.jsonl", b"", "holds no problems"),
     ("a.csv", b"problem,answer\n", "holds no problems"), ("a.json", b"[]", "holds no problems"), ("a.json", b"[{},]", "line 1: not JSON"),
     ("a.json", b'[\n{"problem": "1"},\n{"problem" "2"}]', "line 3: not JSON"), ("a.json", b'"text"', "one JSON str"),
