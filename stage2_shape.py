@@ -105,7 +105,7 @@ def shaped_rollouts(name: str, writer: str, models: dict, ready, problems, promp
     kept, own_lines = kept_rows(args.out, name)                 # of problems that an interrupted run has done
     groups = {i: kept[i] for i in from_rank_0(lambda: sorted(kept))}
     todo, size = [i for i in range(len(problems)) if i not in groups], args.samples_per_prompt
-    seconds, sampled = sum(line["seconds"] for line in own_lines), []
+    seconds, sampled = sum(line["seconds"] for line in own_lines), {}
     bar = tqdm(total=len(problems), initial=len(groups), unit="prompt", desc=name, disable=rank() > 0)
     for batch in (todo[start:start + args.prompts_per_step] for start in range(0, len(todo), args.prompts_per_step)):
         start = time.perf_counter()
@@ -119,12 +119,13 @@ def shaped_rollouts(name: str, writer: str, models: dict, ready, problems, promp
         batch_seconds = time.perf_counter() - start
         keep_rows(args.out, name, mine, batch_groups, seconds=batch_seconds)
         leave_if_asked(args.out, "a batch was finished")
-        sampled += zip(mine, batch_groups)
+        sampled |= zip(mine, batch_groups)
         seconds += batch_seconds
         bar.set_postfix_str(f"right {sum(row['reward'] for row in rows) / max(len(rows), 1):.3f}", refresh=False)
         bar.update(len(batch))
     bar.close()
-    groups |= gather_list(sampled)
+    for part in gather_list([sampled]):
+        groups |= part
     return [row for i in range(len(problems)) for row in groups[i]], seconds
 
 

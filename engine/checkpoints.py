@@ -47,12 +47,15 @@ def find_model(path: Path, allow_failed_certificate: bool = False) -> dict:
     if is_run:
         check_parent_run(run, allow_failed_certificate)
     model_dir = run / "model" if is_run else path
-    check_manifest(model_dir)
+    weights = sorted(model_dir.glob("*.safetensors"))
+    check_manifest(model_dir, {file.name: {"bytes": file.stat().st_size} for file in weights if file.is_file()})
     check_directory(model_dir)
-    sha256, damaged = from_rank_0(lambda: hash_model(model_dir))
-    if damaged:
-        fail(not_as_written(model_dir, damaged))
-    return {"path": str(model_dir), "sha256": sha256} | ({"run": str(run)} if is_run else {}) | hub
+    digests = from_rank_0(lambda: {file.name: file_digest(file) for file in weights if file.is_file()})
+    check_manifest(model_dir, digests)
+    sha256 = hashlib.sha256((model_dir / "config.json").read_bytes())
+    for facts in digests.values():
+        sha256.update(bytes.fromhex(facts["sha256"]))
+    return {"path": str(model_dir), "sha256": sha256.hexdigest()} | ({"run": str(run)} if is_run else {}) | hub
 
 
 def check_parent_run(run: Path, allow_failed_certificate: bool) -> None:
@@ -64,30 +67,18 @@ def check_parent_run(run: Path, allow_failed_certificate: bool) -> None:
         fail(f"{run}: the certificate of this run did not pass (see {certificate}); --allow-failed-certificate goes on")
 
 
-def hash_model(model_dir: Path) -> tuple[str, str | None]:
-    """-> the hash of config and weights, and the first file of weights that its manifest, if any, has otherwise."""
-    weights = {file.name: file_digest(file) for file in sorted(model_dir.glob("*.safetensors"))}
-    digest = hashlib.sha256((model_dir / "config.json").read_bytes())
-    for facts in weights.values():
-        digest.update(bytes.fromhex(facts["sha256"]))
+def check_manifest(model_dir: Path, found: dict[str, dict]) -> None:
+    """Refuse files of weights that are not as the run wrote them, if a run did.
+
+    found: name -> what is known of the file so far, of {"bytes", "sha256"}.
+    """
     manifest = model_dir / "manifest.json"
-    written = read_object(manifest) if manifest.is_file() else weights
-    names = sorted(name for name in {**written, **weights} if name.endswith(".safetensors"))
-    return digest.hexdigest(), next((name for name in names if written.get(name) != weights.get(name)), None)
-
-
-def check_manifest(model_dir: Path) -> None:
-    """Weights that a run wrote have the size that it wrote down; `hash_model` reads them whole, later."""
-    if (model_dir / "manifest.json").is_file():
-        for name, facts in read_object(model_dir / "manifest.json").items():
-            file, written = model_dir / name, facts.get("bytes") if isinstance(facts, dict) else None
-            if name.endswith(".safetensors") and (not file.is_file() or file.stat().st_size != written):
-                fail(not_as_written(model_dir, name))
-
-
-def not_as_written(model_dir: Path, name: str) -> str:
-    return (f"{model_dir / name} is not as the run wrote it (see manifest.json there): delete {model_dir} and DONE "
-            "beside it and run that run's command again")
+    written = read_object(manifest) if manifest.is_file() else found
+    for name in sorted(name for name in {**written, **found} if name.endswith(".safetensors")):
+        facts, expected = found.get(name), written.get(name)
+        if not facts or not isinstance(expected, dict) or not facts.items() <= expected.items():
+            fail(f"{model_dir / name} is not as the run wrote it (see manifest.json there): delete {model_dir} and "
+                 "DONE beside it and run that run's command again")
 
 
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]        # configs, tokenizer, chat template

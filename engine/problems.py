@@ -32,7 +32,6 @@ from judge.answers import GSM8K_LINE, is_readable, last_boxes, last_line
 
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
 LONGEST_COMPLETION = 8192                               # tokens, where --max-new-tokens does not say
-TEMPLATE_ARGS = '{"reasoning_effort": "low"}'
 TODAY = date(2025, 1, 1)         # for chat templates that ask: a run goes on, and the next stage begins, on another day
 
 
@@ -67,14 +66,14 @@ def with_readable_golds(problems: list[Problem], skip: bool) -> list[Problem]:
         readable = {gold: is_readable(gold) for gold in {problem.answer for problem in problems}}
         return [i for i, problem in enumerate(problems) if not readable[problem.answer]]
 
-    if unreadable := from_rank_0(look):
-        named = "; ".join(f"{problems[i].source}: {problems[i].answer[:60]!r}" for i in unreadable[:10])
+    if unreadable := dict.fromkeys(from_rank_0(look)):
+        named = "; ".join(f"{problems[i].source}: {problems[i].answer[:60]!r}" for i in [*unreadable][:10])
         more = f"; and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
         then = "left out" if skip else "right is what repeats them letter by letter (--skip-unreadable leaves them out)"
         say(f"{len(unreadable)} of {len(problems)} golds cannot be read by the judge, {then}: {named}{more}")
     if skip and len(unreadable) == len(problems) > 0:
         fail(f"{problems[0].file}: the judge can read none of the golds, so --skip-unreadable leaves no problem")
-    return [problem for i, problem in enumerate(problems) if i not in set(unreadable)] if skip else problems
+    return [problem for i, problem in enumerate(problems) if i not in unreadable] if skip else problems
 
 
 # ================================================================ files
@@ -124,12 +123,8 @@ def content_of(path: Path) -> bytes:
     try:
         content = Path(path).read_bytes()
         return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
-    except FileNotFoundError:
-        fail(f"{path}: no such file")
-    except IsADirectoryError:
-        fail(f"{path} is a directory; name the files in it")
     except (OSError, EOFError, zlib.error) as error:    # the last two: of gzip, cut short or damaged
-        fail(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})")
+        fail(f"{path} cannot be read ({(getattr(error, 'strerror', None) or str(error)).lower()})")
 
 
 def json_lines(path: Path, content: bytes):
@@ -206,11 +201,10 @@ NOTHING = ("None", "nan", "NaN", "null", "<NA>")        # what Python, pandas an
 def with_small_names(row, source: str) -> dict:
     if not isinstance(row, dict):
         fail(f"{source}: one JSON object is expected, this is a {type(row).__name__}")
-    small = {name.strip().lower(): value for name, value in row.items()}
     names = [name.strip().lower() for name in row]
     if twice := [name for name in (*COLUMNS, *TAGS) if names.count(name) > 1]:
         fail(f"{source}: several columns are named `{twice[0]}`, but for capitals; rename all but one")
-    return small
+    return dict(zip(names, row.values()))
 
 
 def read_problem(row: dict, path: Path, place: str, need_answer: bool) -> Problem:
@@ -242,7 +236,7 @@ def user_message(messages, source: str):
         fail(f"{source}: `prompt` holds chat messages, a list of objects with role and content; a column of plain "
              "text is named `problem`")
     roles = [message.get("role") for message in messages]
-    if roles.count("user") != 1 or set(roles) - {"user", "system"}:
+    if roles.count("user") != 1 or any(role not in ("user", "system") for role in roles):
         fail(f"{source}: `prompt` with messages of {roles}: one of the user is expected, and none of an assistant")
     if "system" in roles:
         say_once(f"{source.rsplit(', ', 1)[0]}: system messages are left out; --instruction goes with each problem")
@@ -276,7 +270,8 @@ def plain_answer(value, source: str) -> str:
     plain = isinstance(value, str | int | float | Decimal) and not isinstance(value, bool)
     if not plain or value in NOTHING or not isinstance(value, str) and not math.isfinite(value):
         fail(f"{source}: the answer is {str(value)[:60]!r}, a {type(value).__name__}; one text or number is expected")
-    return (last_line(str(value), GSM8K_LINE) or "") if GSM8K_LINE.search(str(value)) else str(value).strip()
+    text = str(value).strip()
+    return last_line(text, GSM8K_LINE) or "" if GSM8K_LINE.search(text) else text
 
 
 def tags_of(row: dict) -> dict:
@@ -328,24 +323,20 @@ def dated_template(tokenizer) -> str:
 
 def check_template_flags(tokenizer, args) -> None:
     """Refuse what would be dropped in silence: arguments for a chat template that does not ask for them."""
-    asked = {**(args.template_args or {}), **({"enable_thinking": True} if args.enable_thinking else {})}
-    template = str(tokenizer.chat_template or "")
-    for name in asked:
-        flag = "--template-args" if name in (args.template_args or {}) else "--enable-thinking"
-        if not template:
-            fail(f"{flag}: {tokenizer.name_or_path} has no chat template that could take it")
-        if not re.search(rf"\b{re.escape(name)}\b", template):
-            fail(f"{flag}: the chat template of {tokenizer.name_or_path} does not ask for {name}")
+    flags = {"enable_thinking": "--enable-thinking"} if args.enable_thinking else {}
+    for name, flag in (flags | dict.fromkeys(args.template_args or {}, "--template-args")).items():
+        if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template or "")):
+            fail(f"{flag}: {tokenizer.name_or_path} has no chat template that asks for {name}")
 
 
 def template_arguments(text: str) -> dict:
     """The value of --template-args."""
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        fail(f"--template-args {text!r}: not JSON ({error}); an object is expected, as in {TEMPLATE_ARGS!r}")
+    except (ValueError, RecursionError):
+        value = None
     if not isinstance(value, dict):
-        fail(f"--template-args {text!r}: a JSON {type(value).__name__}; an object is expected, as in {TEMPLATE_ARGS!r}")
+        fail(f"--template-args {text!r}: a JSON object is expected, as in '{{\"reasoning_effort\": \"low\"}}'")
     return value
 
 

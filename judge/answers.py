@@ -25,7 +25,7 @@ THOUGHT_ENDS = re.compile(r"</(?:think|thinking|thought|reasoning|reflection)>|\
 TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
 ANSWER_LINE = re.compile(
     r"(?:(?:(?<![a-zA-Z0-9])(?:answer(?:\s{1,3}is)?|r[ée]ponse|respuesta|resposta|risposta|antwort|ответ)|答案|答え|정답)"
-    r"[ *_]{0,4}[:：=]|答案[是为為][:：]?|(?:^|\n)[#*_ ]{0,8}(?:final )?answer[*_ ]{0,4}\n)"
+    r"[ *_]{0,4}[:：]|答案[是为為][:：]?|(?:^|\n)[#*_ ]{0,8}(?:final )?answer[*_ ]{0,4}[\n=])"
     r"[\s*_}]{0,6}(?:\\\[|\$\$)?\s{0,3}",
     re.IGNORECASE,
 )

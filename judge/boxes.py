@@ -26,11 +26,11 @@ LOOKS = re.compile(
 
 # Where a formula ends: a line, an equals sign, an arrow, a word, a sentence, a remark.
 EDGE = (
-    r"\n|\\\\|&|[-=]+>|(?<![<>])(?<![\sa-zA-Z]!)(?<!\\not)=|≈|(?<![\\a-zA-Z])[a-zA-Z]{2,}|[.;:?](?=[\s$*\\])|[\"'`#]|</?\w+>"
+    r"\n|\\\\|&|[-=]+>|(?<![<>])(?<![\sa-zA-Z]!)(?<!\\not)=|≈|(?<![\\a-zA-Z])[a-zA-Z]{2,}|(?:[.;?]|(?<!\s):)(?=[\s$*\\])|[\"'`#]|</?\w+>"
     r"|[^\x00-\x7f−–±∓×·÷⋅≤≥≠√π∪∩°²³∞]|\\(?:approx|equiv|therefore|because|implies|iff|to|text|math(?:bf|rm)|mbox|begin|"
     r"end|[pb]?mod|tag|label|\w*square|Box|qed|checkmark|\w*arrow)(?![a-z])(?:\s*\{[^{}]*\})?"
 )
-BEGINNING = re.compile(rf"(?:{EDGE}|(?<![-+−±])\$+|\\[(\[]|\*\*)\s*")
+BEGINNING = re.compile(rf"(?:(?:\A|(?<=\n))\|[^\n]*\|(?=\s)|{EDGE}|(?<![-+−±])\$+|\\[(\[]|\*\*)\s*")
 END = re.compile(rf"{EDGE}|\$|\\[)\]]|\||\*(?![\d(\\])|<(?=[/a-z])|\s\(|\s[-–—]+\s(?=[a-zA-Z])|\s[aI]\s|\bi\.e|\be\.g")
 MARK = re.compile(r"\s*(?:[-–—*+>•]\s|\(?(?:[0-9]{1,2}|[a-zA-J]|[ivx]+)[.)])\s*")  # of an item in a list
 
@@ -112,6 +112,8 @@ def joined(text: str, boxes: list[Box]) -> str | None:
     lead, (tail, unit) = before(text, boxes[first - 1][2] if first else 0, boxes[first][0]), after(text, boxes[-1][2])
     if lead is None or tail is None:
         return None
+    if not (joints or lead or tail or unit):
+        return parts[0]
     if tail and not set("([{") & set("".join([lead, tail, *joints])):
         tail = re.split(r"[)\]}]", tail)[0]  # the bracket of a remark or a macro
     if not joints and (OPTION.fullmatch(parts[0]) or not lead.strip("([{ ") and not tail.strip(")]} ")):
@@ -149,9 +151,11 @@ def before(text: str, limit: int, start: int) -> str | None:
     """What of a formula stands before its box; None where words deny it or a digit touches it."""
     window = text[max(limit, start - REACH) : start]
     said = window.rstrip("$\n *\\").removesuffix(r"\[").rstrip("$\n *")
-    last = said.rpartition(" ")[2].rstrip(".:" if window[len(said) :] else "")
-    if not said or len(last) > 1 and last.isascii() and last.isalpha() and last.lower() not in CAREFUL:
-        return ""  # most boxes: "is $\\boxed{5}$"
+    last = said.rpartition(" ")[2].rstrip(",:")
+    if not said or said[-1] in ".:" and len(said) < len(window) and said[-2:-1] not in (" ", ""):
+        return ""  # "Answer: $\\boxed{5}$"
+    if len(last) > 1 and last.isascii() and last.isalpha() and last.lower() not in CAREFUL:
+        return ""  # "is $\\boxed{5}$", as most boxes
     if DENIED.search(window):
         return None
     if listed := LISTED.search(window):

@@ -119,6 +119,7 @@ PARTNERS = {
     "(": ")]", "[": ")]", "{": "}", r"\{": r"\}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil",
     r"\langle": r"\rangle", r"\lvert": r"\rvert",
 }  # fmt: skip
+CLOSING = set(")]}") | {r"\}", r"\rfloor", r"\rceil", r"\rangle", r"\rvert"}
 SPELLINGS = {
     r"\leq": r"\le", r"\leqslant": r"\le", "<=": r"\le", r"\geq": r"\ge", r"\geqslant": r"\ge", ">=": r"\ge",
     r"\lt": "<", r"\gt": ">", "!=": r"\ne", r"\neq": r"\ne", r"\times": r"\cdot", r"\ast": r"\cdot", "*": r"\cdot",
@@ -246,7 +247,7 @@ def is_opening(token: str) -> bool:
 
 def is_closing(token: str) -> bool:
     r""") ] } \} ... or the end of a matrix."""
-    return token in (")", "]", "}", r"\}", r"\rfloor", r"\rceil", r"\rangle", r"\rvert") or token.startswith(r"\end")
+    return token in CLOSING or token.startswith(r"\end")
 
 
 # ------------------------------------ statements: lists, relations, intervals ------------------------------------
@@ -554,9 +555,9 @@ def read_quantity(tokens: list[str]):
 
 def is_text(tokens: list[str]) -> bool:
     """Words and letters alone, or words with numbers behind them: June 5, but not dollar 5."""
-    words = [token for token in tokens if token[0] == "'"]
+    words = [token for token in tokens if token[0] == "'" and token != "'"]  # a lone one is a quotation mark
     numbers = tokens[:1] == words[:1] and UNITS.get(words[0][1:].lower()) not in MONEY if words else False
-    return bool(words) and all(token[0] == "'" or token.isalpha() or numbers and token.isdigit() for token in tokens)
+    return bool(words) and all(token in words or token.isalpha() or numbers and token.isdigit() for token in tokens)
 
 
 def strip_words(tokens: list[str]) -> tuple[list[str], tuple, tuple]:
@@ -742,25 +743,25 @@ def read_atom(tokens: Tokens):
     token = tokens.popleft()
     if token[0] in DIGITS:
         return read_number(token, tokens)
-    if token in ("(", "[", "{"):
-        return read_group(tokens, {"(": ")", "[": "]", "{": "}"}[token])
-    if token in (r"\lvert", r"\lfloor", r"\lceil"):
-        function = {r"\lvert": absolute, r"\lfloor": sympy.floor, r"\lceil": sympy.ceiling}[token]
-        return function(read_group(tokens, PARTNERS[token]))
-    if token == r"\frac":
-        top = read_argument(tokens)
-        return limited(top / read_argument(tokens))
-    if token == r"\sqrt":
-        return read_root(tokens)
-    if token == r"\det":
-        return determinant(read_atom(tokens))
-    if token == r"\binom":
-        return binomial(read_argument(tokens), read_argument(tokens))
+    if token in ATOMS:
+        return ATOMS[token](tokens)
     if token[1:] in FUNCTIONS and token[0] == "\\":
         return read_function(token[1:], tokens)
-    if token.startswith(r"\begin"):
-        return read_matrix(token, tokens)
-    return read_letter(token, tokens)
+    return read_matrix(token, tokens) if token.startswith(r"\begin") else read_letter(token, tokens)
+
+
+ATOMS = {
+    "(": lambda tokens: read_group(tokens, ")"),
+    "[": lambda tokens: read_group(tokens, "]"),
+    "{": lambda tokens: read_group(tokens, "}"),
+    r"\lvert": lambda tokens: absolute(read_group(tokens, r"\rvert")),
+    r"\lfloor": lambda tokens: sympy.floor(read_group(tokens, r"\rfloor")),
+    r"\lceil": lambda tokens: sympy.ceiling(read_group(tokens, r"\rceil")),
+    r"\frac": lambda tokens: limited(read_argument(tokens) / read_argument(tokens)),
+    r"\binom": lambda tokens: binomial(read_argument(tokens), read_argument(tokens)),
+    r"\det": lambda tokens: determinant(read_atom(tokens)),
+    r"\sqrt": lambda tokens: read_root(tokens),
+}
 
 
 def number(numeral: str) -> sympy.Rational:

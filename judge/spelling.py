@@ -121,7 +121,8 @@ REWRITES = compiled(
      lambda m: chosen(m[2] or m[3], m[1], m[4] or m[5])),
     (rf"(?<![a-zA-Z{{]){CHOOSE.replace('CP', 'C')}\^{SCRIPT}_{SCRIPT}",
      lambda m: chosen(m[4] or m[5], m[1], m[2] or m[3])),
-    (r"(?<![a-zA-Z])([CP])\s*\(\s*([0-9]+|[a-z])\s*,\s*([0-9]+|[a-z])\s*\)", lambda m: chosen(m[2], m[1], m[3])),
+    (r"(?<![a-zA-Z])([CP])\s*\(\s*([0-9]+|[a-z])\s*,\s*([0-9]+|[a-z])\s*\)(?!\s*=)",
+     lambda m: chosen(m[2], m[1], m[3])),
     # an exact form (or 1.5), a rounding (about 1.4)
     (r"\(\s*(\\text\s*\{\s*)?(?:or\s|i\.?e\.?,?\s|that is,?\s|=)\s*(?(1)\}?)([^()]*?)(?(1)\}?)\s*\)",
      r"\\text{ or }\2"),

@@ -118,8 +118,8 @@ def zipped() -> bytes:
     ("a.pkl", pickle.dumps(ROWS), "a pickle, which is never loaded"), ("a.jsonl", pickle.dumps(ROWS, 2), "never loaded"),
     ("a.arrow", b"ARROW1\0\0", "an Arrow file"), ("a.txt", b"What is 1 + 1?\n", "plain text"), ("a.parquet", b"\1\0\2", "binary data"),
     ("a.csv", "problem,answer\n1,2\n".encode("utf-16"), "UTF-16"), ("a.jsonl.zst", b"\x28\xb5\x2f\xfd123", "zstd"),
-    ("a.jsonl.gz", gzip.compress(lines(ROWS).encode())[:-9], "cannot be read"), ("a.gz", b"\x1f\x8b\x08nonsense-----", "cannot be read"),
-    ("a.parquet", twice(), "a name stands twice"), ("a.gz", gzip.compress(gzip.compress(lines(ROWS).encode())), "gzipped twice"),
+    ("a.jsonl.gz", gzip.compress(lines(ROWS).encode(), mtime=0)[:-9], "cannot be read"), ("a.gz", b"\x1f\x8b\x08nonsense-----", "cannot be read"),
+    ("a.parquet", twice(), "a name stands twice"), ("a.gz", gzip.compress(gzip.compress(lines(ROWS).encode(), mtime=0), mtime=0), "gzipped twice"),
     ("a.parquet", parquet(ROWS)[:-20], "this parquet file cannot be read"), ("a.jsonl", b"", "holds no problems"),
     ("a.csv", b"problem,answer\n", "holds no problems"), ("a.json", b"[]", "holds no problems"), ("a.json", b"[{},]", "line 1: not JSON"),
     ("a.json", b'[\n{"problem": "1"},\n{"problem" "2"}]', "line 3: not JSON"), ("a.json", b'"text"', "one JSON str"),
@@ -185,6 +185,7 @@ def test_a_gold_that_is_no_text_or_number_is_refused(tmp_path, sentence, gold):
     ({"prompt": "p", "answer": "1"}, "`prompt` holds chat messages"), ({"prompt": [], "answer": "1"}, "one of the user"),
     ({"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "answer": "1"}, "none of an assistant"),
     ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": "1"}, "no text"),
+    ({"prompt": [{"role": "user", "content": "a"}, {"role": ["tool"], "content": "b"}], "answer": "1"}, "one of the user"),
     ({"problem": "half \ud83d", "answer": "1"}, "surrogate")])
 def test_what_is_missing_is_named_with_the_columns_found(tmp_path, sentence, row, told):
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
@@ -298,8 +299,9 @@ def test_the_context_under_the_name_that_the_class_has_for_it(toy, tmp_path, sen
 def test_template_arguments(toy, tmp_path, copy_of, sentence):
     chat = with_template(copy_of, toy / "teacher", "chat")
     flags = [*flags_of(toy, tmp_path / "run", model=chat, samples_per_prompt=2, instruction=""), "--template-args"]
-    assert "not JSON" in sentence(run, stage1_grpo, *flags, "{shift: 7}") and "a JSON list" in sentence(run, stage1_grpo, *flags, "[1]")
-    assert "does not ask for shifft" in sentence(run, stage1_grpo, *flags, '{"shifft": "7"}')
+    for text in ("{shift: 7}", "[1]", ""):
+        assert f"--template-args {text!r}: a JSON object is expected" in sentence(run, stage1_grpo, *flags, text)
+    assert "no chat template that asks for shifft" in sentence(run, stage1_grpo, *flags, '{"shifft": "7"}')
     flags[1] = toy / "few_train.jsonl"
     assert "makes no prompt of it" in sentence(run, stage1_grpo, *flags, '{"messages": 1}')
     plain = [*flags_of(toy, tmp_path / "run", model=toy / "teacher", samples_per_prompt=2)]
