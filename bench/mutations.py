@@ -74,7 +74,7 @@ MISTAKES = [
     Mistake(GROUPS, "their tokens not in the denominator", "stage1_grpo.py",
             {"all_sum(part.completion_mask.sum(),":
              "all_sum((part.completion_mask & (part.advantages != 0)[:, None]).sum(),"},
-            "test_training.py::test_groups_without_advantage_are_left_out_of_the_passes_and_not_of_the_mean"),
+            "test_training.py::test_a_batch_without_any_advantage_has_gradient_zero_and_still_counts"),
     Mistake("10 bf16 weights", "no float32 master", "common.py",
             {'"float32" if trainable else dtype': "dtype"},
             "test_training.py::test_master_weights_move_at_a_small_learning_rate_in_bf16"),

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from conftest import run
 
+from bench import mutations
 import stage2_shape
 import stage3_kl
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 TOUR = (ROOT / "docs" / "tour.md").read_text()
+FIDELITY = (ROOT / "docs" / "fidelity.md").read_text()
 LINK = re.compile(r"\[`(\w+)`\]\(\.\./([\w/]+\.py)(#[-L\d]*)\)")        # [`function`](../file.py#L12-L34)
 
 
@@ -84,6 +86,22 @@ def test_the_tours_text_speaks_of_the_numbers_that_were_computed():
     text = " ".join([blocks[0], *(block.split("```", 1)[1] for block in blocks[1:])])
     numbers = set(re.findall(r"\d\.\d{4}", text)) - {"0.0625", "0.3125", "0.0001"}      # what is put in
     assert len(numbers) > 8 and not {number for number in numbers if number not in shown}
+
+
+def test_every_test_on_the_page_of_fidelity_is_there():
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", FIDELITY)
+    assert len(named) > 50
+    for file, name in named:
+        lines_of(name, f"tests/{file}")
+
+
+def test_every_pitfall_has_a_mistake_that_can_still_be_made():
+    """That its test then fails, python bench/mutations.py shows."""
+    assert {int(mistake.pitfall.split()[0]) for mistake in mutations.MISTAKES} == set(range(1, 25))
+    rows = [f"| {mistake.pitfall} | {mistake.mistake} | `{mistake.test}` |" for mistake in mutations.MISTAKES]
+    assert FIDELITY.rstrip().splitlines()[-len(rows):] == rows
+    for mistake in mutations.MISTAKES:
+        compile(mutations.mutated(mistake), mistake.file, "exec")
 
 
 if __name__ == "__main__":
