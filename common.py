@@ -10,17 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.attention import same_attention_again
 from engine.checkpoints import (
     WeightFiles, allocate_parameters, check_finite, empty_model, find_model, first_line, generation_config, load_whole,
     parameters_on_meta, read_object, text_config,
 )
 from engine.logprobs import Head, linear_divergence, linear_logprobs
+from engine.packed import Padded, layout
 from engine.problems import (
     Problem, check_runs_prompts, check_teacher_prompts, contents, encode_prompts, load_problems, longest_completion,
     prompt_inputs, with_readable_golds,
 )
-from engine.ranks import balanced_share, fail, random_generator, world_size
-from engine.rollouts import Rollouts, positions
+from engine.ranks import balanced_share, fail, random_generator, say, world_size
+from engine.rollouts import Rollouts
 from engine.sampler import sample
 from engine.sharding import sampling_weights, shard
 from judge.answers import grade
@@ -106,6 +108,7 @@ def prepare(args, flags: list[str], **groups: list[Problem]) -> Prepared:
         check_teacher_prompts(tokenizer, other, every_problem, every_prompt, args)
         check_runs_prompts(tokenizer, args, parents)
     inputs = {name: contents(problems) for name, problems in groups.items()}
+    say(f"first prompt: {tokenizer.decode(every_prompt[0])!r}")
     return Prepared(parents, dirs, tokenizer, vocab_size, stop, prompts,
                     inputs | prompt_inputs(tokenizer, args, every_prompt, stop))
 
@@ -175,8 +178,14 @@ def load_model(model_dir: Path, tokenizer, dtype: str, device, trainable: bool =
     check_finite(model.eval(), model_dir, dtype)
     model.requires_grad_(trainable)
     if activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": same_attention_again})
     return model.train(activation_checkpointing)        # without dropout both modes compute the same
+
+
+def load_prepared(ready: Prepared, flag: str, args, device, trainable: bool = False):
+    """The model that a flag names, with the vocabulary that it has in common with the others."""
+    return load_model(Path(ready.parents[flag]["path"]), ready.tokenizer, args.dtype, device, trainable=trainable,
+                      activation_checkpointing=trainable and args.activation_checkpointing, vocab_size=ready.vocab_size)
 
 
 def cut_vocabulary(model, vocab_size: int):
@@ -276,20 +285,13 @@ def grade_rollouts(rollouts: Rollouts, golds: list[str], tokenizer) -> Tensor:
     return torch.tensor(verdicts, dtype=torch.float32, device=rollouts.finished.device)
 
 
-def forward_inputs(rollouts: Rollouts) -> dict:
-    """The arguments of one forward pass over prompt and completion."""
-    mask = torch.cat([rollouts.prompt_mask, rollouts.completion_mask], 1)
-    return {"input_ids": torch.cat([rollouts.prompt_ids, rollouts.completion_ids], 1), "attention_mask": mask,
-            "position_ids": positions(mask), "use_cache": False}
-
-
 def completion_logits(model, rollouts: Rollouts, temperature: float = 1.0) -> Tensor:
     """Logits at the one sampling temperature.  -> (B, C, V); row t predicts completion_ids[:, t].
 
     For trying an equation out and for tests: what follows does without the whole logits.
     """
     length = rollouts.completion_ids.shape[1]
-    logits = model(**forward_inputs(rollouts), logits_to_keep=length + 1).logits[:, -length - 1:-1]
+    logits = model(**Padded(rollouts).inputs, logits_to_keep=length + 1).logits[:, -length - 1:-1]
     return logits if temperature == 1.0 else logits / temperature
 
 
@@ -300,17 +302,18 @@ def forward_with_head(model, rollouts: Rollouts, function):
     there a sharded model has its weights whole, and because its backward pass begins at what forward returns: function
     returns tensors, and whatever is to be differentiated is among them.
     """
-    length, known, plain_forward = rollouts.completion_ids.shape[1], has_known_head(model), model.forward
+    form, known, plain_forward = layout(model, rollouts), has_known_head(model), model.forward
 
     def forward(**inputs):
         if known:
-            hidden, head = model.base_model(**inputs).last_hidden_state, head_of(model)
+            hidden, head = form.call(model, model.base_model, **inputs).last_hidden_state, head_of(model)
         else:                                           # the states are the logits
-            hidden, head = plain_forward(**inputs, logits_to_keep=length + 1).logits, Head(None)
-        return function(hidden[:, -length - 1:-1][rollouts.completion_mask], head)
+            inputs |= {"logits_to_keep": form.logits_to_keep}
+            hidden, head = form.call(model, plain_forward, **inputs).logits, Head(None)
+        return function(form.predicting(hidden), head)
 
     with replaced_forward(model, forward):
-        return model(**forward_inputs(rollouts))
+        return model(**form.inputs)
 
 
 @contextmanager
@@ -380,7 +383,7 @@ def completion_divergence(student, teacher, rollouts: Rollouts, divergence, temp
 
 def spread(figures: Tensor, mask: Tensor) -> Tensor:
     """A figure of each token under the mask, in its place.  (T,) -> (B, C), 0 where masked"""
-    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, figures)
+    return torch.zeros(mask.shape, dtype=figures.dtype, device=mask.device).masked_scatter(mask, figures)
 
 
 def sampler_gap(logprobs: list[Tensor], rollouts: list[Rollouts]) -> dict:

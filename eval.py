@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import (
-    FlagParser, bootstrap_interval, grade_rollouts, load_graded_problems, load_model, natural, positive, prepare,
+    FlagParser, bootstrap_interval, grade_rollouts, load_graded_problems, load_prepared, natural, positive, prepare,
     sample,
 )
 from engine.files import write_json, write_text
@@ -319,7 +319,7 @@ def sample_and_judge(args) -> list[dict] | None:
     ready = prepare(args, ["model"], problems=problems)
     if not open_run(args, ready.parents, ready.inputs):
         return None
-    model = load_model(ready.dirs[0], ready.tokenizer, args.dtype, device)
+    model = load_prepared(ready, "model", args, device)
     sampling = Sampling(args.samples, args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.seed,
                         args.batch_size, args.rollout_tokens, args.dtype, args.sample_on_shards)
     return evaluate(model, ready.tokenizer, problems, ready.prompts[0], ready.stop, sampling, args.out, progress=True)

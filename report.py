@@ -243,19 +243,9 @@ def series(rows: list[dict], key: str) -> list[tuple]:
 def finding(run: Path) -> str:
     """What came of a run, in a sentence or two."""
     certificate, rows, sentences = read_json(run / "certificate.json"), read_jsonl(run / "metrics.jsonl"), []
-    holds = f"<b>{certificate.get('condition')} {'holds' if certificate.get('passed') else 'does not hold'}</b>"
-    if certificate.get("condition") == "C1":
-        within = certificate["sum"]["within_prompt_auc"]
-        ranks = "ranks" if certificate["passed"] else "is not shown to rank"
-        sentences.append(f"{holds}: the teacher’s log-ratio to its reference {ranks} right above wrong completions; "
-                         f"within-prompt AUC {with_interval(within['value'], within['interval'])}, "
-                         f"{within['prompts']:,} prompts with both outcomes.")
-    if certificate.get("condition") == "C2":
-        bound, interval = certificate["max_kl_nats"], certificate.get("c2_interval_nats", [None, None])
-        spans = " (the interval spans it)" if None not in interval and interval[0] <= bound < interval[1] else ""
-        sentences.append(f"{holds} after {number(certificate['optimiser_steps'])} optimiser steps: reverse KL "
-                         f"{with_interval(certificate['c2_reverse_kl_nats'], interval)} nats per token on the "
-                         f"student’s own rollouts, against a bound of {bound:g}{spans}.")
+    if words := {"C1": c1_in_words, "C2": c2_in_words}.get(certificate.get("condition")):
+        holds = f"{certificate['condition']} {'holds' if certificate['passed'] else 'does not hold'}"
+        sentences.append(escape(words(certificate)).replace(holds, f"<b>{holds}</b>", 1) + ".")
     for key, name, unit in (("reward_mean", "Mean reward", ""), ("reverse_kl_nats", "Reverse KL", " nats per token"),
                             ("eval_accuracy", "Held-out accuracy", "")):
         if points := series(rows, key):
@@ -264,6 +254,31 @@ def finding(run: Path) -> str:
             since = f"{change} from {number(before)} at step {first} to" if len(points) > 1 else "was"
             sentences.append(f"{name} {since} {number(after)}{unit} at step {last}.")
     return " ".join(sentences) or "This run logged nothing that tells how it went."
+
+
+def c1_in_words(certificate: dict) -> str:
+    """The certificate of stage 2 in one sentence."""
+    within = certificate["sum"]["within_prompt_auc"]
+    if within["value"] is None:
+        return (f"C1 does not hold: none of {certificate['num_prompts']} prompts has both a right and a wrong "
+                "completion, so nothing can be ranked; take harder or easier problems or more --samples-per-prompt")
+    low, high = within["interval"]
+    figures = (f"within-prompt AUC {within['value']:.3f}, 95% interval [{low:.3f}, {high:.3f}], "
+               f"{within['prompts']} prompts with both outcomes")
+    if certificate["passed"]:
+        return f"C1 holds: the teacher's log-ratio ranks right above wrong completions ({figures})"
+    return (f"C1 does not hold ({figures}; the lower end must exceed {certificate['min_auc']}): RL has not shaped this "
+            "teacher towards the reward, so its dense reward would teach the student style but not to be right")
+
+
+def c2_in_words(certificate: dict) -> str:
+    """The certificate of stage 3 in one sentence."""
+    bound, interval = certificate["max_kl_nats"], certificate.get("c2_interval_nats", [None, None])
+    spans = " (the interval spans it)" if None not in interval and interval[0] <= bound < interval[1] else ""
+    return (f"C2 {'holds' if certificate['passed'] else 'does not hold'} after {certificate['optimiser_steps']:,} "
+            "optimiser steps: KL(student || teacher) on the student's own rollouts is "
+            f"{with_interval(certificate['c2_reverse_kl_nats'], interval)} nats per token, against a bound of "
+            f"{bound:g}{spans}" + ("" if certificate["passed"] else "; stage 4 refuses this run"))
 
 
 def certificate_section(certificate: dict) -> str:

@@ -27,12 +27,12 @@ from tqdm import tqdm
 
 from common import (
     FlagParser, above_zero, batch_indices, completion_divergence, completion_logprobs, grade_rollouts,
-    load_graded_problems, load_model, natural, positive, prepare, sample_share, sampler_gap,
+    load_graded_problems, load_prepared, natural, positive, prepare, sample_share, sampler_gap,
 )
 from engine.checkpoints import save_model
 from engine.files import write_json
 from engine.problems import INSTRUCTION, template_arguments
-from engine.ranks import all_sum, fail, random_generator, rank, say, setup_distributed
+from engine.ranks import all_sum, fail, random_generator, rank, setup_distributed
 from engine.rollouts import cut_groups, even_micro_batches
 from engine.runs import (
     all_finite, finish_run, leave_if_asked, load_state, log_metrics, log_nonfinite, log_samples, open_run,
@@ -116,8 +116,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="run directory to write")
     group = parser.add_argument_group("sampling")
     group.add_argument("--samples-per-prompt", type=positive, default=8, help="G, completions per prompt, 2 or more")
-    group.add_argument("--max-new-tokens", type=positive,
-                       help="longest completion, tokens (default: what the context leaves, at most 8192)")
+    group.add_argument("--max-new-tokens", type=positive, help="tokens (default: what the context leaves, up to 8192)")
     group.add_argument("--temperature", type=above_zero, default=1.0, help="of sampling and of every logprob")
     group.add_argument("--rollout-tokens", type=natural, default=0, help="of cache at a time; 0: what memory holds")
     group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
@@ -165,19 +164,17 @@ def main(args) -> None:
     device = setup_distributed()
     problems, eval_problems = load_graded_problems(args.problems, args), load_graded_problems(args.eval_problems, args)
     ready = prepare(args, ["model"], problems=problems, eval_problems=eval_problems)
-    (model_dir,), (prompts, eval_prompts), tokenizer, stop = ready.dirs, ready.prompts, ready.tokenizer, ready.stop
+    tokenizer, stop, (prompts, eval_prompts) = ready.tokenizer, ready.stop, ready.prompts
     if not open_run(args, ready.parents, ready.inputs):
         return
 
-    policy = load_model(model_dir, tokenizer, args.dtype, device, trainable=True,
-                        activation_checkpointing=args.activation_checkpointing)
-    reference = load_model(model_dir, tokenizer, args.dtype, device) if args.kl_coef else None
+    policy = load_prepared(ready, "model", args, device, trainable=True)
+    reference = load_prepared(ready, "model", args, device) if args.kl_coef else None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
     done, progress = load_state(args.out, policy, optimizer)
     totals = {"grader_gave_up": 0, **progress["totals"]}
     recent = progress.get("recent", [])                         # figures of the last rollout batches
-    say(f"first prompt: {tokenizer.decode(prompts[0])!r}")
     bar = tqdm(initial=done, total=args.max_steps, unit="step", desc=args.out.name, disable=rank() > 0)
 
     for batch in range(done // args.steps_per_rollout, -(-args.max_steps // args.steps_per_rollout)):
@@ -270,7 +267,6 @@ def main(args) -> None:
         seen = {problems[i].id for i in trained_indices(len(problems), args)}
         write_json(args.out / "trained_problems.json", sorted(seen))
     finish_run(args.out, **totals)
-    say(f"{args.out}: {totals}")
     draw_page(args.out)
 
 

@@ -33,15 +33,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    FlagParser, above_zero, bootstrap_interval, completion_logprobs, grade_rollouts, load_graded_problems, load_model,
-    natural, positive, prepare, sample_share,
+    FlagParser, above_zero, bootstrap_interval, completion_logprobs, grade_rollouts, load_graded_problems,
+    load_prepared, natural, positive, prepare, sample_share,
 )
 from engine.files import read_record, write_json, write_text
 from engine.problems import INSTRUCTION, check_runs_prompts, digest, template_arguments
 from engine.ranks import fail, from_rank_0, gather_list, rank, say, setup_distributed
 from engine.rollouts import even_micro_batches
 from engine.runs import finish_run, keep_rows, kept_rows, leave_if_asked, open_run
-from report import draw_page, write_dense_rewards, write_samples
+from report import c1_in_words, draw_page, write_dense_rewards, write_samples
+
+MODELS = ["teacher", "reference"]
 
 # ---------------------------------------------------------------- equations
 
@@ -92,19 +94,11 @@ def none_if_nan(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def rollout_weight(reward: float, mean_reward: float, args) -> float:
-    """What a rollout weighs in the bridge's loss."""
-    if args.keep == "right" and reward == 0:
-        return 0.0
-    return reward / mean_reward if args.weight == "reward" and mean_reward > 0 else float(args.weight == "uniform")
-
-
 # ---------------------------------------------------------------- sample, grade, score
 
 
-def shaped_rollouts(writer, teacher, reference, tokenizer, problems, prompts, args, stop: list[int],
-                    name: str) -> tuple[list[dict], float]:
-    """What `writer` says to each problem, graded, and scored by teacher and reference.  Ranks share the problems.
+def shaped_rollouts(name: str, writer: str, models: dict, ready, problems, prompts, args) -> tuple[list[dict], float]:
+    """What the writer says to each problem, graded, and scored by teacher and reference.  Ranks share the problems.
 
     -> a row a rollout, those of one problem adjacent, on every rank; this rank's seconds, also before an interruption.
     """
@@ -115,12 +109,12 @@ def shaped_rollouts(writer, teacher, reference, tokenizer, problems, prompts, ar
     bar = tqdm(total=len(problems), initial=len(groups), unit="prompt", desc=name, disable=rank() > 0)
     for batch in (todo[start:start + args.prompts_per_step] for start in range(0, len(todo), args.prompts_per_step)):
         start = time.perf_counter()
-        rollouts, places = sample_share(writer, tokenizer, [prompts[i] for i in batch], args, stop, name, indices=batch)
+        rollouts, places = sample_share(models[writer], ready.tokenizer, [prompts[i] for i in batch], args, ready.stop,
+                                        name, indices=batch)
         mine = [batch[place] for place in places]
-        rollouts.rewards = grade_rollouts(rollouts, [problems[i].answer for i in mine], tokenizer)
-        rows = scored_rows(rollouts, *(score_rollouts(model, rollouts, args) for model in (teacher, reference)))
-        for row, i in zip(rows, (i for i in mine for _ in range(size))):
-            row |= {"id": problems[i].id, "prompt_ids": prompts[i]}
+        rollouts.rewards = grade_rollouts(rollouts, [problems[i].answer for i in mine], ready.tokenizer)
+        rows = scored_rows(rollouts, [problems[i].id for i in mine for _ in range(size)],
+                           *(score_rollouts(models[side], rollouts, args) for side in MODELS))
         batch_groups = [rows[start:start + size] for start in range(0, len(rows), size)]
         batch_seconds = time.perf_counter() - start
         keep_rows(args.out, name, mine, batch_groups, seconds=batch_seconds)
@@ -144,15 +138,16 @@ def score_rollouts(model, rollouts, args) -> Tensor:
     return torch.stack([F.pad(row, (0, length - len(row))) for row in rows]) if rows else torch.zeros(0, length)
 
 
-def scored_rows(rollouts, teacher_logprobs: Tensor, reference_logprobs: Tensor) -> list[dict]:
+def scored_rows(rollouts, ids: list[str], teacher_logprobs: Tensor, reference_logprobs: Tensor) -> list[dict]:
     """What is kept of each rollout; its dense reward is the log-ratio of every token."""
     dense = (teacher_logprobs - reference_logprobs).tolist()
     scores = implicit_reward(teacher_logprobs, reference_logprobs, rollouts.completion_mask).tolist()
-    return [{"completion_ids": completion, "finished": bool(rollouts.finished[i]), "reward": float(rollouts.rewards[i]),
+    return [{"id": ids[i], "prompt_ids": prompt, "completion_ids": completion,
+             "finished": bool(rollouts.finished[i]), "reward": float(rollouts.rewards[i]),
              "teacher_logprob_nats": float(teacher_logprobs[i].sum()),
              "reference_logprob_nats": float(reference_logprobs[i].sum()),
              "implicit_reward_nats": scores[i], "dense_rewards_nats": dense[i][:len(completion)]}
-            for i, completion in enumerate(rollouts.completions())]
+            for i, (prompt, completion) in enumerate(zip(rollouts.prompts(), rollouts.completions()))]
 
 
 def certificate_of(rows: list[dict], args) -> dict:
@@ -161,29 +156,15 @@ def certificate_of(rows: list[dict], args) -> dict:
     return certify(scores, lengths, rewards > 0, args.min_auc)
 
 
-def verdict(certificate: dict) -> str:
-    """The certificate in one sentence."""
-    within = certificate["sum"]["within_prompt_auc"]
-    if within["value"] is None:
-        return (f"C1 does not hold: none of {certificate['num_prompts']} prompts has both a right and a wrong "
-                "completion, so nothing can be ranked; take harder or easier problems or more --samples-per-prompt")
-    low, high = within["interval"]
-    figures = (f"within-prompt AUC {within['value']:.3f}, 95% interval [{low:.3f}, {high:.3f}], "
-               f"{within['prompts']} prompts with both outcomes")
-    if certificate["passed"]:
-        return f"C1 holds: the teacher's log-ratio ranks right above wrong completions ({figures})"
-    return (f"C1 does not hold ({figures}; the lower end must exceed {certificate['min_auc']}): RL has not shaped this "
-            "teacher towards the reward, so its dense reward would teach the student style but not to be right")
-
-
 def write_rollouts(path: Path, rows: list[dict], args) -> None:
-    """rollouts.jsonl, what stage 3 reads; those of weight 0 are left out."""
+    """rollouts.jsonl, what stage 3 reads, each with its weight in the bridge's loss; those of weight 0 are left out."""
     lines = []
     for start in range(0, len(rows), args.samples_per_prompt):
         group = rows[start:start + args.samples_per_prompt]
         mean_reward = sum(row["reward"] for row in group) / len(group)
         for row in group:
-            if (weight := rollout_weight(row["reward"], mean_reward, args)) > 0:
+            weight = 1.0 if args.weight == "uniform" else row["reward"] / mean_reward if mean_reward else 0.0
+            if weight > 0 and (args.keep == "all" or row["reward"] > 0):
                 kept = {key: value for key, value in row.items() if key != "dense_rewards_nats"}
                 lines.append(json.dumps(kept | {"weight": weight}) + "\n")
     write_text(path, "".join(lines))
@@ -203,8 +184,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="run directory to write")
     group = parser.add_argument_group("sampling")
     group.add_argument("--samples-per-prompt", type=positive, default=8, help="completions per prompt, 2 or more")
-    group.add_argument("--max-new-tokens", type=positive,
-                       help="longest completion, tokens (default: what the context leaves, at most 8192)")
+    group.add_argument("--max-new-tokens", type=positive, help="tokens (default: what the context leaves, up to 8192)")
     group.add_argument("--temperature", type=above_zero, default=1.0, help="of sampling and of every logprob")
     group.add_argument("--rollout-tokens", type=natural, default=0, help="of cache at a time; 0: what memory holds")
     group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
@@ -218,14 +198,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("certificate and rollouts")
     group.add_argument("--min-auc", type=float, default=0.5, help="C1: the interval of the within-prompt AUC is above")
     group.add_argument("--num-certify-problems", type=natural, default=0, help="certify on the first N only; 0: all")
-    group.add_argument("--certify-on", choices=["teacher", "reference"], default="teacher",
+    group.add_argument("--certify-on", choices=MODELS, default="teacher",
                        help="whose completions are ranked; the reference's where the teacher is nearly always right")
     group.add_argument("--keep", choices=["all", "right"], default="all", help="which rollouts stage 3 gets")
     group.add_argument("--weight", choices=["uniform", "reward"], default="uniform", help="in stage 3's loss")
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, default=0, help="of all that is random")
-    group.add_argument("--allow-failed-certificate", action="store_true",
-                       help="exit with 0 where C1 does not hold; take a parent whose certificate failed")
+    group.add_argument("--allow-failed-certificate", action="store_true", help="of a parent; exit with 0 without C1")
     group.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     return parser.parse_args(argv)
 
@@ -249,7 +228,7 @@ def main(args) -> None:
     device = setup_distributed()
     problems = load_graded_problems(args.problems, args)[:args.num_problems or None]
     given = load_graded_problems(args.certify_problems, args)
-    ready = prepare(args, ["teacher", "reference"], problems=problems, certify_problems=given)
+    ready = prepare(args, MODELS, problems=problems, certify_problems=given)
     check_runs_prompts(ready.tokenizer, args, {"teacher": ready.parents["teacher"]})
     seen = set(check_reference(*ready.parents.values(), args))
     unseen = [i for i, problem in enumerate(given) if problem.id not in seen][:args.num_certify_problems or None]
@@ -257,27 +236,21 @@ def main(args) -> None:
         fail(f"the teacher's RL has trained on every problem of {' '.join(map(str, args.certify_problems))}: C1 is "
              "certified on others; name them with --certify-problems")
     certify_problems, certify_prompts = [given[i] for i in unseen], [ready.prompts[1][i] for i in unseen]
-    inputs = {**ready.inputs, "seen by RL": {"trained_problems.json": digest(sorted(seen))}}
-    if not open_run(args, ready.parents, inputs):
+    if not open_run(args, ready.parents, ready.inputs | {"seen by RL": {"trained_problems": digest(sorted(seen))}}):
         return conclude(json.loads((args.out / "certificate.json").read_text()), args)
 
-    tokenizer, stop = ready.tokenizer, ready.stop
-    teacher, reference = (load_model(model_dir, tokenizer, args.dtype, device, vocab_size=ready.vocab_size)
-                          for model_dir in ready.dirs)
-    say(f"first prompt: {tokenizer.decode(ready.prompts[0][0])!r}")
-    rows, seconds = shaped_rollouts(teacher, teacher, reference, tokenizer, problems, ready.prompts[0], args, stop,
-                                    "teacher rollouts")
-    writer = teacher if args.certify_on == "teacher" else reference
-    certify_rows, more_seconds = shaped_rollouts(writer, teacher, reference, tokenizer, certify_problems,
-                                                 certify_prompts, args, stop, "certificate rollouts")
+    models = {flag: load_prepared(ready, flag, args, device) for flag in MODELS}
+    rows, seconds = shaped_rollouts("teacher rollouts", "teacher", models, ready, problems, ready.prompts[0], args)
+    certify_rows, more_seconds = shaped_rollouts("certificate rollouts", args.certify_on, models, ready,
+                                                 certify_problems, certify_prompts, args)
     selected = args.keep == "right" or args.weight == "reward"
     certificate = certificate_of(certify_rows, args) | {
         "certified_on": args.certify_on, "rollouts_selected_by": "reward" if selected else "nothing",
         "problems_left_out_as_seen_by_rl": sum(problem.id in seen for problem in given)}
     if rank() == 0:
-        write_samples(args.out / "samples.jsonl", rows, tokenizer)
+        write_samples(args.out / "samples.jsonl", rows, ready.tokenizer)
         write_rollouts(args.out / "rollouts.jsonl", rows, args)
-        write_dense_rewards(args.out / "dense_rewards.jsonl", certify_rows, tokenizer, args.samples_per_prompt)
+        write_dense_rewards(args.out / "dense_rewards.jsonl", certify_rows, ready.tokenizer, args.samples_per_prompt)
         write_json(args.out / "certificate.json", certificate)
     finish_run(args.out, optimiser_steps=0, labels_seen=len(unseen) + len(problems) * selected,
                tokens_sampled=sum(len(row["completion_ids"]) for row in rows + certify_rows),
@@ -289,9 +262,8 @@ def main(args) -> None:
 def conclude(certificate: dict, args) -> None:
     """Say the verdict.  The run is whole either way, but where C1 does not hold it ends with exit code 1."""
     if not certificate["passed"] and not args.allow_failed_certificate:
-        raise SystemExit(verdict(certificate) if rank() == 0 else 1)
-    say(verdict(certificate))
-
+        raise SystemExit(c1_in_words(certificate) if rank() == 0 else 1)
+    say(c1_in_words(certificate))
 
 
 if __name__ == "__main__":

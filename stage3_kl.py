@@ -28,22 +28,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    FlagParser, above_zero, batch_indices, bootstrap_interval, completion_divergence, load_graded_problems, load_model,
-    natural, positive, prepare, sample_share,
+    FlagParser, above_zero, batch_indices, bootstrap_interval, completion_divergence, load_graded_problems,
+    load_prepared, natural, positive, prepare, sample_share,
 )
 from engine.checkpoints import check_parent_run, save_model
 from engine.files import read_record, write_json
-from engine.problems import (
-    INSTRUCTION, check_runs_prompts, digest, load_problems, placed_rows, template_arguments,
-)
+from engine.problems import INSTRUCTION, check_runs_prompts, digest, load_problems, placed_rows, template_arguments
 from engine.ranks import all_sum, balanced_share, fail, gather_list, rank, say, setup_distributed, share
-from engine.rollouts import Rollouts, even_micro_batches, is_rollout, pad
+from engine.rollouts import even_micro_batches, from_rows, is_rollout
 from engine.runs import (
     all_finite, finish_run, load_state, log_metrics, log_nonfinite, log_samples, open_run, save_or_leave,
 )
 from engine.sharding import whole
 from eval import accuracy
-from report import draw_page
+from report import c2_in_words, draw_page
 
 # ---------------------------------------------------------------- equations
 
@@ -105,12 +103,12 @@ def measure_forward_kl(student, teacher, rollouts, args, autocast) -> float:
 # ---------------------------------------------------------------- teacher rollouts
 
 
-def read_rollouts(path: Path, teacher: dict, allow_failed_certificate: bool) -> list[dict]:
-    """The rows of stage 2's rollouts.jsonl, after checking that they are this teacher's and certified."""
-    if not path.is_file():
-        fail(f"--rollouts {path}: no such file")
+def read_rollouts(args, ready) -> list[dict]:
+    """The rows of stage 2's rollouts.jsonl, after checking that they are this teacher's, certified, and the student's
+    to learn: token ids cross between stages, so they must be ids of the student, and end as the student ends."""
+    path, teacher = args.rollouts, ready.parents["teacher"]
     if record := read_record(path.parent):
-        check_parent_run(path.parent, allow_failed_certificate)
+        check_parent_run(path.parent, args.allow_failed_certificate)
         sampled_by = record["parents"].get("teacher")
         if sampled_by is None:
             fail(f"--rollouts {path}: {path.parent} is not a run of stage2_shape.py, whose rollouts.jsonl is meant")
@@ -119,28 +117,14 @@ def read_rollouts(path: Path, teacher: dict, allow_failed_certificate: bool) -> 
     rows = [row for _, row in placed_rows(path)]
     if not rows:
         fail(f"--rollouts {path}: the file holds no rollouts")
-    return rows
-
-
-def check_rollouts(path: Path, rows: list[dict], vocab_size: int, stop: list[int]) -> None:
-    """Token ids cross between stages: they must be the student's, and end as the student ends."""
     for number, row in enumerate(rows, 1):
         if not is_rollout(row):
             fail(f"{path}, line {number}: not a rollout as stage2_shape.py writes them")
-        if max(row["prompt_ids"] + row["completion_ids"]) >= vocab_size:
-            fail(f"{path}, line {number}: token ids beyond the student's vocabulary of {vocab_size}")
-        if row["finished"] and row["completion_ids"][-1] not in stop:
-            fail(f"{path}, line {number}: a finished rollout ends with id {row['completion_ids'][-1]}, the student "
-                 f"ends with {stop}")
-
-
-def as_rollouts(rows: list[dict], pad_id: int, device) -> Rollouts:
-    prompt_ids, prompt_mask = pad([row["prompt_ids"] for row in rows], pad_id, device, left=True)
-    completion_ids, completion_mask = pad([row["completion_ids"] for row in rows], pad_id, device, left=False)
-    return Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask,
-                    finished=torch.tensor([row["finished"] for row in rows], dtype=torch.bool, device=device),
-                    rewards=torch.tensor([row["reward"] for row in rows], device=device),
-                    weights=torch.tensor([row["weight"] for row in rows], device=device))
+        if max(row["prompt_ids"] + row["completion_ids"]) >= ready.vocab_size:
+            fail(f"{path}, line {number}: token ids beyond the student's vocabulary of {ready.vocab_size}")
+        if row["finished"] and row["completion_ids"][-1] not in ready.stop:
+            fail(f"{path}, line {number}: it ends with id {row['completion_ids'][-1]}, the student with {ready.stop}")
+    return rows
 
 
 # ---------------------------------------------------------------- flags and the loop
@@ -157,8 +141,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("C2 on fresh student rollouts")
     group.add_argument("--num-certify-problems", type=positive, default=128, help="of --problems, the first N")
     group.add_argument("--samples-per-prompt", type=positive, default=1, help="completions per held-out prompt")
-    group.add_argument("--max-new-tokens", type=positive,
-                       help="longest completion, tokens (default: what the context leaves, at most 8192)")
+    group.add_argument("--max-new-tokens", type=positive, help="tokens (default: what the context leaves, up to 8192)")
     group.add_argument("--temperature", type=above_zero, default=1.0, help="of sampling and of every logit")
     group.add_argument("--rollout-tokens", type=natural, default=0, help="of cache at a time; 0: what memory holds")
     group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
@@ -167,8 +150,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--template-args", type=template_arguments, metavar="JSON", help="more for the chat template")
     group = parser.add_argument_group("optimisation")
     group.add_argument("--max-steps", type=positive, default=200, help="optimiser steps at most")
-    group.add_argument("--rollouts-per-step", type=positive, default=64,
-                       help="teacher rollouts per optimiser step, over all ranks; prompts of C2 sampled at a time")
+    group.add_argument("--rollouts-per-step", type=positive, default=64, help="per optimiser step, over all ranks")
     group.add_argument("--micro-batch-size", type=positive, default=8, help="rollouts per forward pass; memory only")
     group.add_argument("--activation-checkpointing", action="store_true", help="less memory, a third more compute")
     group.add_argument("--offload-teacher", action="store_true", help="keep it on the CPU while the student samples")
@@ -195,23 +177,20 @@ def main(args) -> None:
     problems = load_problems(args.problems, need_answers=False)[:args.num_certify_problems]
     eval_problems = load_graded_problems(args.eval_problems, args)
     ready = prepare(args, ["student", "teacher"], problems=problems, eval_problems=eval_problems)
-    (student_dir, teacher_dir), (prompts, eval_prompts) = ready.dirs, ready.prompts
-    tokenizer, vocab_size, stop = ready.tokenizer, ready.vocab_size, ready.stop
-    rows = read_rollouts(args.rollouts, ready.parents["teacher"], args.allow_failed_certificate)
-    check_rollouts(args.rollouts, rows, vocab_size, stop)
+    tokenizer, stop, (prompts, eval_prompts) = ready.tokenizer, ready.stop, ready.prompts
+    rows = read_rollouts(args, ready)
     check_runs_prompts(tokenizer, args, {"rollouts": {"run": args.rollouts.parent}})
     if not open_run(args, ready.parents, {**ready.inputs, "rollouts": {str(args.rollouts): digest(rows)}}):
         return
 
-    student = load_model(student_dir, tokenizer, args.dtype, device, trainable=True, vocab_size=vocab_size,
-                         activation_checkpointing=args.activation_checkpointing)
-    teacher = load_model(teacher_dir, tokenizer, args.dtype, device, vocab_size=vocab_size)
+    student = load_prepared(ready, "student", args, device, trainable=True)
+    teacher = load_prepared(ready, "teacher", args, device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
     step, progress = load_state(args.out, student, optimizer)
     totals = progress["totals"]
-    rollouts = as_rollouts(rows, tokenizer.pad_token_id, "cpu")
-    probe = as_rollouts(share(rows[:args.num_certify_problems]), tokenizer.pad_token_id, device)
+    rollouts = from_rows(rows, tokenizer.pad_token_id)
+    probe = from_rows(share(rows[:args.num_certify_problems]), tokenizer.pad_token_id).to(device)
 
     def certify(step: int) -> dict:
         """C2, the forward KL beside it; counted in the run's seconds and tokens, as the method needs them."""
@@ -269,24 +248,21 @@ def main(args) -> None:
             if eval_problems:
                 figures["eval_accuracy"] = accuracy(student, tokenizer, eval_problems, eval_prompts, args, stop)
         log_metrics(args.out, step, **figures, **totals)
-        bar.set_postfix_str(f"forward KL {figures['forward_kl_nats']:.4f} nats, "
-                            f"C2 {certificate['c2_reverse_kl_nats']:.4f} nats, "
-                            f"{figures['tokens_per_second']:.0f} tokens/s", refresh=False)
+        bar.set_postfix_str(f"forward KL {figures['forward_kl_nats']:.4f}, C2 {certificate['c2_reverse_kl_nats']:.4f} "
+                            f"nats, {figures['tokens_per_second']:.0f} tokens/s", refresh=False)
         bar.update()
 
         # save
         save_or_leave(args, step, student, optimizer, {"totals": totals, "certificate": certificate})
     bar.close()
 
-    passed, nats = certificate["c2_reverse_kl_nats"] <= args.max_kl, certificate["c2_reverse_kl_nats"]
+    certificate |= {"condition": "C2", "passed": certificate["c2_reverse_kl_nats"] <= args.max_kl,
+                    "max_kl_nats": args.max_kl, "optimiser_steps": step}
     if rank() == 0:
-        write_json(args.out / "certificate.json", {"condition": "C2", "passed": passed, "max_kl_nats": args.max_kl,
-                                                   "optimiser_steps": step, **certificate})
+        write_json(args.out / "certificate.json", certificate)
     save_model(student, tokenizer, stop, args.out / "model")
     finish_run(args.out, **totals)
-    measured = f"KL(student || teacher) on fresh student rollouts is {nats:.4f} nats per token"
-    say(f"C2 holds after {step} steps: {measured}, at most {args.max_kl}" if passed else
-        f"stopped at --max-steps {step}, C2 does not hold: {measured}, not {args.max_kl}; stage 4 will refuse this run")
+    say(c2_in_words(certificate))
     draw_page(args.out)
 
 

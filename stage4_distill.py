@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from common import (
     FlagParser, above_zero, batch_indices, completion_divergence, completion_logprobs, load_graded_problems,
-    load_model, natural, positive, prepare, sample_share, sampler_gap,
+    load_prepared, natural, positive, prepare, sample_share, sampler_gap,
 )
 from engine.checkpoints import save_model
 from engine.problems import INSTRUCTION, load_problems, template_arguments
-from engine.ranks import all_sum, fail, rank, say, setup_distributed
+from engine.ranks import all_sum, fail, rank, setup_distributed
 from engine.rollouts import even_micro_batches
 from engine.runs import (
     all_finite, finish_run, load_state, log_metrics, log_nonfinite, log_samples, open_run, save_or_leave,
@@ -86,8 +86,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="run directory to write")
     group = parser.add_argument_group("sampling")
     group.add_argument("--samples-per-prompt", type=positive, default=1, help="completions per prompt")
-    group.add_argument("--max-new-tokens", type=positive,
-                       help="longest completion, tokens (default: what the context leaves, at most 8192)")
+    group.add_argument("--max-new-tokens", type=positive, help="tokens (default: what the context leaves, up to 8192)")
     group.add_argument("--temperature", type=above_zero, default=1.0, help="of sampling and of every logit")
     group.add_argument("--rollout-tokens", type=natural, default=0, help="of cache at a time; 0: what memory holds")
     group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
@@ -123,26 +122,22 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def main(args) -> None:
     if args.estimator == "sampled" and args.divergence != "reverse":
-        fail(f"--estimator sampled is a form of the reverse KL; --divergence {args.divergence} has none: use "
-             "--estimator exact")
+        fail(f"--estimator sampled is a form of the reverse KL: take exact with --divergence {args.divergence}")
     if args.eval_every and not args.eval_problems:
         fail("--eval-every needs --eval-problems")
     device = setup_distributed()
     problems, eval_problems = load_problems(args.problems, False), load_graded_problems(args.eval_problems, args)
     ready = prepare(args, ["student", "teacher"], problems=problems, eval_problems=eval_problems)
-    (student_dir, teacher_dir), (prompts, eval_prompts) = ready.dirs, ready.prompts
-    tokenizer, vocab_size, stop = ready.tokenizer, ready.vocab_size, ready.stop
+    tokenizer, stop, (prompts, eval_prompts) = ready.tokenizer, ready.stop, ready.prompts
     if not open_run(args, ready.parents, ready.inputs):
         return
 
-    student = load_model(student_dir, tokenizer, args.dtype, device, trainable=True, vocab_size=vocab_size,
-                         activation_checkpointing=args.activation_checkpointing)
-    teacher = load_model(teacher_dir, tokenizer, args.dtype, device, vocab_size=vocab_size)
+    student = load_prepared(ready, "student", args, device, trainable=True)
+    teacher = load_prepared(ready, "teacher", args, device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
     done, progress = load_state(args.out, student, optimizer)
     totals = progress["totals"]
-    say(f"first prompt: {tokenizer.decode(prompts[0])!r}")
 
     bar = tqdm(range(done + 1, args.max_steps + 1), initial=done, total=args.max_steps, unit="step",
                desc=args.out.name, disable=rank() > 0)
@@ -158,12 +153,8 @@ def main(args) -> None:
         if step % 10 == 1:
             log_samples(args.out, step, tokenizer, rollouts)
 
-        # score: token by token.  The exact divergence does it in the update, where both sides' logits are at hand
+        # score: token by token, in the update, where both sides' logits are at hand
         micro_batches = even_micro_batches(rollouts, args.micro_batch_size)
-        if args.estimator == "sampled":
-            with torch.no_grad(), autocast:
-                for micro in micro_batches:
-                    micro.teacher_logprobs = completion_logprobs(teacher, micro, args.temperature)
 
         # count: one denominator, of every rank and every micro-batch
         num_tokens, num_rollouts, num_cut = all_sum(
@@ -175,8 +166,10 @@ def main(args) -> None:
             weights = micro.completion_mask / num_tokens
             with autocast:
                 if args.estimator == "sampled":
+                    with torch.no_grad():
+                        teacher_logprobs = completion_logprobs(teacher, micro, args.temperature)
                     logprobs = completion_logprobs(student, micro, args.temperature)
-                    reverse_kl_nats = sampled_token_loss(logprobs, micro.teacher_logprobs)          # an estimate of it
+                    reverse_kl_nats = sampled_token_loss(logprobs, teacher_logprobs)                # an estimate of it
                     loss = (reverse_kl_nats * weights).sum()
                 else:                                   # Σ weights · divergence, without the (B, C, V) logits
                     loss, reverse_kl_nats, logprobs = completion_divergence(
@@ -220,7 +213,6 @@ def main(args) -> None:
 
     save_model(student, tokenizer, stop, args.out / "model")
     finish_run(args.out, **totals)
-    say(f"{args.out}: {totals}")
     draw_page(args.out)
 
 

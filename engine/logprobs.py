@@ -20,11 +20,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from engine import hardware
-from engine.tiles import add_tile, blocks, kernels_for, new_state, read_state, to_gradient, widened
+from engine.tiles import add_tile, divergence_of, new_state, read_state, to_gradient, widened
 
 WORKSPACE_BYTES = {"cpu": 2**26, "cuda": 2**29}         # of logits alive at a time
 PIECE_BYTES = 2**23                                     # on a CPU: of a product or a cast weight
-LOWEST = -1e30                                          # in place of a logit of -inf: times a probability of 0 it is 0
 
 
 class Head(NamedTuple):
@@ -134,37 +133,13 @@ def _walk(hidden, head: Head, teacher_hidden, teacher_head: Head, divergence, to
         cast_head.logits(states[rows], out=logits)
         teacher_head.logits(teacher_hidden[rows].to(teacher_dtype), out=teacher_logits)
         slope = cast_head.slope(logits) if any(wanted) else None
-        divergences[rows], logprobs[rows] = _divergence(
+        divergences[rows], logprobs[rows] = divergence_of(
             logits, teacher_logits, divergence, temperature, token_ids[rows], token_weights[rows], any(wanted))
         if any(wanted):
             gradients.add(logits if slope is None else logits.mul_(slope), states[rows], rows=rows)
     places.clear()
     logits = teacher_logits = slope = None              # make room for what is cast
     return divergences, logprobs, gradients.cast_like(hidden, head.weight, head.bias)
-
-
-def _divergence(student: Tensor, teacher: Tensor, divergence, temperature: float, token_ids: Tensor, weights: Tensor,
-                with_gradient: bool) -> tuple[Tensor, Tensor]:
-    """From logits 2 x (n, V) to the divergence and the student's logprobs of token_ids, 2 x (n,).
-
-    with_gradient: the student's logits are overwritten by weights · d divergence / d logits.
-    """
-    kernels = kernels_for(student)
-    if kernels and (kind := kernels.kind_of(divergence, student.device)) is not None:
-        return kernels.divergence_of_kind(student, teacher, kind, temperature, token_ids,
-                                          weights if with_gradient else None)
-    values, logprobs = weights.new_zeros(2, len(student)).unbind()
-    for rows in blocks(student):
-        mine, other = ((side[rows].to(weights.dtype) / temperature).clamp_(min=LOWEST) for side in (student, teacher))
-        with torch.set_grad_enabled(with_gradient):
-            value = divergence(mine.requires_grad_(with_gradient), other)
-        if with_gradient:
-            gradient, = torch.autograd.grad(value, mine, weights[rows].to(value.dtype))
-            gradient = gradient.div_(temperature)
-            student[rows] = gradient.masked_fill_(weights[rows, None] == 0, 0.0)    # 0 times infinity is NaN
-        mine, values[rows] = mine.detach(), value.detach()
-        logprobs[rows] = mine.gather(1, token_ids[rows, None])[:, 0] - mine.logsumexp(1)
-    return values, logprobs
 
 
 # ---------------------------------------------------------------- arguments

@@ -46,9 +46,19 @@ class Rollouts:
         return Rollouts(**{field.name: None if (value := getattr(self, field.name)) is None else value.to(device)
                            for field in dataclasses.fields(self)})
 
+    def begins_group(self) -> Tensor:
+        """Whether a rollout has another prompt than the one before it.  (B,) bool"""
+        prompts = self.prompt_ids.masked_fill(~self.prompt_mask, -1)
+        return torch.cat([torch.ones_like(self.finished[:1]), (prompts[1:] != prompts[:-1]).any(1)])
+
     def split(self, size: int) -> list["Rollouts"]:
-        """Micro-batches of at most `size` rollouts."""
-        return [self.select(slice(start, start + size)) for start in range(0, len(self), size)]
+        """Micro-batches of at most `size` rollouts, cut between groups; a group is cut only where it is larger."""
+        starts, cuts = [*self.begins_group().nonzero()[:, 0].tolist(), len(self)], [0]
+        for start, end in zip(starts, starts[1:]):
+            if start > cuts[-1] and end > cuts[-1] + size:
+                cuts.append(start)
+            cuts += range(cuts[-1] + size, end, size)
+        return [self.select(slice(*ends)) for ends in zip(cuts, [*cuts[1:], len(self)])] if len(self) else []
 
     def completions(self) -> list[list[int]]:
         return [ids[mask].tolist() for ids, mask in zip(self.completion_ids.cpu(), self.completion_mask.cpu())]
@@ -74,6 +84,16 @@ def pad(rows: list[list[int]], pad_id: int, device, left: bool) -> tuple[Tensor,
     columns = torch.arange(length)
     mask = columns >= length - lengths if left else columns < lengths
     return ids.to(device), mask.to(device)
+
+
+def from_rows(rows: list[dict], pad_id: int) -> Rollouts:
+    """Of the rows that stage 2 has written, on the CPU."""
+    prompt_ids, prompt_mask = pad([row["prompt_ids"] for row in rows], pad_id, "cpu", left=True)
+    completion_ids, completion_mask = pad([row["completion_ids"] for row in rows], pad_id, "cpu", left=False)
+    return Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask,
+                    finished=torch.tensor([row["finished"] for row in rows], dtype=torch.bool),
+                    rewards=torch.tensor([row["reward"] for row in rows]),
+                    weights=torch.tensor([row["weight"] for row in rows]))
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -148,6 +148,8 @@ def finish_run(out: Path, **totals) -> None:
     barrier()
     drop_kept(out)
     release_signals()
+    if totals:
+        say(f"{out}: {totals}")
 
 
 # ================================================================ logs

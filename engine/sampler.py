@@ -36,15 +36,15 @@ model's own cache, a copy of the prompt's for each row.
 import functools
 import inspect
 import math
-from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from engine import hardware
+from engine.attention import (
+    NotPlain, agrees, attention_implementation, check_arguments, check_windows, configs_of, is_sharded, tell,
+)
 from engine.rollouts import Rollouts, pad, positions
 
 # ================================================================ the loop
@@ -158,16 +158,6 @@ def measured_bound(model, tokens: int) -> int:
     tell("measured", f"sampler: a cache of {tokens * token_bytes / 1e9:.1f} GB does not fit into {free / 1e9:.1f} GB "
                      f"of free memory: {bound} tokens at a time (set --rollout-tokens for another bound)")
     return bound
-
-
-TOLD: set[str] = set()
-
-
-def tell(subject: str, message: str) -> None:
-    """Print a line, once for each subject and on one rank."""
-    if subject not in TOLD and (not dist.is_initialized() or dist.get_rank() == 0):
-        print(message, flush=True)
-    TOLD.add(subject)
 
 
 def close_ranks(stay: Tensor, num_staying: int) -> Tensor:
@@ -304,7 +294,7 @@ class SharedPrefixCache:
     def __init__(self, model, prompt_length: int, max_new_tokens: int):
         self.model, self.max_columns = model, max_new_tokens
         self.tokens_per_prompt, self.tokens_per_row = prompt_length, max_new_tokens
-        self.configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+        self.configs = configs_of(model)
         self.prefix: list[list[Tensor]] = []            # [layer] -> [keys (S, Hk, P, D), values], left-padded
         self.suffix: list[list[Tensor]] = []            # [layer] -> [keys (R, Hk, C, D), values], R >= B
         self.clock = 0                                  # steps so far
@@ -393,7 +383,7 @@ class SharedPrefixCache:
         self.biases: dict[tuple, tuple[Tensor, Tensor]] = {}
         self.seat = self.slot * self.grid.shape[1] + self.place
         position = self.lengths[self.slot] + self.written
-        with attention_implementation(self.configs.values(), "shared_prefix", self.attend):
+        with attention_implementation(self.configs, "shared_prefix", self.attend):
             return self.model(tokens[:, None], position_ids=position[:, None], use_cache=False).logits[:, -1]
 
     def bias(self, window: int | None, stacked: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -420,9 +410,7 @@ class SharedPrefixCache:
 
         key, value: (B, Hk, 1, D) of this step's token; the rest is here.
         """
-        strange = {name for name, x in others.items() if x is not None and not isinstance(x, bool)} - {"position_ids"}
-        if strange:
-            raise NotPlain(f"its attention takes {', '.join(sorted(strange))}")
+        check_arguments(others)
         self.windows.add(sliding_window)
         (prefix_keys, prefix_values), (keys, values) = self.prefix[module.layer_idx], self.suffix[module.layer_idx]
         now = self.column if torch.is_tensor(self.column) else slice(self.column, self.column + 1)
@@ -485,53 +473,13 @@ def stack_left_padded(tensors: tuple[Tensor, ...]) -> Tensor:
 
 # ================================================================ which models it serves
 
-def is_sharded(model) -> bool:
-    return isinstance(model, FSDPModule)
-
-
-class NotPlain(Exception):
-    """The model's attention is more than SharedPrefixCache.attend computes."""
-
-
-@contextmanager
-def attention_implementation(configs, name: str, function=None):
-    """Exchange the attention of a model with these configs, and put back what was there, whatever happens."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    before = [config._attn_implementation for config in configs]
-    if function is not None:
-        ALL_ATTENTION_FUNCTIONS[name] = function
-    try:
-        for config in configs:
-            config._attn_implementation = name
-        yield
-    finally:
-        for config, own in zip(configs, before):
-            config._attn_implementation = own
-        if function is not None:
-            del ALL_ATTENTION_FUNCTIONS[name]
-
-
-VERDICTS: dict[str, bool] = {}                          # class and config of a model -> may it share prefixes?
-
-
 def has_plain_attention(model) -> bool:
     """Two steps with shared prefixes beside the model's own forward pass, once for each class and config."""
-    name = f"{type(model).__name__} {model.config.to_json_string()} {model.dtype}"
-    if name not in VERDICTS:
-        try:
-            compare_with_own_forward(model)
-            VERDICTS[name] = True
-        except Exception as error:                      # whatever it is: the model's own cache will do
-            tell(name, f"sampler: {type(model).__name__} takes the plain way, several times slower: {error}")
-            VERDICTS[name] = False
-    return VERDICTS[name]
+    return agrees(model, "sampler", compare_with_own_forward)
 
 
 def compare_with_own_forward(model) -> None:
     config = model.config.get_text_config()
-    if others := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
-        raise NotPlain(f"it has layers of {', '.join(sorted(others))}")
     prompts, steps = [[1, 2, 3, 4], [5, 6]], [[7, 8, 9], [10, 11, 12]]         # (rows, then tokens of each step)
     steps = [[token % config.vocab_size for token in tokens] for tokens in steps]
     prompts = [[token % config.vocab_size for token in prompt] for prompt in prompts]
@@ -539,12 +487,11 @@ def compare_with_own_forward(model) -> None:
     cache.join(prompts, [2, 1])
     for tokens in steps:
         logits = cache.forward(torch.tensor(tokens, device=model.device))
-    if getattr(config, "sliding_window", None) and cache.windows == {None}:
-        raise NotPlain("its attention does not say which layers have a sliding window")
+    check_windows(config, cache.windows)
     ids, mask = pad([prompts[row // 2] + [tokens[row] for tokens in steps] for row in range(3)], 0, model.device, True)
     whole = functools.partial(model, ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
     expected = whole().logits[:, -1].float()
-    with attention_implementation(cache.configs.values(), "eager"):
+    with attention_implementation(cache.configs, "eager"):
         eager = whole().logits[:, -1].float()
     error, rounding = ((x.float() - expected).norm() / expected.norm() for x in (logits, eager))
     if not error <= 4 * rounding + max(3e-4, torch.finfo(model.dtype).eps):

@@ -1,4 +1,4 @@
-"""What is done to a tile of logits: the online softmax that goes from tile to tile, and the gradient of its results.
+"""What is done to a tile of logits: the online softmax that goes from tile to tile, its gradient, a divergence.
 
 Each function is one kernel of logprobs.cu, or plain PyTorch on a few rows at a time.  The row's maximum and the log of
 its sum stay two numbers: at a maximum of 1000 the float32 nearest to their sum is up to 3e-5 off, and so would be every
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine import cuda_logprobs
 
+LOWEST = -1e30                                          # in place of a logit of -inf: times a probability of 0 it is 0
 CACHED_ELEMENTS = 2**17                                 # on a CPU: logits to work on while they are in its cache
 
 
@@ -92,6 +93,30 @@ def to_gradient(logits: Tensor, token_ids: Tensor, start: int, temperature: floa
         mine, column = own_column(logits[rows], token_ids[rows], start)
         gradient.scatter_add_(1, column, own_share * mine[:, None])
         logits[rows] = gradient.masked_fill_(token_ids[rows, None] < 0, 0.0)
+
+
+def divergence_of(student: Tensor, teacher: Tensor, divergence, temperature: float, token_ids: Tensor, weights: Tensor,
+                  with_gradient: bool) -> tuple[Tensor, Tensor]:
+    """From logits 2 x (n, V) to the divergence and the student's logprobs of token_ids, 2 x (n,).
+
+    with_gradient: the student's logits are overwritten by weights · d divergence / d logits.
+    """
+    kernels = kernels_for(student)
+    if kernels and (kind := kernels.kind_of(divergence, student.device)) is not None:
+        return kernels.divergence_of_kind(student, teacher, kind, temperature, token_ids,
+                                          weights if with_gradient else None)
+    values, logprobs = weights.new_zeros(2, len(student)).unbind()
+    for rows in blocks(student):
+        mine, other = ((side[rows].to(weights.dtype) / temperature).clamp_(min=LOWEST) for side in (student, teacher))
+        with torch.set_grad_enabled(with_gradient):
+            value = divergence(mine.requires_grad_(with_gradient), other)
+        if with_gradient:
+            gradient, = torch.autograd.grad(value, mine, weights[rows].to(value.dtype))
+            gradient = gradient.div_(temperature)
+            student[rows] = gradient.masked_fill_(weights[rows, None] == 0, 0.0)    # 0 times infinity is NaN
+        mine, values[rows] = mine.detach(), value.detach()
+        logprobs[rows] = mine.gather(1, token_ids[rows, None])[:, 0] - mine.logsumexp(1)
+    return values, logprobs
 
 
 def own_column(logits: Tensor, token_ids: Tensor, start: int) -> tuple[Tensor, Tensor]:

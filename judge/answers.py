@@ -16,27 +16,19 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
+from judge.boxes import joint, last_boxes
+
 # ================================================================ reading
 
-BRACE = re.compile(
-    r"\\\\(?!boxed|fbox)|\\[{}]"  # a line break and escaped braces: nothing to count
-    r"|\\(?:boxed|fbox)(?![a-zA-Z])\s*(?:(?P<box>\{)|(?P<bare>-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|[A-Z](?![a-zA-Z])))"
-    r"|(?P<open>\{)|(?P<close>\})"
-)
 NOT_SPACE = re.compile(r"\S")
-LOOKS = re.compile(r"\\(?:text|mathrm|mbox)(?![a-zA-Z])|\\q?quad|\\[()\[\],;:! ]|[\s${}*~]")
-JOINT = re.compile(
-    r"[,;，、]?(?:(?P<or>either|or(?:else)?|或|ou?|oder)|and(?:also)?|aswellas|alongwith|&|和|y|et|und|e)?"
-)
-NAMED = re.compile(r"(?:^|[\s$({,])([a-zA-Z](?:_\{?\w\}?)?)\s*=\s*[$\s]*$")
-MAX_JOINT = 60  # characters between two boxes that are one answer
-
 THOUGHT_ENDS = re.compile(r"</(?:think|thinking|thought|reasoning|reflection)>|\[/THINK\]|◁/think▷", re.IGNORECASE)
 TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
 ANSWER_LINE = re.compile(
     r"(?:(?:(?<![a-zA-Z0-9])(?:answer(?:\s{1,3}is)?|r[ée]ponse|respuesta|resposta|risposta|antwort|ответ)|答案|答え|정답)"
-    r"[ *_]{0,4}[:：]|答案[是为為][:：]?)[\s*_}]{0,6}(?:\\\[|\$\$)?\s{0,3}", re.IGNORECASE
-)  # fmt: skip
+    r"[ *_]{0,4}[:：]|答案[是为為][:：]?|(?:^|\n)[#*_ ]{0,8}(?:final )?answer[*_ ]{0,4}[\n=])"
+    r"[\s*_}]{0,6}(?:\\\[|\$\$)?\s{0,3}",
+    re.IGNORECASE,
+)
 GSM8K_LINE = re.compile(r"(?<!#)####(?!#)")
 REMARK = re.compile(  # 5, because ...; 5 (since ...); 5. This is ...; 5 — the least
     r"(?<=\S)(?:[\s,;:.(*–—-]*[\s,;(](?:(?:because|since|as|which|so|where|hence|thus|this|that|note|rounded|checked|"
@@ -72,58 +64,11 @@ def answer_in(text: str) -> str | None:
     """The answer of a text without its thinking."""
     tags = [tag for tag in TAGGED.finditer(text) if tag[1].strip()] if "</" in text else []
     inner = tags[-1][1].strip() if tags else None
+    if len(tags) > 1 and tags[-2][1].strip() != inner and joint(text[tags[-2].end() : tags[-1].start()]):
+        return None  # two answers
     boxed = last_boxes(text[tags[-1].start() :] if tags else text)
     tagged = inner and (last_line(inner, ANSWER_LINE) or inner)
     return boxed or tagged or last_line(text, ANSWER_LINE) or last_line(text, GSM8K_LINE)
-
-
-def last_boxes(text: str) -> str | None:
-    r"""What the box holds that closes last (of nested ones the outer), after those joined to it; also `\boxed 3`."""
-    boxes = all_boxes(text)
-    if not boxes:
-        return None
-    first = len(boxes) - 1
-    while first and joint(text, boxes[first - 1], boxes[first]):
-        first -= 1
-    if first == len(boxes) - 1:
-        return text[slice(*boxes[first][1])].strip()
-    parts = [text[slice(*span)].strip() for _, span, _ in boxes[first:]]
-    if len(set(parts)) == 1:
-        return parts[0]
-    names = [NAMED.search(text[max(0, start - MAX_JOINT) : start]) for start, _, _ in boxes[first:]]
-    answer = ""
-    for i, (part, name) in enumerate(zip(parts, names, strict=True), first):
-        joined = joint(text, boxes[i - 1], boxes[i]) if i > first else ""
-        answer += joined + (f"{name[1]} = " if any(names) and name else "") + part
-    return answer
-
-
-def all_boxes(text: str) -> list[tuple[int, tuple[int, int], int]]:
-    """Where each closed box begins, what it holds, where it ends; of nested ones the outer."""
-    boxes, starts = [], []  # starts of the open braces: where a box and its content start, None for other braces
-    for brace in BRACE.finditer(text):
-        if brace["box"] or brace["open"]:
-            starts.append((brace.start(), brace.end()) if brace["box"] else None)
-            continue
-        opened = starts.pop() if brace["close"] and starts else None
-        if brace["bare"]:
-            boxes.append((brace.start(), brace.span("bare"), brace.end()))
-        elif opened and NOT_SPACE.search(text, opened[1], brace.start()):
-            while boxes and boxes[-1][0] > opened[0]:
-                boxes.pop()
-            boxes.append((opened[0], (opened[1], brace.start()), brace.end()))
-    return boxes
-
-
-def joint(text: str, left: tuple, right: tuple) -> str:
-    """What makes two boxes one answer, ", ", " and " or " or "; nothing where they are two."""
-    if not 0 < right[0] - left[2] <= MAX_JOINT:
-        return ""
-    between = NAMED.sub("", text[left[2] : right[0]])
-    found = JOINT.fullmatch(LOOKS.sub("", between))
-    if not found or not found[0]:
-        return ""
-    return " or " if found["or"] else ", " if found[0] in ",;，、" else " and "
 
 
 def last_line(text: str, marker: re.Pattern) -> str | None:
@@ -150,11 +95,11 @@ START_SECONDS = 60  # for importing sympy on a busy machine
 counts = {"sympy": 0, "unreadable": 0, "timeout": 0, "failed": 0}  # comparisons that reached the worker, for the log
 
 NOISE = re.compile(  # spacing and dollars, but between digits only the spaces of thousands; "1, 234" is a list
-    r"(?<!\\)\\(?:(?:left|right|displaystyle)(?![a-zA-Z])|\$|[!,;: ](?![0-9](?![0-9]{2}(?![0-9]))))"
-    r"|(?<![0-9\\])\$|\$(?![0-9])|\{,\}(?=[0-9]{3})|(?<![0-9a-zA-Z,])\s+|\s+(?!\w)"
+    r"(?<!\\)\\(?:(?:left|right|displaystyle)(?![a-zA-Z])|\$|[!,;: ](?!\s*[0-9](?![0-9]{2}(?![0-9]))))"
+    r"|(?<![0-9\\])\$|\$(?![0-9])|\{,\}(?=[0-9]{3})|(?<![0-9a-zA-Z,\s])\s+|\s+(?![\w\s])"
 )
 WORDS = re.compile(r"^\\(?:text|textbf|mathrm|mbox)\{([^{}\\]*)\}$")  # \text{June 20} is June 20
-CHOICES = re.compile(r"[A-J](?:(?:, ?)?[A-J])+")  # A, C and AC
+CHOICES = re.compile(r"(?:(?:\\[a-z]+\{|\()*[A-J][)}]*[,;、，；\s]*){2,}")  # A, C and AC
 DECIMAL = re.compile(r"[+-]?(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(?:\.[0-9]*)?")
 FRACTION = re.compile(
     r"([+-]?)(?:([0-9]+)/([0-9]+)|\\[dt]?frac *(?:([0-9])|\{([+-]?[0-9]+)\}) *(?:([0-9])|\{([0-9]+)\}))"
@@ -180,8 +125,8 @@ def is_equal(answer: str, gold: str) -> bool:
     tidy_answer, tidy_gold = (WORDS.sub(r"\1", NOISE.sub("", text).removesuffix(".")) for text in (answer, gold))
     if not tidy_answer or not tidy_gold or tidy_answer == tidy_gold:
         return bool(tidy_gold) and tidy_answer == tidy_gold
-    if CHOICES.fullmatch(tidy_answer) and CHOICES.fullmatch(tidy_gold) and ("," in tidy_answer) != ("," in tidy_gold):
-        return sorted(re.sub("[, ]", "", tidy_answer)) == sorted(re.sub("[, ]", "", tidy_gold))
+    if CHOICES.fullmatch(tidy_answer) and CHOICES.fullmatch(tidy_gold) and tidy_answer.isalpha() != tidy_gold.isalpha():
+        return sorted(re.findall("[A-J]", tidy_answer)) == sorted(re.findall("[A-J]", tidy_gold))
     numbers = plain_number(tidy_answer), plain_number(tidy_gold)
     return numbers[0] == numbers[1] if None not in numbers else WORKER.compare(answer, gold)
 

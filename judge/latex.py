@@ -72,12 +72,17 @@ OPTION = re.compile(  # (E) 12, \textbf{(E)}\ 12, E: a graph, Option E. 12; but 
 )
 
 
+PLAIN = re.compile(r"[0-9]{1,99}(?:\.[0-9]{1,99})?", re.ASCII)  # nothing to look for
+
+
 @lru_cache(maxsize=256)  # a gold is read once for all the completions of its problem
 def read(text: str):
     """The value of an answer (see values.py); raises Unreadable for whatever is not surely understood."""
     if option := OPTION.fullmatch(text):
         return read_option(option)
     try:
+        if PLAIN.fullmatch(text):
+            return number(text)
         return read_statement(tokens_of(text))
     except UNREADABLE as error:
         raise Unreadable(f"{type(error).__name__}: {error}") from error
@@ -114,6 +119,7 @@ PARTNERS = {
     "(": ")]", "[": ")]", "{": "}", r"\{": r"\}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil",
     r"\langle": r"\rangle", r"\lvert": r"\rvert",
 }  # fmt: skip
+CLOSING = set(")]}") | {r"\}", r"\rfloor", r"\rceil", r"\rangle", r"\rvert"}
 SPELLINGS = {
     r"\leq": r"\le", r"\leqslant": r"\le", "<=": r"\le", r"\geq": r"\ge", r"\geqslant": r"\ge", ">=": r"\ge",
     r"\lt": "<", r"\gt": ">", "!=": r"\ne", r"\neq": r"\ne", r"\times": r"\cdot", r"\ast": r"\cdot", "*": r"\cdot",
@@ -122,6 +128,7 @@ SPELLINGS = {
     r"\textdollar": "'dollar", r"\bigcup": r"\cup", r"\imath": "i", r"\vert": "|", r"\cr": r"\\", r"\&": "'and",
     r"\lor": "'or", r"\vee": "'or", r"\land": "'and", r"\wedge": "'and", ";": ",", r"\bar": r"\overline",
     r"\equiv": "=", r"\bigcap": r"\cap", r"\smallsetminus": r"\setminus", r"\backslash": r"\setminus", r"\colon": ":",
+    r"\overrightarrow": r"\vec",
     **dict.fromkeys((r"\ldots", r"\cdots", r"\dotsc", r"\dotsb"), r"\dots"),
 }  # fmt: skip
 WORDS = {  # what plain letters mean; other runs of letters are words where long, else products
@@ -144,7 +151,7 @@ GREEK = {"\\" + letter for letter in LETTERS.split()}
 NAME = re.compile(
     r"(?:'\w+)+|[a-df-hj-zA-Z](?:_(?:\w|\{[\w,]+\}))?|[f-hp-rF-HP-TV](?:(?:\^\{-1\}|_\w)?\(-?\w+\))"
     r"|P\([^()=]*\)|\\(?:det|dim|deg|gcd|max|min|Pr)\(?[\w,]+\)?|[a-z](?::[a-z])+|\((?:\\?[a-z]+,)+\\?[a-z]+\)"
-    r"|(?:m?\\angle)?[A-Z]{1,4}|\[[A-Z]{3,4}\]|\\lvert[A-Z]{1,2}\\rvert|\\overline\{[A-Z]{2}\}|\\vec\{?\w\}?|"
+    r"|(?:m?\\angle)?[A-Z]{1,4}|\[[A-Z]{3,4}\]|\\lvert[A-Z]{1,2}\\rvert|\\overline\{[A-Z]{2}\}|\\vec\{?\w{1,2}\}?|"
     + "|".join(map(re.escape, sorted(GREEK, reverse=True)))
 )
 NUMERAL = re.compile(r"-?[0-9.]+")
@@ -160,6 +167,9 @@ MIXED = re.compile(
     r"(?P<sign>(?:- )?)(?P<whole>[1-9][0-9]*) 'and (?P<frac>\\frac )?"
     r"(?P<top>[1-9][0-9]*)(?(frac) | / )(?P<bottom>[1-9][0-9]*)(?P<words>(?: '\S+| %)*)"
 )
+MATRICES = ("pmatrix", "bmatrix", "vmatrix")
+CHOICE = re.compile(r"[A-J]")
+FAMILY = re.compile(r".+? (?:[,(]|'for|'where|'with) (?:'\w+ )*([a-z]) \\in \\mathbb Z(?: \))?")
 BRACED = re.compile(r"(?<!\S)\{ (\S+) \}(?!\S)")  # a group of one token
 RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in"}
 
@@ -168,7 +178,7 @@ def tokenise(text: str) -> Tokens:
     """Numerals, letters, commands, signs and 'words (with a leading '); brackets must balance, and not too deep."""
     tokens, stack, position = deque(), [], 0
     only_words = re.fullmatch(r"[{\s]*(?:[nN]o|[a-zA-Z]{3}|[a-zA-Z\s]*[a-zA-Z]{4}[a-zA-Z\s]*)[}\s]*", text) is not None
-    is_prose = re.match(r"\s*[a-zA-Z]{2,} +[a-zA-Z]{4}", text) is not None
+    is_prose = re.match(r"\s*(?:[a-zA-Z]{2,} +[a-zA-Z]{4}|[a-zA-Z]{3,} +[0-9])", text) is not None
     while position < len(text):
         match = TOKEN.match(text, position)
         position, kind = match.end(), match.lastgroup
@@ -203,7 +213,7 @@ def split_letters(run: str, in_text: bool, before: Tokens, spaced: bool) -> list
     if run == "a" and in_text and before and before[-1][0] == "'":
         return ["'a"]
     if len(run) == 1:
-        per = len(before) > 1 and before[-1] == "/" and before[-2][0] == "'"  # km/h
+        per = len(before) > 1 and before[-1] in ("/", r"\cdot") and before[-2][0] == "'"  # km/h
         follows = in_text and before and (before[-1][-1] in "0123456789}/" or before[-1][1:] in UNITS)
         return ["'" + run if run in UNITS and (per or follows) else run]
     if in_text or run.lower() in NUMBERS or (before and {run, run.lower()} & KNOWN):
@@ -237,7 +247,7 @@ def is_opening(token: str) -> bool:
 
 def is_closing(token: str) -> bool:
     r""") ] } \} ... or the end of a matrix."""
-    return token in (")", "]", "}", r"\}", r"\rfloor", r"\rceil", r"\rangle", r"\rvert") or token.startswith(r"\end")
+    return token in CLOSING or token.startswith(r"\end")
 
 
 # ------------------------------------ statements: lists, relations, intervals ------------------------------------
@@ -272,25 +282,47 @@ def read_statement(tokens: list[str]):
         return read_statement(rows)
     if r"\pmod" in tokens[-2:-1] and tokens.count(r"\pmod") == 1:
         return residues(read_list(tokens[:-2]), tokens[-1])
-    mixed = MIXED.fullmatch(BRACED.sub(r"\1", " ".join(tokens)))
+    text = BRACED.sub(r"\1", " ".join(tokens))
+    if family := FAMILY.fullmatch(text):
+        return read_family(tokens, family[1])
+    mixed = MIXED.fullmatch(text)
     if mixed and int(mixed["top"]) < int(mixed["bottom"]):
         total = f"{mixed['sign']}( {mixed['whole']} + {mixed['top']} / {mixed['bottom']} ){mixed['words']}"
         return Either((read_quantity(total.split()), read_list(tokens)))
     return read_list(tokens)
 
 
+def read_family(tokens: list[str], letter: str) -> Quantity:
+    """What an integer counts through, whatever its letter: k \\pi, k \\in \\mathbb Z; not a range of integers."""
+    head = tokens[: len(tokens) - tokens[::-1].index(r"\in") - 2]
+    while head[-1][0] in "',(":
+        head.pop()
+    value = read_list(["k" if token == letter else token for token in head])
+    if isinstance(value, Interval | Union | Relation | sympy.Symbol):
+        raise Unreadable("which integers?")
+    return Quantity(value, (), ("integer",))
+
+
 def read_rows(tokens: list[str]) -> list[str] | None:
     r"""The rows of \begin{cases} or aligned as a list with commas; None for anything else, a matrix, say."""
     body = tokens[1:-1]
-    if not is_environment(tokens) or "matrix" in tokens[0] or not RELATIONS & set(body):
+    if not is_environment(tokens) or tokens[0][-8:-1] in MATRICES or not RELATIONS & set(body):
         return None
-    rows = [[token for token in row if token != "&"] for row in split(body, {r"\\"})[0]]
+    rows = [align(row) for row in split(body, {r"\\"})[0]]
     joined: list[str] = []
     for row in filter(None, rows):
         if not RELATIONS & set(row):
             raise Unreadable("a row that relates nothing")
         joined += [","] * bool(joined and row[0] != "=" and joined[-1] != "," and row[-1:] != [","]) + row
     return joined
+
+
+def align(row: list[str]) -> list[str]:
+    """A row without the & at its ends and beside its relations; another one stands between two columns."""
+    for left, token, right in zip(["", *row], row, [*row[1:], ""], strict=False):
+        if token == "&" and not {left, right} & {"", *RELATIONS}:
+            raise Unreadable("a row of two columns")
+    return [token for token in row if token != "&"]
 
 
 def is_environment(tokens: list[str]) -> bool:
@@ -312,7 +344,7 @@ def read_list(tokens: list[str]):
     """One value, or a Bag of several: "12 and 14", "1, -2", "x = 3 or x = 4", "1 \\pm \\sqrt 2"; or sets joined."""
     choices, _ = split(tokens, {"'or"})
     if len(choices) > 1 and all(choice.count("=") > 1 for choice in choices):  # x = 1, y = 2 or x = 3, y = 4
-        return Bag(tuple(map(read_list, choices)))
+        return Bag(tuple(map(read_statement, choices)))
     pieces, separators = split(tokens, {",", "'and", "'or"})
     for i, (piece, separator) in enumerate(zip(pieces, separators, strict=False)):
         if not piece and (i == 0 or separator == ","):  # nothing may stand in ", and" and at the end only
@@ -320,6 +352,8 @@ def read_list(tokens: list[str]):
     values = [value for piece in distribute(pieces) if piece for value in read_item(piece)]
     if not values:
         raise Unreadable("nothing there")
+    if "'or" in separators and all(isinstance(value, Text) or CHOICE.fullmatch(str(value)) for value in values):
+        raise Unreadable("A or C, which are not A and C")
     ranges = [value for value in values if isinstance(value, Interval | Union)]
     if len(values) > 1 and ranges and (any(map(variable, ranges)) or set(separators) == {"'or"} or r"\ne" in tokens):
         return join_ranges(values, separators, r"\ne" in tokens)
@@ -497,8 +531,8 @@ def read_quantity(tokens: list[str]):
     """A bracket, text, numeral, time, ratio or expression, with the words that may stand before or after it."""
     if tokens and tokens[0].lower() in ("'option", "'choice", "'graph"):
         tokens = tokens[1:]
-    if any(token[0] == "'" for token in tokens) and all(token[0] == "'" or token.isalpha() for token in tokens):
-        words = [token.strip("'") for token in tokens]
+    if is_text(tokens):
+        words = [token.strip("'") for token in tokens if token != "'th"]
         return Text(tuple(words[1:] if words[0].lower() in ("a", "an", "the") else words))
     if numeral := read_numeral(tokens):
         return numeral
@@ -517,6 +551,13 @@ def read_quantity(tokens: list[str]):
         if value.has(CONSTANTS["°"]):
             value, units = value.subs(CONSTANTS["°"], 1), (("degree", 1), *units)
     return Quantity(value, units, words) if units or words else value
+
+
+def is_text(tokens: list[str]) -> bool:
+    """Words and letters alone, or words with numbers behind them: June 5, but not dollar 5."""
+    words = [token for token in tokens if token[0] == "'" and token != "'"]  # a lone one is a quotation mark
+    numbers = tokens[:1] == words[:1] and UNITS.get(words[0][1:].lower()) not in MONEY if words else False
+    return bool(words) and all(token in words or token.isalpha() or numbers and token.isdigit() for token in tokens)
 
 
 def strip_words(tokens: list[str]) -> tuple[list[str], tuple, tuple]:
@@ -584,6 +625,8 @@ def power(base, exponent):
     """base ** exponent, refused before it is computed where it, or its value at some point, would be large."""
     if isinstance(base, sympy.MatrixBase) or isinstance(exponent, sympy.MatrixBase):
         raise Unreadable("a matrix as a power")
+    if exponent.is_Rational and exponent.q % 2 and exponent.q > 1 and is_negative(base):
+        return (-1) ** exponent.p * power(-base, exponent)
     if not exponent.is_number:
         small = not any(inner.exp.free_symbols for inner in exponent.atoms(sympy.Pow, sympy.exp))  # no towers
     elif base.is_Rational:
@@ -593,6 +636,11 @@ def power(base, exponent):
     if not small:
         raise Unreadable("too large a power")
     return limited(base**exponent)
+
+
+def is_negative(value) -> bool:
+    """Of -8, and of one of x - 1 and 1 - x: their odd roots are real ones, that of -8 is -2."""
+    return bool(value.is_negative or value.free_symbols and not value.has(sympy.I) and value.could_extract_minus_sign())
 
 
 def degree(value) -> sympy.Expr:
@@ -695,25 +743,25 @@ def read_atom(tokens: Tokens):
     token = tokens.popleft()
     if token[0] in DIGITS:
         return read_number(token, tokens)
-    if token in ("(", "[", "{"):
-        return read_group(tokens, {"(": ")", "[": "]", "{": "}"}[token])
-    if token in (r"\lvert", r"\lfloor", r"\lceil"):
-        function = {r"\lvert": absolute, r"\lfloor": sympy.floor, r"\lceil": sympy.ceiling}[token]
-        return function(read_group(tokens, PARTNERS[token]))
-    if token == r"\frac":
-        top = read_argument(tokens)
-        return limited(top / read_argument(tokens))
-    if token == r"\sqrt":
-        return read_root(tokens)
-    if token == r"\det":
-        return determinant(read_atom(tokens))
-    if token == r"\binom":
-        return binomial(read_argument(tokens), read_argument(tokens))
+    if token in ATOMS:
+        return ATOMS[token](tokens)
     if token[1:] in FUNCTIONS and token[0] == "\\":
         return read_function(token[1:], tokens)
-    if token.startswith(r"\begin"):
-        return read_matrix(token, tokens)
-    return read_letter(token, tokens)
+    return read_matrix(token, tokens) if token.startswith(r"\begin") else read_letter(token, tokens)
+
+
+ATOMS = {
+    "(": lambda tokens: read_group(tokens, ")"),
+    "[": lambda tokens: read_group(tokens, "]"),
+    "{": lambda tokens: read_group(tokens, "}"),
+    r"\lvert": lambda tokens: absolute(read_group(tokens, r"\rvert")),
+    r"\lfloor": lambda tokens: sympy.floor(read_group(tokens, r"\rfloor")),
+    r"\lceil": lambda tokens: sympy.ceiling(read_group(tokens, r"\rceil")),
+    r"\frac": lambda tokens: limited(read_argument(tokens) / read_argument(tokens)),
+    r"\binom": lambda tokens: binomial(read_argument(tokens), read_argument(tokens)),
+    r"\det": lambda tokens: determinant(read_atom(tokens)),
+    r"\sqrt": lambda tokens: read_root(tokens),
+}
 
 
 def number(numeral: str) -> sympy.Rational:
@@ -765,10 +813,7 @@ def read_root(tokens: Tokens):
         degree = read_group(tokens, "]")
     if tokens[0].isdigit() and len(tokens[0]) > 1:
         raise Unreadable("how far does the root go?")
-    radicand = read_argument(tokens)
-    if degree.is_Integer and degree % 2 == 1 and radicand.is_negative:  # the real root of -8 is -2
-        return -power(-radicand, 1 / degree)
-    return power(radicand, 1 / degree)
+    return power(read_argument(tokens), 1 / degree)
 
 
 def binomial(n, k):
@@ -823,6 +868,8 @@ def read_matrix(begin: str, tokens: Tokens) -> sympy.ImmutableMatrix:
             token = tokens.popleft()
         elif token == r"\\":
             rows.append([])
+        elif token != "&" and not token.startswith(r"\end"):
+            raise Unreadable("what stands between two cells?")
     matrix = sympy.ImmutableMatrix(rows)
     return determinant(matrix) if begin == r"\begin{vmatrix}" else matrix
 

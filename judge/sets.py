@@ -3,6 +3,8 @@
 So (0, 1) with (1, 2], 0 < x <= 2 without 1, and "x > 0, x <= 2 and x != 1" are one value.
 """
 
+from itertools import pairwise
+
 import sympy
 
 from judge.values import Bag, Equation, Interval, Tuple, Union
@@ -15,7 +17,7 @@ def combine(values: list, operators: list[str]):
     names = {name for value in values if (name := variable(value))}
     if len(names) > 1:
         raise ValueError("sets of different letters")
-    if set(operators) == {r"\cup"} and not all(map(has_real_ends, values)):  # (a, b) and (c, d): nothing to merge
+    if set(operators) == {r"\cup"} and (not all(map(has_real_ends, values)) or are_apart(values)):  # nothing to merge
         return Union(tuple(map(as_interval, values)))
     joined = to_set(values[0])
     for operator, value in zip(operators, values[1:], strict=True):
@@ -36,6 +38,16 @@ def has_real_ends(value) -> bool:
         return all(map(has_real_ends, value.parts))
     ends = value.items if isinstance(value, Tuple) else value[:2] if isinstance(value, Interval) else ()
     return all(isinstance(end, sympy.Expr) and end.is_extended_real for end in ends)
+
+
+def are_apart(values: list) -> bool:
+    """Intervals of numbers, each below the next and not joined to it: sympy would take long to see that."""
+    if not all(isinstance(value, Tuple | Interval) for value in values):
+        return False
+    parts = list(map(as_interval, values))
+    return all(low < high for low, high, *_ in parts) and all(
+        a.high < b.low or (a.high == b.low and a.high_open and b.low_open) for a, b in pairwise(parts)
+    )
 
 
 def as_interval(value) -> Interval:

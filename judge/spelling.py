@@ -45,13 +45,22 @@ ONE_UNIT = "|".join(sorted((re.escape(unit) for unit in UNITS if unit.isascii())
 BARE = rf"(?:{ONE_UNIT})(?![a-zA-Z])(?:\s*\^\s*(?:[1-9]|\{{-?[1-9]\}}))?"
 IN_TEXT = r"\\(?:text|mathrm)\s*\{([^{}]*)\}"
 ABOUT = "(?:approx(?:imately)?|about|roughly)"
-REALS = r"(?:\\mathbb\s*(?:\{\s*R\s*\}|R)|\\(?:R|reals|Reals)(?![a-zA-Z]))"
+REALS = r"(?:\\math(?:bb|bf)\s*(?:\{\s*R\s*\}|R)|\\(?:R|reals|Reals)(?![a-zA-Z]))"
+SCRIPT = r"\s*(?:\{\s*([^{}]+?)\s*\}|([0-9a-z]))\s*"
+CHOOSE = r"(?:\\(?:mathrm|mathbf|text|rm)\s*\{\s*)?([CP])\s*\}?\s*"
 MACRO = re.compile(r"\\(kilo|centi|milli|mega)?\\?([a-zA-Z]+)|[.~]")
 
 
 def plain_unit(macro: re.Match) -> str:
     r"""\kilo\metre\per\second is kilometre per second."""
     return f"{macro[1] or ''}{macro[2] or ''} "
+
+
+def chosen(n: str, letter: str, k: str) -> str:
+    """C, the ways to choose k of n things, or P, to put k of them in a row; C_1^2 is another C."""
+    if n.isdigit() and k.isdigit() and int(n) < int(k):
+        return f"{letter}_{{{n}}}^{{{k}}}"
+    return rf"\binom{{{n}}}{{{k}}}" if letter == "C" else rf"\frac{{({n})!}}{{({n}-({k}))!}}"
 
 
 REWRITES = compiled(
@@ -68,18 +77,21 @@ REWRITES = compiled(
     (r"(?<=[0-9])(?:\{,\}(?:\\!)?|,?\s*\\!|(?<!,)(?:\\[,;:]|\\thinspace|~))\s*(?=[0-9]{3}(?![0-9]))", ""),
     (r"(?<![0-9.])([0-9]{1,3})((?: [0-9]{3})+)(?![0-9/.]|\s*\\frac)", lambda number: number[0].replace(" ", "")),
     (r"(?<![a-zA-Z])US(?:D(?![a-zA-Z])|\s*\\?\$)", r"\\$"),
+    (r"^\s*(?:Rs|INR)\b\.?\s*(?=[0-9])", r"\\text{rupee }"),
     # spacing (but not \\ and a space, which end a matrix's row), dollars and \( \) \[ \]
     (r"(?<!\\)(?:\$|\\[,;:!()\[\] ])|~", " "),
     (r"\\\\\[[0-9.]+[a-z]{2}\]", r"\\\\"),
+    (r"[,;]\s*(?=&)|(?<=&)\s*\\text\s*\{\s*(?:if|for|when)\s*\}", ""),
     # units in fractions and packages, 5th, a bare "540 m"
     (rf"\\frac\s*\{{\s*{IN_TEXT}\s*\}}\s*\{{\s*{IN_TEXT}\s*\}}", r"\\text{ \1/\2}"),
     (r"\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{([^{}]*)\}",
      lambda unit: rf"{unit[1]}\text{{ {MACRO.sub(plain_unit, unit[2])}}}"),
     (r"\\ang\s*\{([^{};]*)\}", r"\1°"),
     (r"\\num\s*\{([^{}]*)\}", r"{\1}"),
-    (r"(?<![0-9.a-zA-Z])([0-9]+)\s*(?:\^\s*)?(?:\{\s*)?(?:\\(?:text|mathrm|textsuperscript|textrm|rm)\s*(?:\{\s*)?|(?<=[0-9])|"
-     r"(?<=\{)|(?<=-))(?:st|nd|rd|th)\s*\}{0,2}(?=\s*[.}$]*\s*(?:$|\s|\\text))", r"\1\\text{ th}"),
-    (rf"^(\s*[-+]?[0-9.,]*[0-9])(?:\s+|\s*(?=[a-zA-Z]+\s*/))({BARE}(?:\s*/\s*{BARE})?)(?=[\s.]*$)", r"\1\\text{ \2}"),
+    (r"(?<![0-9.a-zA-Z])([0-9]+)\s*(?:\^\s*)?(\{\s*)?(?:\\(?:text|mathrm|textsuperscript|textrm|rm)\s*(\{\s*)?|(?<=[0-9])|"
+     r"(?<=\{)|(?<=-))(?:st|nd|rd|th)(?(3)\s*\})(?(2)\s*\})(?=\s*[.}$]*\s*(?:$|\s|\\text))", r"\1\\text{ th}"),
+    (rf"^(\s*[-+]?[0-9.,]*[0-9])(?:\s+|\s*(?=[a-zA-Z]+\s*/))({BARE}(?:\s*(?:/|\\cdot)\s*{BARE})?)(?=[\s.]*$)",
+     r"\1\\text{ \2}"),
     # macros that have a twin, 2 x 10^3, and 4{\frac12}
     (r"\\(?:[dtc]|nice|s)frac(?![a-zA-Z])", r"\\frac"),
     (r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}"),
@@ -102,10 +114,24 @@ REWRITES = compiled(
     (r"(?<=[)\]}])\s*U\s*(?=[(\[\\{])", r"\\cup "),
     # { x | x > 2 }
     (r"(\\\{\s*[^|:{},]*[a-zA-Z0-9]\s*(?:\\in[^|:{}]*|\\in\s*\\mathbb\s*\{\w\}\s*)?)[|:]", r"\1\\mid "),
+    # {}_{10}C_3 and ^{10}C_3, C_{10}^3, C^3_{10}, C(10, 3)
+    (rf"(?:\{{\s*\}}|(?<![\w)}}\]\s]))\s*[_^]{SCRIPT}{CHOOSE}_{SCRIPT}",
+     lambda m: chosen(m[1] or m[2], m[3], m[4] or m[5])),
+    (rf"(?<![a-zA-Z{{]){CHOOSE.replace('CP', 'C')}_{SCRIPT}\^{SCRIPT}",
+     lambda m: chosen(m[2] or m[3], m[1], m[4] or m[5])),
+    (rf"(?<![a-zA-Z{{]){CHOOSE.replace('CP', 'C')}\^{SCRIPT}_{SCRIPT}",
+     lambda m: chosen(m[4] or m[5], m[1], m[2] or m[3])),
+    (r"(?<![a-zA-Z])([CP])\s*\(\s*([0-9]+|[a-z])\s*,\s*([0-9]+|[a-z])\s*\)(?!\s*=)",
+     lambda m: chosen(m[2], m[1], m[3])),
     # an exact form (or 1.5), a rounding (about 1.4)
-    (r"\(\s*(?:\\text\s*\{\s*)?or\s+([^()]*?)\}?\s*\)", r"\\text{ or }\1"),
+    (r"\(\s*(\\text\s*\{\s*)?(?:or\s|i\.?e\.?,?\s|that is,?\s|=)\s*(?(1)\}?)([^()]*?)(?(1)\}?)\s*\)",
+     r"\\text{ or }\2"),
     (rf"\(\s*(?:\\text\s*\{{\s*)?(?:\\approx|{ABOUT}\.?)\s*([^()]*?)\}}?\s*\)", r"\\approx \1"),
     (rf"\\text\s*\{{\s*or {ABOUT}\s*\}}|(?<=\s)or {ABOUT}(?=\s)", r"\\approx "),
+    # 3/4 (0.75); -5 (not 5)
+    (r"(?<=[0-9}%])\s+\(\s*(-?[0-9.,/]+|\\frac\{\w+\}\{\w+\})\s*\)[\s.]*$", r"\\text{ or }\1"),
+    (r"(?<=[\w)}])\s*(\\text\s*\{)?\s*(?:,\s*not\s[^()\w]*(?:[0-9][^(),}]*|[A-J])|\(\s*(\\text\s*\{\s*)?not\s[^()\w]*"
+     r"(?:[0-9][^()]*|[A-J])(?(2)\}?)\))(?(1)\s*\})(?=[\s.}]*$)", ""),
     # "The answer is", abbreviations (sq. in.), one final period, empty groups and lone signs in groups
     (r"^\s*(?:\\(?:therefore|implies|Rightarrow)(?![a-zA-Z])|=|"
      r"(?i:(?:the )?(?:final )?answer(?: is)?)\s*:?(?![a-z]))|(?<=\{)Answer:|\\text\{Answer:?\s*\}", ""),

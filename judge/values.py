@@ -122,7 +122,10 @@ class Either(NamedTuple):
 
 
 def same(a: Any, b: Any) -> bool:
-    """Would a careful marker take value a for value b?  Symmetric: each rule sees its own kind first."""
+    """Would a careful marker take value a for value b?  Symmetric: each rule sees its own kind first.
+
+    No rule compares one of the containers with a sympy object by ==, which would have sympy evaluate the text in it.
+    """
     for kind, rule in RULES.items():
         if isinstance(a, kind):
             return rule(a, b)
@@ -185,7 +188,7 @@ def same_equation(a: Equation, b: Any) -> bool:
     """Two equations are the same up to a constant factor; one that names its value is also that value."""
     if not isinstance(b, Equation):
         return a.named and same(a.right, b)
-    if a.left == b.left:
+    if same(a.left, b.left):
         return same(a.right, b.right)
     sides = (a.left, a.right, b.left, b.right)
     if not all(isinstance(side, sympy.Expr) for side in sides):
@@ -228,7 +231,7 @@ def same_clock(a: Clock, b: Any) -> bool:
     if isinstance(b, Ratio) and len(b.items) == 2 and all(getattr(item, "is_Integer", False) for item in b.items):
         hour, minute = b.items
         return 13 <= hour < 24 and 60 * hour + minute == a.minutes
-    return a == b
+    return isinstance(b, Clock) and a == b
 
 
 def same_ratio(a: Ratio, b: Any) -> bool:
@@ -267,14 +270,14 @@ def same_tuple(a: Tuple, b: Any) -> bool:
 
 def same_numeral(a: Numeral, b: Any) -> bool:
     """52_8 is neither 52 nor 42: the question asked for that base."""
-    return a == b
+    return isinstance(b, Numeral) and a == b
 
 
 def same_text(a: Text, b: Any) -> bool:
     """Words without regard to case; a single letter may also be a symbol."""
     if isinstance(b, Text):
         return [word.lower() for word in a.words] == [word.lower() for word in b.words]
-    return len(a.words) == 1 and len(a.words[0]) == 1 and b == sympy.Symbol(a.words[0])
+    return len(a.words) == 1 and len(a.words[0]) == 1 and isinstance(b, sympy.Symbol) and str(b) == a.words[0]
 
 
 RULES = {

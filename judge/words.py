@@ -15,7 +15,7 @@ sixteenth seventeenth eighteenth nineteenth twentieth""".split()
 SCALES = {
     "tens": 10, "dozen": 12, "dozens": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6,
     "mn": 10**6, "crore": 10**7, "billion": 10**9, "bn": 10**9, "trillion": 10**12, "tn": 10**12,
-    "quadrillion": 10**15, "gross": 144,
+    "quadrillion": 10**15, "gross": 144, "grand": 10**3,
 }  # fmt: skip
 SCALES |= {scale + "s": SCALES[scale] for scale in "hundred thousand lakh million crore billion trillion".split()}
 NUMBERS = {word: number for number, word in enumerate(ONES)} | {word: 10 * i for i, word in enumerate(TENS, 2)}
@@ -34,7 +34,7 @@ meter meters metre metres m metro metros mètre mètres м 米 公尺|millimeter
 centimeter centimeters centimetre centimetres cm centímetro centímetros см 厘米 公分|decimeter decimeters dm 分米
 kilometer kilometers kilometre kilometres km kms км 千米 公里
 gram grams g 克|milligram milligrams mg 毫克|kilogram kilograms kilo kilos kg kgs кг 千克 公斤|ton tons|tonne tonnes 吨
-pound pounds lb lbs|ounce ounces oz|liter liters litre litres L l litro litros 升|milliliter milliliters ml mL 毫升
+pound pounds lb lbs|ounce ounces oz|liter liters litre litres L l litro litros 升|milliliter milliliters ml mL cc 毫升
 gallon gallons gal|quart quarts qt|pint pints pt|cup cups|tablespoon tablespoons tbsp|teaspoon teaspoons tsp
 second seconds sec secs s segundo segundos Sekunden 秒|millisecond milliseconds ms
 minute minutes min mins minuto minutos Minuten 分钟|hour hours hr hrs h hora horas heure heures Stunde Stunden 小时
@@ -55,7 +55,8 @@ root minus plus squared cubed doubled halved tripled twice thrice double triple 
 earlier late early north south east west northeast northwest southeast southwest northern southern eastern western
 up down upward upwards downward downwards left right forward forwards backward backwards inward outward clockwise
 counterclockwise anticlockwise increase increased decrease decreased reduction growth gain loss profit deficit surplus
-rise fall drop short debt owed owing overdrawn percentage""".split())
+rise fall drop short debt owed owing overdrawn percentage matrix underground underwater""".split())
+CHANGES |= {*SCALES, *FRACTIONS, *NUMBERS}
 PRODUCTS = set("ha ms rs pt qt pa dm hz kw kj am pm bn mn tn".split())  # units behind "5 ", else products of letters
 KNOWN = {"per", "of", "pct", "mod", "sq", "cu", *(SCALES | FRACTIONS | UNITS | RATES).keys()} - PRODUCTS
 
@@ -65,8 +66,9 @@ KNOWN = {"per", "of", "pct", "mod", "sq", "cu", *(SCALES | FRACTIONS | UNITS | R
 WORD = "|".join(sorted([*NUMBERS, *SCALES], key=len, reverse=True))
 RUN = re.compile(
     r"(?:^|(?<=[-=,(] )|(?<='and )|(?<='or )|(?<='minus )|(?<='negative ))"
-    rf"'(?:{WORD})(?:(?: -| 'and)? '(?:{WORD}))*(?!\S)", re.IGNORECASE
+    rf"'(?:{WORD})(?:(?: -| 'and|(?:(?<=thousand)|(?<=[mbr]illion)) ,(?: 'and)?)? '(?:{WORD}))*(?!\S)", re.IGNORECASE
 )  # fmt: skip
+TWICE = re.compile(rf"(?<=[0-9]) \( ('(?:{WORD})(?:(?: -| 'and)? '(?:{WORD}))*) \)(?!\S)", re.IGNORECASE)  # 5 (five)
 TEN_AND_OR_ANDS = re.compile(r"'(?:\w+ty|\w+teen|ten|eleven|twelve|zero) 'and|(?:'and.*){2}")  # twenty and one: two
 
 
@@ -95,8 +97,8 @@ def spelled(run: str) -> str:
     number = add_up(pieces)
     if number is not None and not TEN_AND_OR_ANDS.search(run.lower()):
         return str(number)
-    parts = re.split(r" ('and) ", run)
-    return run if len(parts) == 1 else " ".join(part if part == "'and" else spelled(part) for part in parts)
+    parts = re.split(r" ('and|,) ", run)
+    return run if len(parts) == 1 else " ".join(part if part in ("'and", ",") else spelled(part) for part in parts)
 
 
 def han_number(run: re.Match) -> str:
@@ -116,6 +118,8 @@ PHRASES = [(re.compile(pattern, re.IGNORECASE), replacement) for pattern, replac
     # two and a half, 2 and 3 quarters, a half, a million; 2.5 million, 3 eighths; negative 5
     (rf"(?<!\S)([0-9]+) 'and (?:'?an? |([0-9]+) (?:- )?)'({FRACTION})(?!\S)",
      lambda m: f"( {m[1]} + {m[2] or 1} / {FRACTIONS[m[3].lower()]} )"),
+    (rf"^(?:'?an? )?'(half|quarter)(?: 'of)? '?an? '({SCALE})(?!\S)",
+     lambda m: f"( {SCALES[m[2].lower()]} / {FRACTIONS[m[1].lower()]} )"),
     (rf"^(?:'?an? )?'half(?!\S)|^'?an? '({FRACTION})(?!\S)",
      lambda m: f"( 1 / {FRACTIONS[(m[1] or 'half').lower()]} )"),
     (rf"^'?an? '({SCALE})(?!\S)", lambda m: str(SCALES[m[1].lower()])),
@@ -126,10 +130,14 @@ PHRASES = [(re.compile(pattern, re.IGNORECASE), replacement) for pattern, replac
     (r"(?<=[0-9] )('\w+) (?=[0-9.]+ '\w)", r"\1 'and "),
     # sets in words
     (rf"{ALL} '({'|'.join(RAYS)}) {REAL}", lambda m: RAYS[m[1].lower()]),
+    (rf"{ALL} {REAL} (?:'such 'that|'for 'which|'with|'where) ", ""),
+    (rf"{ALL} {REAL} (?:'strictly )?'(greater|larger|more|less|smaller) 'than( 'or 'equal 'to)?",
+     lambda m: "x " + (r"\le \ge" if m[2] else "< >").split()[m[1].lower() not in ("less", "smaller")]),
     (rf"{ALL} {REAL}|^{REAL}$", "( - \\\\infty , \\\\infty )"),
     (r"'(?:all|any|every) (?:'the )?'integers?", r"\\mathbb { Z }"),
     (r"(?<=\)) (?:, )?'(?:except|excluding)(?: 'for)?(?: '?[a-z] =)? (.+)$", r" \\setminus \\{ \1 \\}"),
-    (r"^(?:'the )?'empty 'set$|^'no 'solutions?$", r"\\emptyset"),
+    (r"^(?:'the )?'empty 'set$|^'no (?:'real )?'(?:solutions?|roots?)$", r"\\emptyset"),
+    (r"(?<!\S)([0-9]+) 'choose ([0-9]+)(?!\S)", r"\\binom { \1 } { \2 }"),
     # 3 out of 5; 3 to 5 is 3 : 5; (mod 7)
     (r"(?<!\S)([0-9]+) 'out 'of ([0-9]+)(?!\S)", r"\1 / \2"),
     (r"(?<=[0-9]) 'to (?=[0-9])", " : "),
@@ -141,7 +149,7 @@ def say(text: str) -> str:
     """Tokens, with a space between them, in which the words that are numerals, signs or sets are such tokens."""
     if "'" not in text and "mod" not in text:
         return text
-    text = RUN.sub(lambda run: spelled(run[0]), text)
+    text = RUN.sub(lambda run: spelled(run[0]), TWICE.sub(r" 'or \1", text))
     for pattern, replacement in PHRASES:
         text = pattern.sub(replacement, text)
     return text

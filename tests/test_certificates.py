@@ -7,6 +7,7 @@ import torch
 from conftest import metrics, run
 
 import common
+import report
 import stage1_grpo
 import stage2_shape
 import stage3_kl
@@ -63,7 +64,7 @@ def test_length_confounds_the_sum_and_the_per_token_figure_shows_it():
 def test_no_mixed_prompt_is_no_certificate():
     figures = certify(np.zeros((5, 4)), np.ones((5, 4)), np.zeros((5, 4), bool), 0.5)
     assert not figures["passed"] and figures["sum"]["within_prompt_auc"]["prompts"] == 0
-    assert "none of 5 prompts" in stage2_shape.verdict(figures)
+    assert "none of 5 prompts" in report.c1_in_words(figures)
 
 
 SHAPE = ("--max-new-tokens", 16, "--samples-per-prompt", 4, "--micro-batch-size", 64)
@@ -163,7 +164,7 @@ def test_the_bridge_stops_when_c2_holds_or_at_max_steps_and_says_which(toy, teac
     measure = stage3_kl.measure_c2
     monkeypatch.setattr(stage3_kl, "measure_c2", lambda *args: measure(*args) | {"c2_reverse_kl_nats": next(coming)})
     passed = bridge(toy, teacher, tmp_path / "enough", "--max-kl", 0.2, "--max-steps", 20, "--eval-every", 3)
-    assert passed["passed"] and passed["optimiser_steps"] == 6 and "C2 holds after 6 steps" in capsys.readouterr().out
+    assert passed["passed"] and passed["optimiser_steps"] == 6 and "C2 holds after 6 optimiser steps" in capsys.readouterr().out
     assert len(metrics(tmp_path / "enough")) == 7
 
 

@@ -62,10 +62,10 @@ def undisturbed(flags_of, tmp_path_factory):
 
 
 def assert_alike(one: Path, other: Path) -> None:
-    """Every file but args.json, and in metrics.jsonl and DONE all but the clock."""
+    """Every file but args.json and the page, and in metrics.jsonl and DONE all but the clock."""
     def content(out):
         files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-        files = {name: text for name, text in files.items() if not name.startswith(("state/", "args.json", ".lock"))}
+        files = {name: text for name, text in files.items() if not name.startswith(("state/", "args.json", "report.html", ".lock"))}
         for name in {"metrics.jsonl", "DONE"} & set(files):
             rows = [json.loads(line) for line in (files[name].splitlines() if name == "metrics.jsonl" else [files[name]])]
             files[name] = [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
@@ -329,10 +329,12 @@ def test_a_signal_lets_the_batch_end_and_what_is_done_is_not_done_again(flags_of
 # ---------------------------------------------------------------- ranks
 
 
-def launch(flags, num_ranks: int, port: int) -> list[subprocess.Popen]:
-    """Ranks without torchrun, so that nobody but themselves stops those that are left."""
-    return [subprocess.Popen([sys.executable, str(ROOT / "stage4_distill.py"), *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                             env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+def launch(flags, num_ranks: int, port: int, code: str = "") -> list[subprocess.Popen]:
+    """Ranks without torchrun, so that nobody but themselves stops those that are left.  code: to run before stage 4"""
+    start = ["-c", f"{code}\nimport stage4_distill\nstage4_distill.main(stage4_distill.parse_args())"]
+    return [subprocess.Popen([sys.executable, *start, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                             env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                                  "PYTHONPATH": str(ROOT)})
             for rank in range(num_ranks)]
 
 
@@ -370,6 +372,51 @@ def test_ranks_agree_to_leave_a_dead_rank_ends_the_others_and_one_rank_takes_the
     words = capsys.readouterr().out
     assert "begun with world_size 2, goes on with 1" in words and "going on after step" in words
     assert [row["step"] for row in metrics(out)] == list(range(61)) and (out / "DONE").is_file()
+
+
+# name -> the rank that dies, and the function in which it does: on its call in the second save, before or behind it
+DEATHS = {"as its part of the weights is written": (1, "torch.distributed.checkpoint.FileSystemWriter", "write_data", "before"),
+          "while the others wait for its hashes": (1, "engine.runs", "share", "before"),
+          "before the state has its name": (0, "engine.runs", "put_in_place", "before"),
+          "when the state has its name": (0, "engine.runs", "put_in_place", "behind")}
+DIE = """
+import importlib, os, pkgutil, signal
+place = pkgutil.resolve_name({place!r})
+function, calls = getattr(place, {name!r}), []
+def die(*arguments, **more):
+    calls.append(os.path.isdir(os.path.join({out!r}, "state", "step_000002")))
+    dies = os.environ["RANK"] == "{rank}" and calls[-1]
+    result = os.kill(os.getpid(), signal.SIGKILL) if dies and {when!r} == "before" else function(*arguments, **more)
+    if dies:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+setattr(place, {name!r}, die)
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed_on_two_ranks(flags_of, tmp_path_factory):
+    out = tmp_path_factory.mktemp("ranks") / "run"
+    ranks = launch([*flags_of["stage4_distill"], "--out", out], 2, free_port())
+    assert [process.wait(timeout=200) for process in ranks] == [0, 0], ranks[0].communicate()[0]
+    return out
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_rank_killed_while_a_state_is_saved(flags_of, undisturbed_on_two_ranks, tmp_path, death):
+    out, (rank, place, name, when) = tmp_path / "run", DEATHS[death]
+    flags = [*flags_of["stage4_distill"], "--out", out]
+    ranks = launch(flags, 2, free_port(), DIE.format(place=place, name=name, out=str(out), rank=rank, when=when))
+    codes = [process.wait(timeout=200) for process in ranks]
+    assert codes[rank] == -signal.SIGKILL and codes[1 - rank] not in (0, -signal.SIGKILL), "the other one must not wait for ever"
+    step = 4 if death == "when the state has its name" else 2
+    assert [int(state.name[5:]) for state in runs.states(out)][0] == step and not (out / "DONE").exists()
+
+    ranks = launch(flags, 2, free_port())
+    words = ranks[0].communicate(timeout=200)[0]
+    assert [process.wait(timeout=200) for process in ranks] == [0, 0] and f"going on after step {step}" in words, words
+    assert_alike(out, undisturbed_on_two_ranks)
+    assert not list((out / "state").glob("*.tmp"))
 
 
 def test_a_restart_by_torchrun_does_not_overwrite_what_it_began(flags_of, crashed_at_step_5, tmp_path, patch, capsys):

@@ -5,6 +5,7 @@ Tests that need real golds look for them in $S2D_DATA (default: ../shared/data b
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from judge import answers as grader
@@ -91,7 +92,8 @@ def test_extract_answer(text, answer):
                                   r"\boxed{1}" * 100_000, "answer" * 200_000, "Answer: " * 100_000, "#" * 10**6,
                                   "answer is\n" * 100_000, "\\" * 10**6, "<answer>" * 100_000,
                                   r"\boxed{1} and " * 100_000, r"x = \boxed{1}, " * 100_000, "</think>" * 100_000,
-                                  "Answer: 5" + " (because" * 100_000])  # fmt: skip
+                                  "Answer: 5" + " (because" * 100_000, r"\boxed{1} + " * 100_000, "not " * 10**5 + r"\boxed{1}",
+                                  r"\boxed{1}" + " (not" * 10**5, r"\boxed{1}, not " * 10**5, r"\boxed{1}" + "$ " * 10**5])  # fmt: skip
 def test_extraction_is_linear(text):
     began = time.monotonic()
     extract_answer(text)
@@ -1430,6 +1432,238 @@ x \equiv 5 \pmod 8 | x \equiv 5 \pmod{16}
 \text{not odd} | \text{odd}
 """)
 
+# Binomials, odd roots, dates, lists of options, families: each kind with what looks like it and is something else.
+
+EQUAL_BY_KIND = rows(r"""
+C(10,3) | 120
+{}_{10}C_3 | 120
+{}^{10}C_{3} | \binom{10}{3}
+^{10}C_3 | 120
+^nC_2 | \frac{n(n-1)}{2}
+C_{10}^3 | 120
+C^2_7 | 21
+{}^7\mathrm{C}_2 | 21
+2 \cdot C(4,2) | 12
+\frac{C(4,2)}{C(6,2)} | \frac25
+7 \text{ choose } 2 | 21
+P(5,2) | 20
+{}_5P_2 | 20
+\sqrt[3]{-x} | -\sqrt[3]{x}
+\sqrt[3]{1-x} | -\sqrt[3]{x-1}
+\sqrt[5]{-x} | -\sqrt[5]{x}
+(-8)^{1/3} | -2
+(-27)^{\frac{2}{3}} | 9
+\sqrt[3]{-\frac{1}{8}} | -\frac12
+\mathbf{R}\setminus\{0\} | x \ne 0
+\mathbf R | \mathbb{R}
+\text{all real numbers greater than 2} | (2,\infty)
+\text{all real numbers less than or equal to 2} | (-\infty,2]
+\text{all real numbers } x \text{ such that } x > 2 | (2,\infty)
+\text{no real solutions} | \emptyset
+one thousand, two hundred and thirty-four | 1234
+\text{two million, three hundred thousand} | 2300000
+half a million | 500000
+a quarter of a million | 250000
+one, two | 1, 2
+\text{June } 5 | June 5
+\text{June 5th} | June 5
+\text{Row } 3 | row 3
+A、C | A, C
+A、C | AC
+\text{A}, \text{C} | AC
+(A), (B), (D) | ABD
+A B D | ABD
+5 m·s⁻¹ | 5 \text{ m/s}
+12 cc | 12
+(0,2) \cup [2,3) | (0,3)
+\{1\} \cup \{2\} | \{1,2\}
+(2,3) \cup (0,1) | (0,1) \cup (2,3)
+Rs. 500 | ₹500
+-5 (not 5) | -5
+12 cm, not 12 m | 12 \text{ cm}
+B (not C) | B
+5 (five) | 5
+5 (5) | 5
+\frac34 (0.75) | 0.75
+0.6\text{ (i.e. }60\%) | 0.6
+\overrightarrow{AB} = (1,2) | (1,2)
+\pi/2+k\pi, k\in\mathbb{Z} | x = \frac{\pi}{2} + n\pi \ (n \in \mathbb{Z})
+x = 2k\pi \text{ for } k \in \mathbb{Z} | 2\pi k, k\in\mathbb{Z}
+\begin{cases} x = 1 \\ y = 2 \end{cases} \text{ or } \begin{cases} x = 3 \\ y = 4 \end{cases} | (1,2),(3,4)
+\left\{\begin{matrix} x=1 \\ y=2 \end{matrix}\right. | (1,2)
+\begin{cases} x & \text{if } x > 0 \\ 2 & \text{if } x \le 0 \end{cases} | \begin{cases} x, & x > 0 \\ 2, & x \le 0 \end{cases}
+""")
+
+DIFFERENT_BY_KIND = rows(r"""
+C(10,3) | P(10,3)
+C(10,3) | 30
+C_7 | 7
+C_7^2 | 49
+x^2C_3 | x \cdot \binom{2}{3}
+{}_7C_2 | 14
+(0,1) \cup (2,3) | (0,1) \cup [2,3)
+(0,2) \cup [2,3) | (0,2) \cup (2,3)
+(3,1) \cup (5,6) | (1,3) \cup (5,6)
+\sqrt[3]{-x} | \sqrt[3]{x}
+\sqrt[3]{1-x} | \sqrt[3]{x-1}
+\sqrt{-x} | -\sqrt{x}
+(-27)^{2/3} | -9
+(-4)^{1/2} | -2
+\mathbf{R} | R
+\mathbf{R}\setminus\{0\} | x \ne 1
+\text{all real numbers greater than 2} | \text{all real numbers less than 2}
+\text{all real numbers greater than 2} | [2,\infty)
+one thousand, two | 1, 2
+two thousand, one thousand | 3000
+twenty, one | 21
+five hundred, two | 502
+half a million | \frac12
+5 \text{ grand} | 5
+['Day' 3] | Day 3
+\text{June } 5 | June 6
+\text{June } 5 | May 5
+\text{Day } 7 | 7
+\text{dollars } 7 | \text{Day } 7
+A、C | A、B
+A、C | A
+A or C | A, C
+\text{Alice or Bob} | \text{Alice and Bob}
+-5 (not 5) | 5
+5 (not 6) | 6
+not 5 | 5
+5 (five) | 25
+5 (5) | 25
+3 (2) | 6
+2k\pi, k\in\mathbb{Z} | k\pi, k\in\mathbb{Z}
+k, k\in\mathbb{Z} | k
+x > 0, x \in \mathbb{Z} | x > 0
+\begin{cases} 2 & x=1\\ 3 & x=4 \end{cases} | \begin{cases} 2x=1\\ 3x=4 \end{cases}
+\begin{aligned} &2\\ &x=3 \end{aligned} | 2x=3
+\begin{cases} 2 x \\ = 3 \end{cases} | x = 3
+\begin{cases} 2 \\ 3 \end{cases} | 6
+\begin{pmatrix} 1 , 2 \end{pmatrix} | \begin{pmatrix} 1 & 2 \end{pmatrix}
+\begin{pmatrix} 1 = 2 \end{pmatrix} | \begin{pmatrix} 1 & 2 \end{pmatrix}
+2 \; 3 | 23
+2  3 | 23
+3 \times 4 \text{ matrix} | 12
+5 \text{ stories underground} | 5
+""")
+
+AROUND_THE_BOX = [  # completion, gold, right?  What stands around a box belongs to the answer or denies it
+    (r"-\boxed{5}", "5", False),
+    (r"-\boxed{5}", "-5", True),
+    (r"The answer is $-\boxed{5}$.", "5", False),
+    (r"so −\boxed{5}", "-5", True),
+    (r"=-$\boxed{4}$", "4", False),
+    (r"-\left(\boxed{4}\right)", "-4", True),
+    (r"(-1)\boxed{4}", "4", False),
+    (r"$x = \pm \boxed{5}$", "5", False),
+    (r"$x = \pm \boxed{5}$", r"\pm 5", True),
+    (r"$x \ne \boxed{3}$", "3", False),
+    (r"$x \ne \boxed{3}$", r"x \ne 3", True),
+    (r"$x \not= \boxed{3}$", "3", False),
+    (r"x != \boxed{3}", "3", False),
+    (r"x ≥ \boxed{3}", "3", False),
+    (r"$x > \boxed{3}$", r"(3,\infty)", True),
+    (r"$x \notin \boxed{\{3\}}$", r"\{3\}", False),
+    (r"$x \in \boxed{(0,1)}$", "(0,1)", True),
+    (r"$\neg \boxed{p}$", "p", False),
+    (r"The answer is not \boxed{3}.", "3", False),
+    (r"The answer isn't \boxed{3}", "3", False),
+    (r"is **not** $\boxed{3}$", "3", False),
+    (r"\text{not }\boxed{3}", "3", False),
+    (r"It cannot be \boxed{3}", "3", False),
+    (r"any number other than \boxed{3}", "3", False),
+    (r"答案不是\boxed{3}", "3", False),
+    (r"答案是 $\boxed{3}$。", "3", True),
+    (r"It is not 3 but \boxed{4}", "4", True),
+    (r"greater than \boxed{3}", "3", False),
+    (r"twice \boxed{3}", "3", False),
+    (r"the square root of \boxed{9}", "9", False),
+    (r"$2 \cdot \boxed{3}$", "3", False),
+    (r"$2 \cdot \boxed{3}$", "6", True),
+    (r"$1\boxed{2}$", "2", False),
+    (r"$\sqrt{\boxed{3}}$", r"\sqrt 3", True),
+    (r"$\frac{1}{\boxed{3}}$", "3", False),
+    (r"$\frac{\boxed{3}}{\boxed{4}}$", "0.75", True),
+    (r"$\boxed{3}\sqrt{\boxed{2}}$", r"\sqrt{18}", True),
+    (r"$\boxed{3}^2$", "3", False),
+    (r"$\boxed{3}!$", "3", False),
+    (r"The answer is \boxed{3}!", "3", True),
+    (r"There are $4! = \boxed{24}$ ways", "24", True),
+    (r"$\boxed{x^2} + C$", "x^2 + C", True),
+    (r"$|\boxed{-2}|$", "-2", False),
+    (r"$f(\boxed{2})$", "2", False),
+    (r"\boxed{3} + \boxed{4}", "4", False),
+    (r"\boxed{3} + \boxed{4}", "7", True),
+    (r"\boxed{3} + \boxed{4}", "3,4", False),
+    (r"\boxed{3} plus \boxed{4}", "4", False),
+    (r"\boxed{2}:\boxed{3}", "3", False),
+    (r"\boxed{2}:\boxed{3}", "2:3", True),
+    (r"$\boxed{2}$ to $\boxed{3}$", "3", False),
+    (r"\boxed{2}-\boxed{3}", "3", False),
+    (r"\boxed{2} < x < \boxed{3}", "(2,3)", True),
+    (r"$(\boxed{3}, \boxed{4})$", "(3,4)", True),
+    (r"$(\boxed{3}, \boxed{4})$", "3,4", False),
+    (r"$\left(\boxed{3}, 4\right)$", "3", False),
+    (r"\boxed{(0,1)} \cup \boxed{(2,3)}", r"(0,1)\cup(2,3)", True),
+    (r"\boxed{(0,1)} \cup \boxed{(2,3)}", "(2,3)", False),
+    (r"\boxed{2\sqrt{2}} \approx \boxed{2.83}", r"2\sqrt 2", True),
+    (r"\boxed{3}\boxed{4}", "4", False),
+    ("\\boxed{3}\n\\boxed{4}", "4", False),
+    ("- \\boxed{3}\n- \\boxed{4}", "4", False),
+    ("- \\boxed{3}\n- \\boxed{4}", "3,4", True),
+    (r"(a) \boxed{3} (b) \boxed{4}", "4", False),
+    (r"i) \boxed{3} ii) \boxed{4}", "4", False),
+    ("Step 1: \\boxed{3}\nStep 2: \\boxed{4}", "4", True),
+    ("The result:\n\n- \\boxed{3}\n", "3", True),
+    (r"1) \boxed{4}", "4", True),
+    (r"\boxed{3} cm and \boxed{4} cm", "4", False),
+    (r"\boxed{3} cm and \boxed{4} cm", "3, 4", True),
+    (r"\boxed{3} (or \boxed{4})", "4", False),
+    (r"\boxed{3} и \boxed{4}", "4", False),
+    (r"\boxed{5} (not \boxed{6})", "5", True),
+    (r"\boxed{5}, not \boxed{6}", "6", False),
+    (r"\boxed{5} rather than \boxed{6}", "6", False),
+    (r"3 or \boxed{4}", "4", False),
+    (r"x = 3 and x = \boxed{4}", "4", False),
+    (r"x = 3 and x = \boxed{4}", "3, 4", True),
+    (r"$360 + 2x = 600$, or $x = \boxed{120}$", "120", True),
+    (r"which is $0.75$ or $\boxed{\frac34}$", "0.75", True),
+    (r"\boxed{3} or 4", "3", False),
+    (r"\boxed{3}, 4", "3", False),
+    (r"\boxed{A} or B", "A", False),
+    (r"\boxed{3} or more", "3", False),
+    (r"\boxed{3} million", "3", False),
+    (r"\boxed{3} million", "3000000", True),
+    (r"$\boxed{3} \times 10^5$", "300000", True),
+    (r"$\boxed{12}$ cm", "12", True),
+    (r"$\boxed{12}$ cm", "12 m", False),
+    (r"\boxed{60} miles per hour", "60 mph", True),
+    (r"$\boxed{60}^\circ$", "60", True),
+    (r"$\$\boxed{25}$", "25", True),
+    (r"She has \boxed{5} more apples.", "5", True),
+    (r"$\equiv \boxed{3} \pmod 7$", "3", True),
+    (r"$\boxed{\text{(B)}} 3(1 + r)^x = 7$", "B", True),
+    (r"\boxed{1/6}, i.e. about 17%", "1/6", True),
+    (r"\boxed{4} is wrong.", "4", False),
+    (r"\boxed{4} is not the answer", "4", False),
+    (r"\boxed{4}. Wait, that is wrong.", "4", False),
+    (r"\boxed{4} (wrong)", "4", False),
+    (r"\boxed{4}. This is not trivial.", "4", True),
+    ("<answer>3</answer> or <answer>4</answer>", "4", False),
+    ("<answer>4</answer>\n<answer>4</answer>", "4", True),
+    ("Answer: -5 (not 5)", "-5", True),
+    ("Answer: 12, not 13.", "13", False),
+    ("Answer = 5", "5", True),
+    ("his answer = 24*2 = 48 is less.\n#### 66", "66", True),
+    (r"$2 : \boxed{3}$", "3", False),
+    ("so:\n| x | \\boxed{3} |", "3", True),
+    (r"= | \boxed{-2} |", "-2", False),
+    ("### Final Answer\n\n5", "5", True),
+]
+
+
 GRADES = [  # completion, gold, right?
     (r"so \boxed{3} and \boxed{7}", "7", False),
     (r"so \boxed{3} and \boxed{7}", "3,7", True),
@@ -1524,17 +1758,17 @@ GRADES = [  # completion, gold, right?
 ]
 
 
-@pytest.mark.parametrize(("a", "b"), EQUAL + EQUAL_AS_WRITTEN)
+@pytest.mark.parametrize(("a", "b"), EQUAL + EQUAL_AS_WRITTEN + EQUAL_BY_KIND)
 def test_equal(a, b):
     assert is_equal(a, b) and is_equal(b, a)
 
 
-@pytest.mark.parametrize(("a", "b"), DIFFERENT + DIFFERENT_AS_WRITTEN)
+@pytest.mark.parametrize(("a", "b"), DIFFERENT + DIFFERENT_AS_WRITTEN + DIFFERENT_BY_KIND)
 def test_different(a, b):
     assert not is_equal(a, b) and not is_equal(b, a)
 
 
-@pytest.mark.parametrize(("completion", "gold", "right"), GRADES)
+@pytest.mark.parametrize(("completion", "gold", "right"), GRADES + AROUND_THE_BOX)
 def test_the_answer_is_where_it_was_given(completion, gold, right):
     assert grade(completion, gold) == right
 
@@ -1577,6 +1811,21 @@ def test_hostile_answers_cost_little_and_are_not_right(answer):
         assert not is_equal(gold, answer)
         assert time.monotonic() - began < SOON
     assert not list(ROOT.rglob("hostile"))
+
+
+KINDS = [r"\text{exit now}", "52_8", "FF_{16}", "3:30 PM", "7:30", "(E) 12", r"5 \text{ red}", r"5 \text{ red} = x", "x = 52_8",
+         "(52_8, 3)", r"\{52_8, 3\}", "x", "5", r"\sqrt 2", "(1,2)", "1,2", "[1,2)", r"x < 2 \text{ or } x > 3", "x=1, y=2",
+         r"3 \pmod 7", "x + y < 2", r"5 and 1/2", r"\begin{pmatrix} 1 & 2 \end{pmatrix}", r"2k, k \in \mathbb{Z}", "x + 1 = y"]
+
+
+def test_no_text_is_evaluated(monkeypatch):
+    """Comparing a container with a sympy object by == would have sympy parse and evaluate the strings in it."""
+    from judge import latex
+
+    evaluated = []
+    monkeypatch.setattr("sympy.parsing.sympy_parser.parse_expr", lambda text, *_, **__: evaluated.append(text))
+    verdicts = {latex.compare(a, b) for a in KINDS for b in KINDS}
+    assert not evaluated and verdicts == {"equal", "different"}
 
 
 # --------------------------------------------------- the worker ---------------------------------------------------
@@ -1701,6 +1950,7 @@ def test_equality_is_symmetric_and_reflexive(a, b):
 @given(ANSWERS, st.lists(st.sampled_from(SPACES), min_size=80, max_size=80))
 def test_spacing_changes_nothing(answer, spaces):
     spaced = "".join(space + part for space, part in zip(spaces, answer.split(" "), strict=False))
+    assume(not re.search(r"[0-9],[^0-9]*[0-9]{3}(?![0-9])", spaced))  # 1 , 100 is a list, 1,100 a number
     assert is_equal(answer, spaced)
 
 
@@ -1742,6 +1992,14 @@ def test_math500_golds_equal_themselves_and_their_rewritten_forms():
         (gold, rewrite(gold)) for gold in set(golds()) for rewrite in REWRITES if not is_equal(rewrite(gold), gold)
     ]
     assert not wrong
+
+
+def test_the_last_box_of_a_math500_solution_is_its_gold():
+    path = DATA / "math500.jsonl"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    problems = map(json.loads, path.read_text().splitlines())
+    assert not [row["answer"] for row in problems if not grade(row["solution"], row["answer"])]
 
 
 def test_math500_numbers_are_not_their_neighbours():

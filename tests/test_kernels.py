@@ -404,11 +404,9 @@ def test_the_functions_are_the_same_with_and_without_kernels(device, monkeypatch
         gradients = [torch.autograd.grad(loss, wanted, retain_graph=True) for loss in figures if loss.requires_grad]
         return [*(figure.detach() for figure in figures), *sum(gradients, ())]
 
-    for module in (tiles, logprobs):
-        monkeypatch.setattr(module, "kernels_for", lambda logits: cuda_logprobs)
+    monkeypatch.setattr(tiles, "kernels_for", lambda logits: cuda_logprobs)
     with_kernels = results()
-    for module in (tiles, logprobs):
-        monkeypatch.setattr(module, "kernels_for", lambda logits: None)
+    monkeypatch.setattr(tiles, "kernels_for", lambda logits: None)
     for got, expected in zip(with_kernels, results(), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 

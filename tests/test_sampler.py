@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import EOS, PAD
 
-from engine import checkpoints, hardware, rollouts, sampler
+from engine import attention, checkpoints, hardware, rollouts, sampler
 from common import completion_logits, completion_logprobs, load_model, load_tokenizer, sample
 from engine.rollouts import pad
 from engine.sampler import draw
@@ -319,7 +319,7 @@ def test_the_cache_keeps_within_its_bound(tiny, monkeypatch, capsys):
         return forward(cache, tokens)
 
     sampler.has_plain_attention(tiny)
-    sampler.TOLD.clear()
+    attention.TOLD.clear()
     monkeypatch.setattr(sampler.SharedPrefixCache, "forward", watched)
     prompts = [[5 + i, 6, 7, 2] for i in range(8)]
     bounded = draw_many(tiny, prompts, 10, max_new_tokens=20, rollout_tokens=500)
@@ -340,7 +340,7 @@ def test_a_batch_that_memory_does_not_hold_runs_in_waves(tiny, monkeypatch, caps
     prompts = [[5 + i, 6, 7, 2] for i in range(8)]               # 8 * 4 + 80 * 20 = 1,632 tokens
 
     def run(free_tokens, **options):
-        bounds.clear(), sampler.TOLD.clear()
+        bounds.clear(), attention.TOLD.clear()
         monkeypatch.setattr(hardware, "free_bytes", lambda device: free_tokens * token_bytes)
         rollouts = draw_many(tiny, prompts, 10, max_new_tokens=20, **options)
         return rollouts.completions(), set(bounds), capsys.readouterr().out

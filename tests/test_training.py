@@ -190,7 +190,7 @@ def test_master_weights_move_at_a_small_learning_rate_in_bf16(toy, tmp_path):
 
 def test_the_teacher_does_not_change(toy, tmp_path, monkeypatch):
     teachers = []
-    load = stage4_distill.load_model
+    load = common.load_model
 
     def remember(*args, **kwargs):
         model = load(*args, **kwargs)
@@ -198,7 +198,7 @@ def test_the_teacher_does_not_change(toy, tmp_path, monkeypatch):
             teachers.append((model, {name: value.clone() for name, value in model.state_dict().items()}))
         return model
 
-    monkeypatch.setattr(stage4_distill, "load_model", remember)
+    monkeypatch.setattr(common, "load_model", remember)
     run(stage4_distill, "--student", toy / "student", "--teacher", toy / "teacher", "--problems", toy / "few_train.jsonl",
         "--out", tmp_path / "run", "--max-steps", 3, "--prompts-per-step", 8, "--max-new-tokens", 16, "--lr", 1e-3)
     (teacher, before), = teachers

@@ -1,0 +1,189 @@
+r"""What the last box of a text says, with what stands around it and is a part of the answer, or denies it.
+
+    -\boxed{5} is -{5}; \boxed{3} and \boxed{7} is 3 and 7; x \ne \boxed{3} is x \ne {3}; "not \boxed{3}" is no answer
+
+A box belongs to the formula around it, which begins behind the last equals sign, word or sentence and ends before the
+next.  Takes time linear in the text: around a box at most REACH characters are looked at.
+"""
+
+import re
+
+from judge.words import FRACTIONS, RATES, SCALES, UNITS
+
+REACH = 80
+Box = tuple[int, tuple[int, int], int]  # where it begins, what it holds, where it ends
+
+BRACE = re.compile(
+    r"\\\\(?!boxed|fbox)|\\[{}]"  # a line break and escaped braces: nothing to count
+    r"|\\(?:boxed|fbox)(?![a-zA-Z])\s*(?:(?P<box>\{)|(?P<bare>-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|[A-Z](?![a-zA-Z])))"
+    r"|(?P<open>\{)|(?P<close>\})"
+)
+NOT_SPACE = re.compile(r"\S")
+LOOKS = re.compile(
+    r"\\(?:text|math|mbox|operatorname)[a-z]*\s*(?:\{([^{}]*)\}|\{)?|\\(?:text)?color\s*\{\w+\}|[$~*`\"]"
+    r"|\\[()\[\],;:! ]|\\(?:left|right|displaystyle|underline|[lL]arge|huge|bf|q?quad)(?![a-zA-Z])"
+)
+
+# Where a formula ends: a line, an equals sign, an arrow, a word, a sentence, a remark.
+EDGE = (
+    r"\n|\\\\|&|[-=]+>|(?<![<>])(?<![\sa-zA-Z]!)(?<!\\not)=|≈|(?<![\\a-zA-Z])[a-zA-Z]{2,}|(?:[.;?]|(?<!\s):)(?=[\s$*\\])|[\"'`#]|</?\w+>"
+    r"|[^\x00-\x7f−–±∓×·÷⋅≤≥≠√π∪∩°²³∞]|\\(?:approx|equiv|therefore|because|implies|iff|to|text|math(?:bf|rm)|mbox|begin|"
+    r"end|[pb]?mod|tag|label|\w*square|Box|qed|checkmark|\w*arrow)(?![a-z])(?:\s*\{[^{}]*\})?"
+)
+BEGINNING = re.compile(rf"(?:(?:\A|(?<=\n))\|[^\n]*\|(?=\s)|{EDGE}|(?<![-+−±])\$+|\\[(\[]|\*\*)\s*")
+END = re.compile(rf"{EDGE}|\$|\\[)\]]|\||\*(?![\d(\\])|<(?=[/a-z])|\s\(|\s[-–—]+\s(?=[a-zA-Z])|\s[aI]\s|\bi\.e|\be\.g")
+MARK = re.compile(r"\s*(?:[-–—*+>•]\s|\(?(?:[0-9]{1,2}|[a-zA-J]|[ivx]+)[.)])\s*")  # of an item in a list
+
+# What words join boxes, deny one, or change its value.
+LIST = {", ", " and ", " or "}
+JOINTS = {word: joint for joint, words in {
+    " and ": "and also as well along together with y et e und sowie и 和 与 及 以及",
+    " or ": "or else either oder ou o или 或 或者", " + ": "plus", " - ": "minus", r" \cdot ": "times",
+    r" \text{ to } ": "to through bis by versus vs between from",
+}.items() for word in words.split()}  # fmt: skip
+WORD = re.compile(r"(?<![\\\w])(?![ivx]+[.)])[^\W\d_]{2,}")
+NAME = r"[a-zA-Z](?:_\{?\w\}?)?"
+NAMED = re.compile(rf"(?:^|[\s$({{,])({NAME})\s*=\s*[$\s]*$")
+REJECTS = re.compile(r"[\s$*,;(]*(?:(?:and|but)\s+)?(?:not|rather than|instead of)[\s$*(]*", re.IGNORECASE)
+NUMBER = r"-?[0-9][0-9./]*|(?:[0-9]+)?\\frac\{\w+\}\{\w+\}|[A-J]"
+LISTED = re.compile(  # 0.75 or \boxed{3/4}; x = 3 and x = \boxed{4}
+    rf"(?:\A|[$(,:]|(?<!\\)\b[a-zA-Z]{{2,}}|(?<!\w)(?P<name>{NAME})\s*=)\s*(?P<item>{NUMBER})[\s$*)]*,?\s*"
+    r"(?P<joint>and|or|&|und|oder|et|ou|和|或)[\s$*]*(?:(?P=name)\s*=[\s$]*)?\Z"
+)
+DENYING = """not never cannot neither nor except excluding unlike impossible than plus minus times negative over twice
+double triple""".split()
+FILLERS = "be equal to the a an actually really simply just necessarily longer of but".split()
+DENIED = re.compile(
+    rf"(?:\b(?:{'|'.join(DENYING)}|no longer|instead of|(?:all|any\w*|every\w*) but|"
+    r"(?:half|square|cube|root|reciprocal|inverse|opposite) of)|n['’]t|不是|不为|不等于|并非)"
+    rf"(?:[\s*$]+(?:{'|'.join(FILLERS)}))*[\s$*~({{\\}})_]*\Z", re.IGNORECASE
+)  # fmt: skip
+CAREFUL = {*DENYING, *FILLERS, *JOINTS}  # after any other word nothing needs to be looked at
+REFUTED = re.compile(
+    r"[\s$*)}\\\]]*(?:text\{)?[.,!]?\s*(?:(?:wait|no|but|hmm)[,.]?\s+)*(?:(?:which|this|that|it)\s+)?(?:"
+    r"(?:is|was|are|were)(?:n['’]t|\s+not)\s+(?:the|an?|correct|right|valid|possible|it|our|what|true)\b"
+    r"|(?:is|was|are|were|seems|looks)\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|invalid|impossible|too)\b"
+    r"|(?:does(?:n['’]t|\s+not)|cannot|can['’]t)\s+(?:work|be|hold)\b|fails\b)"
+    r"|\s*\((?:wrong|incorrect|invalid|rejected|extraneous|no)\b"
+    rf"|[\s$]*,?\s*(?:or (?:more|less|fewer|greater|higher)\b|(?:,|or\b|and\b|to\b|through\b)[\s$]+(?-i:{NUMBER})"
+    r"(?=[\s$.]*(?:\Z|[.,;$\n])))", re.IGNORECASE
+)  # fmt: skip
+OPTION = re.compile(r"(?:\\\w+\{)*\([A-J]\)\}*")
+BEHIND = {*SCALES, *FRACTIONS, *UNITS, *RATES, *"per square cubic squared cubed a.m p.m am pm AM PM / ° %".split()}
+BEHIND -= {"in", "second"}  # which mostly say something else
+UNIT = re.compile(r"(?:[\s$*{}~]|\\(?:text|mathrm)\s*\{|\\[,;:! ])*([ap]\.m(?=\.)|[^\W\d_]+|[/°%]|\^\{?-?[1-9]\}?)")
+HAS_UNIT = re.compile(r"\\(?:text|math|mbox|circ|[%$])|(?<![\\a-zA-Z])[a-zA-Z]{2,}|[°%]")
+
+
+def last_boxes(text: str) -> str | None:
+    r"""The answer of the box that closes last (of nested ones the outer), and of those that are one with it."""
+    boxes = all_boxes(text)
+    return joined(text, boxes) if boxes else None
+
+
+def all_boxes(text: str) -> list[Box]:
+    r"""Each closed box that holds something, `\boxed 3`, too; of nested ones the outer."""
+    boxes, starts = [], []  # starts of the open braces: where a box and its content start, None for other braces
+    for brace in BRACE.finditer(text):
+        if brace["box"] or brace["open"]:
+            starts.append((brace.start(), brace.end()) if brace["box"] else None)
+            continue
+        opened = starts.pop() if brace["close"] and starts else None
+        if brace["bare"]:
+            boxes.append((brace.start(), brace.span("bare"), brace.end()))
+        elif opened and NOT_SPACE.search(text, opened[1], brace.start()):
+            while boxes and boxes[-1][0] > opened[0]:
+                boxes.pop()
+            boxes.append((opened[0], (opened[1], brace.start()), brace.end()))
+    return boxes
+
+
+def joined(text: str, boxes: list[Box]) -> str | None:
+    """The answer of the last of some boxes, with those that are one with it; None where it is denied or unclear."""
+    while len(boxes) > 1 and REJECTS.fullmatch(text, boxes[-2][2], boxes[-1][0]):
+        boxes.pop()  # 5, not 6
+    first, joints = len(boxes) - 1, []
+    while first and (found := joint(text[boxes[first - 1][2] : boxes[first][0]])):
+        joints.append(found)
+        first -= 1
+    parts = [text[slice(*span)].strip() for _, span, _ in boxes[first:]]
+    if joints and len(set(parts)) == 1 and LIST >= set(joints):
+        parts, joints, first = parts[:1], [], len(boxes) - 1
+    lead, (tail, unit) = before(text, boxes[first - 1][2] if first else 0, boxes[first][0]), after(text, boxes[-1][2])
+    if lead is None or tail is None:
+        return None
+    if not (joints or lead or tail or unit):
+        return parts[0]
+    if tail and not set("([{") & set("".join([lead, tail, *joints])):
+        tail = re.split(r"[)\]}]", tail)[0]  # the bracket of a remark or a macro
+    if not joints and (OPTION.fullmatch(parts[0]) or not lead.strip("([{ ") and not tail.strip(")]} ")):
+        return parts[0] + ("" if HAS_UNIT.search(parts[0]) else unit)
+    if lead or tail or not LIST >= set(joints):
+        parts = [f"{{{part}}}" for part in parts]
+    else:
+        parts = named(text, boxes[first:], parts)
+    return lead + "".join(part + glue for part, glue in zip(parts, [*joints[::-1], ""], strict=True)) + tail + unit
+
+
+def named(text: str, boxes: list[Box], parts: list[str]) -> list[str]:
+    """The parts of a list with the names before them, where any has one: x = 3, y = 7."""
+    names = [NAMED.search(text[max(0, box[0] - REACH) : box[0]]) for box in boxes]
+    return [f"{name[1]} = {part}" if name else part for name, part in zip(names, parts, strict=True)]
+
+
+def joint(between: str) -> str:
+    r"""What makes two boxes one answer: ", ", " and ", " + ", a part of a formula ...; nothing where they are two."""
+    if len(between) > REACH:
+        return ""
+    kinds = [JOINTS.get(word.lower(), "") for word in WORD.findall(between) if word not in UNITS]
+    if "" in kinds:
+        return ""
+    plain = LOOKS.sub(r" \1 ", NAMED.sub("", between)).strip()
+    if MARK.fullmatch(plain + " ") and ("\n" in between or plain[0] not in "-+>"):
+        return ", "
+    if plain in JOINTS or not WORD.sub("", plain).strip(" ,;，、&()/|"):
+        kinds += [JOINTS[plain]] if plain in JOINTS else []
+        return max(set(kinds) - {" and "}, default=" and " if kinds else ", ")
+    return "" if BEGINNING.search(plain) and not plain.startswith(("=", r"\approx", "≈")) else plain
+
+
+def before(text: str, limit: int, start: int) -> str | None:
+    """What of a formula stands before its box; None where words deny it or a digit touches it."""
+    window = text[max(limit, start - REACH) : start]
+    said = window.rstrip("$\n *\\").removesuffix(r"\[").rstrip("$\n *")
+    last = said.rpartition(" ")[2].rstrip(",:")
+    if not said or said[-1] in ".:" and len(said) < len(window) and said[-2:-1] not in (" ", ""):
+        return ""  # "Answer: $\\boxed{5}$"
+    if len(last) > 1 and last.isascii() and last.isalpha() and last.lower() not in CAREFUL:
+        return ""  # "is $\\boxed{5}$", as most boxes
+    if DENIED.search(window):
+        return None
+    if listed := LISTED.search(window):
+        return f"{listed['item']} {JOINTS.get(listed['joint'], ' and ')} "
+    edges = list(BEGINNING.finditer(window))
+    edge, place = (edges[-1][0], edges[-1].end()) if edges else ("\n", 0)
+    piece = window[place:]
+    if len(piece) == REACH:
+        return None
+    if MARK.fullmatch(piece) and "\n" in edge and edge[0] not in "$\\=≈&":
+        return ""
+    piece = LOOKS.sub(r"\1", piece).lstrip(" ,;:)]}").rstrip("\\")
+    return None if piece[-1:].isdigit() or piece.endswith(".") else piece
+
+
+def after(text: str, end: int) -> tuple[str | None, str]:
+    """What of a formula stands behind its box, and the unit or scale after it; None where words deny it."""
+    window = text[end : end + REACH]
+    if REFUTED.match(window):
+        return None, ""
+    edge = END.search(window)
+    place = edge.start() if edge else len(window)
+    factorial = edge and (edge[0][0] in "$\\" or edge[0][0].islower())  # not "It is \\boxed{3}!"
+    piece = LOOKS.sub(r"\1", window[:place]).rstrip(" ,;:.?" if factorial else " ,;:.?!")
+    if place == REACH or piece[:1].isdigit():
+        return None, ""
+    words = []
+    while (word := UNIT.match(window, place)) and (word[1] in BEHIND or word[1].lower() in BEHIND or word[1][0] == "^"):
+        words.append(word[1])
+        place = word.end()
+    return piece, rf"\text{{ {' '.join(words)}}}" if words else ""
