@@ -47,15 +47,14 @@ def find_model(path: Path, allow_failed_certificate: bool = False) -> dict:
     if is_run:
         check_parent_run(run, allow_failed_certificate)
     model_dir = run / "model" if is_run else path
-    weights = sorted(model_dir.glob("*.safetensors"))
-    check_manifest(model_dir, {file.name: {"bytes": file.stat().st_size} for file in weights if file.is_file()})
+    weights = sorted(file for file in model_dir.glob("*.safetensors") if file.is_file())
+    check_manifest(model_dir, {file.name: {"bytes": file.stat().st_size} for file in weights})
     check_directory(model_dir)
-    digests = from_rank_0(lambda: {file.name: file_digest(file) for file in weights if file.is_file()})
+    digests = from_rank_0(lambda: {file.name: file_digest(file) for file in weights})
     check_manifest(model_dir, digests)
-    sha256 = hashlib.sha256((model_dir / "config.json").read_bytes())
-    for facts in digests.values():
-        sha256.update(bytes.fromhex(facts["sha256"]))
-    return {"path": str(model_dir), "sha256": sha256.hexdigest()} | ({"run": str(run)} if is_run else {}) | hub
+    parts = [(model_dir / "config.json").read_bytes(), *(bytes.fromhex(facts["sha256"]) for facts in digests.values())]
+    sha256 = hashlib.sha256(b"".join(parts)).hexdigest()
+    return {"path": str(model_dir), "sha256": sha256} | ({"run": str(run)} if is_run else {}) | hub
 
 
 def check_parent_run(run: Path, allow_failed_certificate: bool) -> None:
@@ -202,7 +201,7 @@ def empty_model(model_dir: Path, dtype: str):
     try:
         with quiet_transformers(), parameters_on_meta():
             config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
-            for part in {id(part): part for part in (config, config.get_text_config())}.values():
+            for part in (config, config.get_text_config()):
                 for name in [name for name in part.to_dict() if "dropout" in name or "pdrop" in name]:
                     setattr(part, name, 0.0)            # the policy that sampled is the policy that is scored
                 part.return_dict = True
@@ -471,11 +470,9 @@ def describe(model, tokenizer, stop: list[int]) -> None:
         config.dtype, config.eos_token_id = model.dtype, end
         if (getattr(config, "pad_token_id", None) or 0) >= rows:
             config.pad_token_id = None                  # in the rows that were cut off; else the model cannot be built
-    settings = model.generation_config
-    settings.eos_token_id, settings.do_sample = end, True       # else it must not have a temperature beside it
-    settings.pad_token_id = tokenizer.pad_token_id
+    own = {"eos_token_id": end, "pad_token_id": tokenizer.pad_token_id, "do_sample": True}   # else no temperature fits
     try:
-        settings.validate(strict=True)                  # as save_pretrained does
+        model.generation_config.update(**own)
+        model.generation_config.validate(strict=True)   # as save_pretrained does
     except ValueError:
-        model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.pad_token_id,
-                                                   do_sample=True)
+        model.generation_config = GenerationConfig(**own)

@@ -101,6 +101,7 @@ def placed_rows(path: Path):
     names = [name.lower() for name in Path(path).suffixes if name.lower() != ".gz"]
     suffix, start = names[-1] if names else "", content[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()
     what = next((what for place, magic, what in BINARY if start[place:].startswith(magic)), None)
+    rows = ()
     if content.startswith(b"PAR1"):
         rows = parquet_rows(path, content)
     elif what is None and (start[:1] == b"{" or suffix == ".jsonl"):
@@ -112,8 +113,6 @@ def placed_rows(path: Path):
     elif start:
         what = what or ("binary data of a kind that is not known here" if b"\0" in start else "plain text")
         fail(f"{path}: not JSON lines, a JSON array, CSV or parquet; it seems to be {what}")
-    else:
-        rows = []
     for place, row in rows:
         yield place, with_small_names(row, f"{path}, {place}")
 

@@ -36,6 +36,9 @@ def check_environment() -> None:
         if not os.environ.get(name, "0").isdecimal():
             fail(f"{name}={os.environ[name]} in the environment is not a number: start with torchrun, or `unset RANK` "
                  "for one process")
+    if int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"]):        # it would wait for the others for half an hour
+        fail(f"RANK={os.environ['RANK']} in the environment is not below WORLD_SIZE={os.environ['WORLD_SIZE']}: start "
+             "with torchrun, or `unset RANK` for one process")
 
 
 def leave_process_group() -> None:

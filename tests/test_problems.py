@@ -514,7 +514,8 @@ def test_an_out_with_the_args_json_of_another_program(toy, tmp_path, sentence, c
 
 @pytest.mark.parametrize("environment, told", [
     ({"RANK": "0"}, "WORLD_SIZE, MASTER_ADDR, MASTER_PORT"), ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "1"}, "not MASTER_ADDR"),
-    ({"RANK": "x", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "RANK=x")])
+    ({"RANK": "x", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "RANK=x"),
+    ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "RANK=2 in the environment is not below WORLD_SIZE=2")])
 def test_rank_without_torchrun(monkeypatch, sentence, environment, told):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
