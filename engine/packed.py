@@ -151,8 +151,8 @@ def differences(model, rollouts: Rollouts, form: Padded | Packed) -> list[float]
                 (sign * F.cross_entropy(logits, token_ids)).backward()
                 norms.append(whole(nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)))
     expected, got = all_logits
-    shares = [(got - expected).norm() / expected.norm()] + [after / first for first, after in [norms] if first]
-    return [float(share) for share in shares]
+    shares = [float((got - expected).norm() / expected.norm())]
+    return shares + [float(norms[1] / norms[0])] if norms and norms[0] else shares
 
 
 def few_rollouts(vocab_size: int, device) -> Rollouts:

@@ -96,10 +96,24 @@ def test_as_a_row_a_rollout_in_float64(family, monkeypatch):
 @pytest.mark.parametrize("divergence", [reverse_kl, forward_kl])
 def test_divergences_of_two_models_that_are_both_packed(divergence, monkeypatch):
     student, teacher, rollouts = model_of("Qwen3"), model_of("Gemma3").requires_grad_(False), ragged_rollouts()
+    assert all(isinstance(packed.layout(model, rollouts), Packed) for model in (student, teacher))
     shared = divergence_and_gradient(student, teacher, rollouts, divergence)
     only_padded(monkeypatch)
     for got, expected in zip(shared, divergence_and_gradient(student, teacher, rollouts, divergence)):
         torch.testing.assert_close(got, expected, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("family", ["Qwen3", "Gemma2", "GPT2"])
+def test_a_model_that_only_scores_is_packed_too(family, capsys):
+    """The comparison at first use has no gradient to look at there."""
+    model, rollouts = model_of(family).requires_grad_(False), ragged_rollouts()
+    assert isinstance(packed.layout(model, rollouts), Packed) and not capsys.readouterr().out
+    with torch.no_grad():
+        padded = packed.Padded(rollouts)
+        expected = padded.predicting(model(**padded.inputs).logits.float()).log_softmax(-1)
+        ids = rollouts.completion_ids[rollouts.completion_mask]
+        got = completion_logprobs(model, rollouts)[rollouts.completion_mask]
+    torch.testing.assert_close(got, expected.gather(1, ids[:, None])[:, 0], atol=2e-4, rtol=2e-4)
 
 
 def test_a_literal_row():
