@@ -82,7 +82,6 @@ def load_graded_problems(paths: list[Path] | None, args) -> list[Problem]:
 class Prepared:
     """What a script knows before any weights load."""
     parents: dict[str, dict]            # flag -> what find_model returned
-    dirs: list[Path]                    # checkpoint directories, in the order of the flags
     tokenizer: object                   # of the first, which samples
     vocab_size: int                     # ids that all of them have rows for
     stop: list[int]                     # ids that end a completion
@@ -109,7 +108,7 @@ def prepare(args, flags: list[str], **groups: list[Problem]) -> Prepared:
         check_runs_prompts(tokenizer, args, parents)
     inputs = {name: contents(problems) for name, problems in groups.items()}
     say(f"first prompt: {tokenizer.decode(every_prompt[0])!r}")
-    return Prepared(parents, dirs, tokenizer, vocab_size, stop, prompts,
+    return Prepared(parents, tokenizer, vocab_size, stop, prompts,
                     inputs | prompt_inputs(tokenizer, args, every_prompt, stop))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import FlagParser  # noqa: E402
+from processes import memory  # noqa: E402
 
 
 # ---------------------------------------------------------------- the methods
@@ -104,14 +105,8 @@ def measure(case: str, method: str, dtype: str, tokens: int, width: int, vocab: 
     loss = CASES[case][method](*inputs)
     loss.backward()
     seconds = time.process_time() - start
-    return {"cpu_seconds": seconds, "megabytes": (memory("VmHWM") - before) / 1e3, "loss": loss.item(),
+    return {"cpu_seconds": seconds, "megabytes": (memory("VmHWM") - before) / 1024e3, "loss": loss.item(),
             "norms": [hidden.grad.float().norm().item(), weight.grad.float().norm().item()]}
-
-
-def memory(field: str) -> int:
-    """kB, from /proc/self/status"""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1])
 
 
 def parse_args(argv=None):

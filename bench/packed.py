@@ -10,14 +10,13 @@ and its gradients hold.  The tests say how near the two are; the last column her
 """
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import FlagParser  # noqa: E402
+from processes import in_a_fresh_process, memory  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -91,29 +90,18 @@ def measure(args) -> dict:
         one_pass(micro)
     seconds, peak = time.process_time() - start, memory("VmHWM")
     norm = torch.nn.utils.get_total_norm(parameter.grad for parameter in model.parameters())
-    return {"seconds": seconds, "megabytes": (peak - before) / 1e3, "gradient": float(norm)}
-
-
-def memory(field: str) -> int:
-    """kB, from /proc/self/status"""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1])
+    return {"seconds": seconds, "megabytes": (peak - before) / 1024e3, "gradient": float(norm)}
 
 
 def main(args) -> None:
     if args.only:
         return print(json.dumps(measure(args)))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(args.threads)}
     print("| prompts x samples x P x C | way | processor seconds | MB | gradient |\n| --- | --- | --- | --- | --- |")
     for case in args.case:
         runs: dict = {"padded": [], "packed": []}
         for _ in range(args.rounds):
             for way in runs:
-                command = [sys.executable, __file__, *sys.argv[1:], "--only", json.dumps([way, case])]
-                done = subprocess.run(command, capture_output=True, text=True, env=environment)
-                if done.returncode:
-                    sys.exit(f"{way} failed:\n{done.stderr[-3000:]}")
-                runs[way].append(json.loads(done.stdout.splitlines()[-1]))
+                runs[way].append(in_a_fresh_process([way, case], args.threads))
         for way, each in runs.items():
             seconds, megabytes = (", ".join(f"{run[key]:.{places}f}" for run in each)
                                   for key, places in (("seconds", 2), ("megabytes", 0)))

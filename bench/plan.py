@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from common import FlagParser  # noqa: E402
 import plan  # noqa: E402
 from engine.logprobs import WORKSPACE_BYTES  # noqa: E402
+from processes import memory  # noqa: E402
 from plan import GIB, Model, Stage, Wave, moments, peak, total  # noqa: E402
 
 plan.WORKSPACE = WORKSPACE_BYTES["cpu"]                     # where these cases run
@@ -162,12 +163,6 @@ def score(model, rollouts):
         return completion_logprobs(model, rollouts)
 
 
-def resident(key: str) -> int:
-    """VmRSS or VmHWM of this process, bytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
-
-
 def measure(stage: Stage) -> int:
     """The bytes that a case adds to its process at the most."""
     import torch
@@ -177,9 +172,9 @@ def measure(stage: Stage) -> int:
                 max_prompt=16, max_new=16, micro_batch_size=2, rollout_tokens=0,
                 waves=(Wave(2, 2),) if stage.waves else ()))
     gc.collect()
-    before = resident("VmRSS")
+    before = memory("VmRSS")
     run(stage)
-    return resident("VmHWM") - before
+    return memory("VmHWM") - before
 
 
 # ================================================================ all cases

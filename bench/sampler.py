@@ -35,6 +35,7 @@ from common import sample  # noqa: E402
 from engine.hardware import quick_linears  # noqa: E402
 from engine.rollouts import pad  # noqa: E402
 from engine.sampler import has_plain_attention  # noqa: E402
+from processes import memory  # noqa: E402
 
 
 CLOCK = time.perf_counter
@@ -120,8 +121,7 @@ def measure(function, *args) -> tuple[float, list[int], float]:
     seconds = CLOCK() - start
     if cuda:
         return seconds, lengths, torch.cuda.max_memory_allocated() / 1e9
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return seconds, lengths, int(line.split()[1]) * 1024 / 1e9
+    return seconds, lengths, memory("VmHWM") / 1e9
 
 
 # ---------------------------------------------------------------- the roofline

@@ -1,10 +1,7 @@
 """What grpo.py and distill.py have in common: the shapes, fresh processes that take turns, the clock, the table."""
 import argparse
 import json
-import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from common import FlagParser  # noqa: E402
+from processes import in_a_fresh_process, memory  # noqa: E402
 
 NO_TOKEN = 2**30                                                # an end token that no model draws
 
@@ -52,7 +50,7 @@ class Work:
         (start, before), (end, after) = self.ends[0], self.ends[-1]
         count = self.steps - 1
         return {"seconds": (end - start) / count, "tokens": (after - before) / count,
-                "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+                "gigabytes": memory("VmHWM") / 1024e6}
 
     def flags(self) -> list[str]:
         """Of our stages."""
@@ -107,7 +105,6 @@ def run(args, ours, trl) -> None:
     """Measure in this process, or start the processes that do and print their table."""
     if args.only:
         return measure_here(args, ours, trl)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(args.threads)}
     for dtype in args.dtype:
         print(f"{dtype}, {args.threads} threads\n| rollouts x new tokens | | s a step | tokens a step | GB | time over "
               "ours | memory over ours |\n| --- | --- | ---: | ---: | ---: | ---: | ---: |")
@@ -115,11 +112,7 @@ def run(args, ours, trl) -> None:
             answers: dict = {method: [] for method in args.methods}
             for _ in range(args.rounds):
                 for method in answers:
-                    command = [sys.executable, *sys.argv, "--only", json.dumps([method, shape, dtype])]
-                    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
-                    if answer.returncode:
-                        sys.exit(f"{method} failed:\n{answer.stderr[-3000:]}")
-                    answers[method].append(json.loads(answer.stdout.splitlines()[-1]))
+                    answers[method].append(in_a_fresh_process([method, shape, dtype], args.threads))
             print_rows(shape, answers)
 
 

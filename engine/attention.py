@@ -86,7 +86,9 @@ VERDICTS: dict[str, bool] = {}                          # purpose, class and con
 def agrees(model, purpose: str, compare) -> bool:
     """Whether compare(model) finds no difference from the model's own forward pass; tried once for each purpose, class
     and config."""
-    name = f"{purpose} {type(model).__name__} {model.config.to_json_string()} {model.dtype}"
+    if not hasattr(model, "_class_and_config"):         # written out once: this is asked in every pass
+        model._class_and_config = f"{type(model).__name__} {model.config.to_json_string()}"
+    name = f"{purpose} {model._class_and_config} {model.dtype}"
     if name not in VERDICTS:
         try:
             layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ())

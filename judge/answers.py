@@ -16,11 +16,10 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
-from judge.boxes import joint, last_boxes
+from judge.boxes import NOT_SPACE, joint, last_boxes
 
 # ================================================================ reading
 
-NOT_SPACE = re.compile(r"\S")
 THOUGHT_ENDS = re.compile(r"</(?:think|thinking|thought|reasoning|reflection)>|\[/THINK\]|◁/think▷", re.IGNORECASE)
 TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
 ANSWER_LINE = re.compile(

@@ -148,7 +148,7 @@ def joint(between: str) -> str:
 
 
 def before(text: str, limit: int, start: int) -> str | None:
-    """What of a formula stands before its box; None where words deny it or a digit touches it."""
+    """What of a formula stands before its box; None where words deny it, or a digit that is no working touches it."""
     window = text[max(limit, start - REACH) : start]
     said = window.rstrip("$\n *\\").removesuffix(r"\[").rstrip("$\n *")
     last = said.rpartition(" ")[2].rstrip(",:")
@@ -169,7 +169,7 @@ def before(text: str, limit: int, start: int) -> str | None:
         return ""
     piece = LOOKS.sub(r"\1", piece).lstrip(" ,;:)]}").rstrip("\\")
     if piece.replace(" ", "").isdigit() and window.count("$") % 2 == 0:
-        return ""  # the working goes before: 9777151521\\boxed{21}
+        return ""  # the working goes before, outside of a formula: 9777151521\boxed{21}
     return None if piece[-1:].isdigit() or piece.endswith(".") else piece
 
 

@@ -1661,6 +1661,9 @@ AROUND_THE_BOX = [  # completion, gold, right?  What stands around a box belongs
     ("so:\n| x | \\boxed{3} |", "3", True),
     (r"= | \boxed{-2} |", "-2", False),
     ("### Final Answer\n\n5", "5", True),
+    (r"9777151521\boxed{21}", "21", True),  # digits of the working, as the toy world writes it
+    (r"9777151521\boxed{21}", "977715152121", False),
+    (r"$9777151521\boxed{21}$", "21", False),
 ]
 
 
