@@ -176,6 +176,7 @@ class Stage:
     gpus: int = 1
     width: int = 2                          # bytes of a number in the compute dtype
     micro_batch_size: int = 8
+    samples: int = 1                        # adjacent rollouts of a prompt, which is computed once for them
     max_prompt: int = 2048                  # tokens
     max_new: int = 8192
     mean_prompt: float = 200
@@ -203,45 +204,67 @@ class Wave:
 # Every function gives bytes on one GPU.
 
 
-def saved_per_token(model: Model, width: int, residual: int, mask: int = 0) -> int:
-    """Activations that autograd keeps of one token in one block.
+def num_tokens(stage: Stage, completions_only: bool = False) -> int:
+    """Of a micro-batch as it goes through the model (engine/packed.py): each prompt once, and its completions."""
+    prompts = math.ceil(stage.micro_batch_size / stage.samples) * (not completions_only)
+    return prompts * stage.max_prompt + stage.micro_batch_size * stage.max_new
 
-    width, residual: bytes of a number inside and between blocks.  mask: length of the sequences where some are padded.
-    Then transformers hands a mask to sdpa, which keeps its float copy for each block anew, and keys and values
-    repeated for every query head; 0: no padding, and neither.
+
+def num_places(stage: Stage) -> int:
+    """Of a micro-batch in the attention alone, where each rollout stands behind its prompt again."""
+    return stage.micro_batch_size * (stage.max_prompt + stage.max_new)
+
+
+def saved_per_token(model: Model, width: int, residual: int) -> int:
+    """Activations that autograd keeps of one token in one block, less the attention's.
+
+    width, residual: bytes of a number inside and between blocks.
     RMSNorm computes in float32: it keeps its input so, and the normalised input.  Where it hands on another dtype than
     the projections compute in, each of the five keeps a copy of its own.
     """
-    shared = model.query if mask else model.key         # a key or a value as sdpa keeps it
     norms = 2 * ((4 + residual) * model.hidden + 4)
-    projected = width * model.hidden * (2 if residual == width else 5)
-    attention = width * (2 * model.query + 2 * shared + mask) + 4 * model.heads
+    projected = width * (model.hidden * (2 if residual == width else 5) + model.query)
     head_norms = (4 + width) * (model.query + model.key) + 4 * (model.heads + model.kv_heads)
     mlp = 4 * width * model.intermediate                # gate, its SiLU, up, their product
-    return norms + projected + attention + mlp + (head_norms if model.qk_norm else 0)
+    return norms + projected + mlp + (head_norms if model.qk_norm else 0)
+
+
+def saved_per_place(model: Model, width: int) -> int:
+    """What the attention of one block keeps: a query and its result, a key and a value, the softmax's denominator."""
+    return width * (2 * model.query + 2 * model.key) + 4 * model.heads
 
 
 def saved_around_blocks(model: Model, residual: int) -> int:
-    """Activations of one token outside the blocks: the last norm, RoPE's cosines and sines, the id."""
-    return (4 + residual) * model.hidden + 4 + 2 * residual * model.head_dim + 8
+    """Activations of one token outside the blocks: the last norm, RoPE's cosines and sines, its id and its place."""
+    return (4 + residual) * model.hidden + 4 + 2 * residual * model.head_dim + 16
 
 
-def forward_work(model: Model, width: int) -> int:
-    """What is alive of a token in a forward pass that keeps nothing: in the MLP, or around RoPE.
+def saved_in_blocks(stage: Stage) -> float:
+    """Activations of one block over a micro-batch."""
+    model, width = stage.trained, stage.width
+    return (num_tokens(stage) * saved_per_token(model, width, stage.residual)
+            + num_places(stage) * saved_per_place(model, width))
+
+
+def forward_work(model: Model, width: int, tokens: float, places: float = 0) -> float:
+    """What is alive in a forward pass that keeps nothing: in the MLP, around RoPE, or in the attention.
 
     Beside it the embedding, the block's input, the residual and its norm: the callers' names hold them.
     """
-    return width * (4 * model.hidden + max(3 * model.intermediate, 4 * model.query + 2 * model.key))
+    around_rope, places_hold = 4 * model.query + 2 * model.key, 2 * model.query + 2 * model.key
+    attention = max(tokens * around_rope, tokens * places_hold / 2 + places * places_hold)
+    return width * (tokens * 4 * model.hidden + max(tokens * 3 * model.intermediate, attention))
 
 
-def backward_work(model: Model, width: int) -> int:
-    """A token's gradients in flight in a block's backward pass, less what of the block is freed by then.
+def backward_work(model: Model, width: int, tokens: float, places: float) -> float:
+    """Gradients in flight in a block's backward pass, less what of the block is freed by then.
 
-    In the MLP three of its width, its product freed; in attention those of queries, keys, values and output, the MLP
-    and its norm freed.
+    In the MLP three of its width, its product freed; in attention those of queries, keys, values and the result at all
+    places, the MLP, its norm and the input of the output projection freed.
     """
-    mlp, attention = 2 * model.intermediate, 4 * model.query - 4 * model.intermediate - 3 * model.hidden
-    return width * (2 * model.hidden + max(mlp, attention))
+    mlp, freed = tokens * 2 * model.intermediate, tokens * (4 * model.intermediate + 3 * model.hidden + model.query)
+    attention = places * (2 * model.query + 2 * model.key) - freed
+    return width * (tokens * 2 * model.hidden + max(mlp, attention))
 
 
 def kv_per_token(model: Model, width: int) -> int:
@@ -299,7 +322,7 @@ def rollouts_moment(stage: Stage, wave: Wave) -> dict:
     # Scores of a row against prefix and suffix: two float32 copies, for the softmax.
     attention = rows * model.heads * (stage.max_prompt + stage.max_new) * 8
     # The prefill's own work with its mask, or afterwards a second copy of what it cached.
-    prefill = prefix * max(forward_work(model, width) + stage.max_prompt, kv_per_token(model, width))
+    prefill = max(forward_work(model, width, prefix) + prefix * stage.max_prompt, prefix * kv_per_token(model, width))
     logits = rows * model.vocab * (2 * width + 8)       # the prefill's, the step's, and two in float32 around softmax
     grown = 1 + 1 / (2 * model.layers)                  # the cache grows a tensor at a time: an old one beside a new
     decoding = {"activations": attention, "logits": logits,
@@ -309,19 +332,10 @@ def rollouts_moment(stage: Stage, wave: Wave) -> dict:
         "gathered": gathered(model, stage, blocks_only=stage.sample_on_shards)} | max(decoding, filling, key=total)
 
 
-def columns(stage: Stage) -> int:
-    return stage.max_prompt + stage.max_new
-
-
-def padded_length(stage: Stage) -> int:
-    """Length of a row of the mask: rollouts side by side differ in length, one alone has no padding and no mask."""
-    return columns(stage) if stage.micro_batch_size > 1 else 0
-
-
 def scoring_moment(stage: Stage, model: Model) -> dict:
     """A forward pass of one micro-batch that keeps nothing, or the tiles of logits after it, whichever is more."""
-    tokens, completion = stage.micro_batch_size * columns(stage), stage.micro_batch_size * stage.max_new
-    forward = {"activations": tokens * (forward_work(model, stage.width) + padded_length(stage))}
+    tokens, completion = num_tokens(stage), num_tokens(stage, completions_only=True)
+    forward = {"activations": forward_work(model, stage.width, tokens, num_places(stage))}
     tiles = {"activations": (tokens + completion) * model.hidden * stage.width,
              "logits": tile_bytes(model, completion, stage.width)}
     weights = gathered(model, stage, blocks_only=True) if stage.gpus > 1 else 0
@@ -335,18 +349,14 @@ def tile_bytes(model: Model, completion: int, width: int, sides: int = 1) -> flo
 
 def activations(stage: Stage) -> float:
     """What autograd keeps of one micro-batch at the end of its forward pass."""
-    model, width = stage.trained, stage.width
-    mask = padded_length(stage)                         # bool, once, shared by all blocks
-    block = saved_per_token(model, width, stage.residual, mask)
-    if stage.activation_checkpointing:
-        block = stage.residual * model.hidden
-    around = saved_around_blocks(model, stage.residual) + mask
-    return stage.micro_batch_size * columns(stage) * (model.layers * block + around)
+    model, tokens = stage.trained, num_tokens(stage)
+    block = tokens * stage.residual * model.hidden if stage.activation_checkpointing else saved_in_blocks(stage)
+    return model.layers * block + tokens * saved_around_blocks(model, stage.residual) + 8 * num_places(stage)
 
 
 def head_moment(stage: Stage) -> dict:
     """All activations, the completion's last hidden states and their gradient, tiles of logits, the head's gradient."""
-    model, width, completion = stage.trained, stage.width, stage.micro_batch_size * stage.max_new
+    model, width, completion = stage.trained, stage.width, num_tokens(stage, completions_only=True)
     hidden = completion * model.hidden * (width + 4 + width)        # kept; its gradient in float32, and one product
     teacher_hidden = sum(completion * reader.hidden * width for reader in stage.readers)
     # the head's gradient, before it is added to what is there; a divergence has summed it in float32
@@ -359,21 +369,21 @@ def head_moment(stage: Stage) -> dict:
 def block_moment(stage: Stage) -> dict:
     """All activations, and what is in flight in one block; with checkpointing the one block that is computed again."""
     model, width = stage.trained, stage.width
-    tokens = stage.micro_batch_size * columns(stage)
-    again = stage.activation_checkpointing * saved_per_token(model, width, stage.residual, padded_length(stage))
+    again = stage.activation_checkpointing * saved_in_blocks(stage)
+    work = backward_work(model, width, num_tokens(stage), num_places(stage))
     return standing(stage, training=True) | {
         "gathered": gathered(model, stage, blocks_only=True, gradient=True),
-        "activations": activations(stage) + tokens * (again + backward_work(model, width)),
+        "activations": activations(stage) + again + work,
         "logits": width * model.vocab * model.hidden * model.tied}              # the head's gradient waits
 
 
 def root_moment(stage: Stage) -> dict:
-    """The embedding's gradient is dense.  Tied, it is added to the head's, which waited for it: three of them."""
+    """The embedding's gradient is dense.  Tied, the head's waited, and the two are added up in place."""
     model, width = stage.trained, stage.width
     reduced = 4 * root_params(model) if stage.gpus > 1 else 0
     return standing(stage, training=True) | {
         "gathered": gathered(model, stage, blocks_only=True) + reduced,
-        "logits": width * model.vocab * model.hidden * (3 if model.tied else 1)}
+        "logits": width * model.vocab * model.hidden * (2 if model.tied else 1)}
 
 
 def update_moment(stage: Stage) -> dict:
@@ -419,6 +429,13 @@ def forward_flops(model: Model, context: float) -> float:
     return model.layers * (2 * block_params(model) + 2 * model.query * context)
 
 
+def rollout_flops(model: Model, stage: Stage) -> float:
+    """A rollout through the blocks, its prompt's weights shared with those beside it, its prompt's attention not."""
+    prompt, alone = stage.mean_prompt, 1 - 1 / min(stage.samples, stage.micro_batch_size)
+    context = prompt + stage.mean_new
+    return context * forward_flops(model, context) - alone * prompt * forward_flops(model, 0)
+
+
 def head_flops(model: Model) -> float:
     return 2 * model.vocab * model.hidden
 
@@ -459,8 +476,7 @@ def wave_seconds(stage: Stage, wave: Wave, gpu: GPU) -> float:
 
 def scoring_seconds(stage: Stage, model: Model, rollouts: float, gpu: GPU) -> float:
     """A forward pass of one GPU's rollouts, and the head over their completions; gathers run beside it."""
-    context = stage.mean_prompt + stage.mean_new
-    flops = rollouts * (context * forward_flops(model, context) + stage.mean_new * head_flops(model))
+    flops = rollouts * (rollout_flops(model, stage) + stage.mean_new * head_flops(model))
     micro_batches = math.ceil(rollouts / stage.micro_batch_size)
     return max(compute_seconds(flops, gpu), micro_batches * gather_seconds(model, stage, gpu, stage.width))
 
@@ -471,9 +487,8 @@ def update_seconds(stage: Stage, rollouts: float, gpu: GPU) -> float:
     Each micro-batch gathers the weights twice and reduces float32 gradients, beside the computation.  AdamW reads
     and writes seven numbers a parameter.
     """
-    model, context = stage.trained, stage.mean_prompt + stage.mean_new
-    passes = 4 if stage.activation_checkpointing else 3
-    flops = rollouts * (passes * context * forward_flops(model, context) + 4 * stage.mean_new * head_flops(model))
+    model, passes = stage.trained, 4 if stage.activation_checkpointing else 3
+    flops = rollouts * (passes * rollout_flops(model, stage) + 4 * stage.mean_new * head_flops(model))
     micro_batches = math.ceil(rollouts / stage.micro_batch_size)
     adamw = 7 * 4 * num_params(model) / stage.gpus / (BANDWIDTH_SHARE * gpu.bandwidth)
     gathers = micro_batches * gather_seconds(model, stage, gpu, 2 * stage.width + 4)
@@ -498,7 +513,8 @@ def with_largest_cache(stage: Stage, gpu: GPU) -> Stage:
     def fits(tokens: int) -> bool:
         return total(moments(replace(stage, rollout_tokens=tokens))["rollouts"]) <= usable(gpu)
 
-    one_row, most = columns(stage), max((cached_tokens(stage, wave) for wave in stage.waves), default=0)
+    one_row = stage.max_prompt + stage.max_new
+    most = max((cached_tokens(stage, wave) for wave in stage.waves), default=0)
     if not stage.waves or fits(most) or not fits(one_row):
         return stage
     best = bisect.bisect_left(range(most // 1000), True, key=lambda thousands: not fits(1000 * thousands))
@@ -559,7 +575,7 @@ def grpo(flags, model_of, gpus: int, args) -> Stage:
     model, rollouts = model_of(flags.model), flags.prompts_per_step * flags.samples_per_prompt
     prompts = math.ceil(flags.prompts_per_step * flags.steps_per_rollout / gpus)
     return Stage("", model, model, readers=(model,) if flags.kl_coef else (), steps=flags.max_steps,
-                 divergence=bool(flags.kl_coef),
+                 divergence=bool(flags.kl_coef), samples=flags.samples_per_prompt,
                  rollouts=rollouts, scored_by_sampler=rollouts * (1 - 1 / flags.steps_per_rollout),
                  scored_by_readers=rollouts,
                  waves=(Wave(prompts, flags.samples_per_prompt, 1 / flags.steps_per_rollout),
@@ -571,7 +587,7 @@ def shape(flags, model_of, gpus: int, args) -> Stage:
     batches = sum(math.ceil(count / flags.prompts_per_step) for count in counts)
     rollouts = sum(counts) * flags.samples_per_prompt / batches
     return Stage("", model_of(flags.teacher), readers=(model_of(flags.reference),), steps=batches,
-                 scored_by_sampler=rollouts, scored_by_readers=rollouts,
+                 samples=flags.samples_per_prompt, scored_by_sampler=rollouts, scored_by_readers=rollouts,
                  waves=(Wave(math.ceil(flags.prompts_per_step / gpus), flags.samples_per_prompt),))
 
 
@@ -591,7 +607,7 @@ def distill(flags, model_of, gpus: int, args) -> Stage:
     student, rollouts = model_of(flags.student), flags.prompts_per_step * flags.samples_per_prompt
     prompts = math.ceil(flags.prompts_per_step / gpus)
     return Stage("", student, student, readers=(model_of(flags.teacher),), divergence=flags.estimator == "exact",
-                 steps=flags.max_steps, rollouts=rollouts, scored_by_readers=rollouts,
+                 steps=flags.max_steps, samples=flags.samples_per_prompt, rollouts=rollouts, scored_by_readers=rollouts,
                  waves=(Wave(prompts, flags.samples_per_prompt), *evaluation(flags, gpus, args)))
 
 

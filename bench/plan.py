@@ -60,14 +60,16 @@ CASES = [
     train(MANY_WORDS, 4, 32, 96), train(MANY_WORDS, 8, 64, 448), train(MANY_WORDS_UNTIED, 8, 64, 192),
     train(LLAMA, 4, 128, 384), train(LLAMA, 1, 256, 768), train(LLAMA, 8, 64, 448, activation_checkpointing=True),
     train(MANY_HEADS, 4, 64, 448), train(MANY_HEADS, 2, 512, 1024, activation_checkpointing=True),
-    train(SMALL, 4, 128, 384, readers=(WIDE,)),
+    train(SMALL, 8, 256, 64, samples=8), train(WIDE, 8, 192, 96, samples=4), train(LLAMA, 16, 256, 64, samples=8),
+    train(MANY_HEADS, 8, 448, 64, samples=8), train(DEEP, 16, 192, 64, samples=16, activation_checkpointing=True),
+    train(SMALL, 4, 128, 384, readers=(WIDE,)), train(SMALL, 8, 192, 64, samples=4, readers=(LLAMA,)),
     train(DEEP, 8, 64, 192, readers=(LLAMA,), activation_checkpointing=True),
     stage("score", SMALL, 8, 128, 896, readers=(WIDE,)), stage("score", LLAMA, 16, 64, 448, readers=(LLAMA,)),
+    stage("score", SMALL, 32, 256, 64, samples=16, readers=(WIDE,)),
     rollouts(SMALL, 16, 8, 64, 256), rollouts(WIDE, 8, 8, 128, 256), rollouts(DEEP, 8, 4, 256, 256),
     rollouts(MANY_WORDS, 16, 8, 32, 64), rollouts(LLAMA, 64, 1, 256, 64), rollouts(MANY_HEADS, 8, 8, 256, 256),
     rollouts(SMALL, 32, 8, 64, 128, rollout_tokens=18_000),
 ]
-
 
 
 def random_case(seed: int) -> Stage:
@@ -80,8 +82,9 @@ def random_case(seed: int) -> Stage:
     prompt, new = rng.randint(8, 256), rng.randint(64, 512)
     if rng.random() < 0.3:
         return rollouts(model, rng.randint(2, 16), rng.choice((1, 4, 8)), prompt, new // 4)
-    return train(model, rng.randint(1, max(1, 3000 // (prompt + new))), prompt, new,
-                 activation_checkpointing=rng.random() < 0.4)
+    samples = rng.choice((1, 2, 4, 8))
+    return train(model, samples * rng.randint(1, max(1, 3000 // (samples * (prompt + new)))), prompt, new,
+                 samples=samples, activation_checkpointing=rng.random() < 0.4)
 
 
 # ================================================================ a case, in a process of its own
@@ -101,22 +104,18 @@ def build(model: Model, seed: int):
 
 
 def random_rollouts(stage: Stage):
-    """A micro-batch of full length; where it holds two rollouts or more, the first is a little shorter."""
+    """A micro-batch of groups; where it has several prompts or rollouts, the first of each is a little shorter."""
     import torch
 
     from engine.rollouts import Rollouts
 
-    vocab = min(model.vocab for model in (stage.sampler, *stage.readers))
-
-    def part(length: int, short: slice):
-        ids = torch.randint(0, vocab, (stage.micro_batch_size, length))
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        if stage.micro_batch_size > 1:
-            mask[0, short] = False
-        return ids, mask
-
-    return Rollouts(*part(stage.max_prompt, slice(0, 3)), *part(stage.max_new, slice(-3, None)),
-                    torch.ones(stage.micro_batch_size, dtype=torch.bool))
+    vocab, rows = min(model.vocab for model in (stage.sampler, *stage.readers)), stage.micro_batch_size
+    prompts = torch.randint(0, vocab, (rows // stage.samples, stage.max_prompt)).repeat_interleave(stage.samples, 0)
+    completions = torch.randint(0, vocab, (rows, stage.max_new))
+    prompt_mask, mask = (torch.ones_like(ids, dtype=torch.bool) for ids in (prompts, completions))
+    prompt_mask[:stage.samples, :3] = rows == stage.samples
+    mask[0, -3:] = rows == 1
+    return Rollouts(prompts, prompt_mask, completions, mask, torch.ones(rows, dtype=torch.bool))
 
 
 def run(stage: Stage) -> None:
@@ -125,6 +124,7 @@ def run(stage: Stage) -> None:
     import torch
 
     from engine import hardware
+    from engine.attention import same_attention_again
     from common import completion_logprobs, sample
 
     hardware.quick_linears = nullcontext
@@ -140,7 +140,7 @@ def run(stage: Stage) -> None:
     if not stage.trained:
         return [score(reader, random_rollouts(stage)) for reader in readers]
     if stage.activation_checkpointing:
-        model.activation_checkpointing_enable()
+        model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": same_attention_again})
         model.train()                                   # transformers checkpoints in training mode only; no dropout
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     for _ in range(2):
@@ -169,7 +169,7 @@ def measure(stage: Stage) -> int:
 
     torch.set_num_threads(1)
     run(replace(stage, sampler=TINY, trained=stage.trained and TINY, readers=(TINY,) * len(stage.readers),
-                max_prompt=16, max_new=16, micro_batch_size=2, rollout_tokens=0,
+                max_prompt=16, max_new=16, micro_batch_size=2, samples=1, rollout_tokens=0,
                 waves=(Wave(2, 2),) if stage.waves else ()))
     gc.collect()
     before = memory("VmRSS")
@@ -184,7 +184,8 @@ def describe(stage: Stage) -> str:
     model = stage.sampler
     shape = (f"{'Qwen3' if model.qk_norm else 'Llama'} {model.layers}x{model.hidden}, MLP {model.intermediate}, "
              f"heads {model.heads}/{model.kv_heads}, V {model.vocab}{' tied' if model.tied else ''}")
-    batch = f"{stage.micro_batch_size} x ({stage.max_prompt} + {stage.max_new})"
+    prompts = stage.micro_batch_size // stage.samples
+    batch = f"{prompts} x ({stage.max_prompt} + {stage.samples} x {stage.max_new})"
     if stage.waves:
         batch = f"{stage.waves[0].prompts} x ({stage.max_prompt} + {stage.waves[0].samples} x {stage.max_new})"
     extras = ["checkpointing"] * stage.activation_checkpointing + ["teacher"] * bool(stage.readers)

@@ -10,6 +10,8 @@ from transformers import (
 )
 
 import plan
+from engine.packed import Packed
+from engine.rollouts import Rollouts
 from plan import GPUS, MODELS, Model, Stage, Wave, moments, num_params, peak, remedy, total, usable
 
 CLASSES = {"Qwen3": Qwen3Config, "Llama": LlamaConfig}
@@ -51,29 +53,29 @@ def test_a_users_config_is_counted_exactly(config, tmp_path):
 
 @pytest.mark.parametrize("model_class, config_class", [(Qwen3ForCausalLM, Qwen3Config), (LlamaForCausalLM, LlamaConfig)])
 @pytest.mark.parametrize("dtype, autocast", [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)])
-@pytest.mark.parametrize("padded", [True, False])
-def test_activations_are_what_autograd_keeps(model_class, config_class, dtype, autocast, padded):
+@pytest.mark.parametrize("prompts", [1, 2, 4])
+def test_activations_are_what_autograd_keeps(model_class, config_class, dtype, autocast, prompts):
     """To the byte: every storage that a saved tensor lies in, less the parameters' and the copies that autocast makes of them."""
     shape = Model(96, 48, 112, 3, 4, 2, 16, tied=True, qk_norm=model_class is Qwen3ForCausalLM)
     model = model_class(config_of(shape, config_class)).to(dtype)
-    rows, length = 2, 33                                    # 66 tokens: no matrix of activations has a weight's shape
-    mask = torch.ones(rows, length, dtype=torch.bool)
-    mask[0, :3] = not padded
+    stage = Stage("", shape, shape, width=2 if autocast else dtype.itemsize, micro_batch_size=4, samples=4 // prompts,
+                  max_prompt=13, max_new=17, gpus=1 if dtype == torch.float32 else 2)
     own, kept = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}, {}
     weights = {parameter.mT.shape for parameter in model.parameters() if parameter.dim() == 2}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own and tensor.shape not in weights:
+        if storage.data_ptr() not in own and tensor.shape not in weights:   # no matrix of activations has a weight's shape
             kept[storage.data_ptr()] = storage              # held, so that no address is used twice
         return tensor
 
+    prompt_ids = torch.arange(prompts).repeat_interleave(stage.samples)[:, None].expand(-1, stage.max_prompt)
+    ids = torch.zeros(4, stage.max_new, dtype=torch.int64)
+    packed = Packed(Rollouts(prompt_ids, torch.ones_like(prompt_ids, dtype=torch.bool), ids, torch.ones_like(ids, dtype=torch.bool),
+                             torch.ones(4, dtype=torch.bool)))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, autocast):
-        model.base_model(input_ids=torch.zeros(rows, length, dtype=torch.int64), attention_mask=mask, use_cache=False,
-                         position_ids=(mask.long().cumsum(1) - 1).clamp(min=0))
-    width, mask = 2 if autocast else dtype.itemsize, length * padded
-    expected = shape.layers * plan.saved_per_token(shape, width, dtype.itemsize, mask) + plan.saved_around_blocks(shape, dtype.itemsize)
-    assert sum(storage.nbytes() for storage in kept.values()) == rows * length * expected
+        packed.call(model, model.base_model, **packed.inputs)
+    assert sum(storage.nbytes() for storage in kept.values()) == plan.activations(stage)
 
 
 def test_the_cache_is_what_the_sampler_allocates():
