@@ -14,8 +14,7 @@ Memory is the largest of a few moments, each a sum of parts, in bytes on one GPU
     scoring     a model that only reads goes over a micro-batch
     head        the end of a micro-batch's forward pass: all activations, and a tile of the logits
     block       the beginning of its backward pass through the blocks
-    root        its end: the gradient of the embedding
-    update      AdamW's step
+    root        its end: the gradient of the embedding (AdamW's step is fused and needs nothing more)
 
 `python bench/plan.py` holds the formulas against runs on the CPU; tests/test_plan.py holds the parameters and the
 activations against transformers.  Times are rooflines at shares of a GPU's peak that stand below the GPUs.
@@ -386,14 +385,6 @@ def root_moment(stage: Stage) -> dict:
         "logits": width * model.vocab * model.hidden * (2 if model.tied else 1)}
 
 
-def update_moment(stage: Stage) -> dict:
-    """AdamW goes from parameter to parameter, with two temporaries of its size: the embedding is the largest."""
-    model = stage.trained
-    largest = model.hidden * max(model.vocab, model.intermediate, model.query)
-    parts = standing(stage, training=True)
-    return parts | {"optimiser": parts["optimiser"] + 2 * 4 * largest / stage.gpus}
-
-
 def moments(stage: Stage) -> dict[str, dict]:
     """Every moment that may be the peak, the largest wave of rollouts among them.  -> name -> part -> bytes"""
     found = {}
@@ -403,8 +394,7 @@ def moments(stage: Stage) -> dict[str, dict]:
     if scorers:
         found["scoring"] = max((scoring_moment(stage, model) for model in scorers), key=total)
     if stage.trained:
-        found |= {"head": head_moment(stage), "block": block_moment(stage), "root": root_moment(stage),
-                  "update": update_moment(stage)}
+        found |= {"head": head_moment(stage), "block": block_moment(stage), "root": root_moment(stage)}
     return found
 
 

@@ -170,7 +170,7 @@ def main(args) -> None:
 
     policy = load_prepared(ready, "model", args, device, trainable=True)
     reference = load_prepared(ready, "model", args, device) if args.kl_coef else None
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(policy.parameters(), args.lr, (0.9, 0.95), 1e-8, args.weight_decay, fused=True)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
     done, progress = load_state(args.out, policy, optimizer)
     totals = {"grader_gave_up": 0, **progress["totals"]}

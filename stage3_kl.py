@@ -185,7 +185,7 @@ def main(args) -> None:
 
     student = load_prepared(ready, "student", args, device, trainable=True)
     teacher = load_prepared(ready, "teacher", args, device)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(student.parameters(), args.lr, (0.9, 0.95), 1e-8, args.weight_decay, fused=True)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
     step, progress = load_state(args.out, student, optimizer)
     totals = progress["totals"]

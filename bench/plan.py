@@ -142,7 +142,7 @@ def run(stage: Stage) -> None:
     if stage.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": same_attention_again})
         model.train()                                   # transformers checkpoints in training mode only; no dropout
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     for _ in range(2):
         for _ in range(2):
             micro = random_rollouts(stage)

@@ -2,6 +2,7 @@
 Nothing here changes a rollout but by rounding.
 """
 import copy
+import ctypes
 import functools
 import os
 from contextlib import contextmanager
@@ -47,6 +48,7 @@ def quick_linears(model):
                and type(module.weight) is torch.nn.Parameter            # neither a shard nor quantised
                and module.weight.device.type == "cpu" and module.weight.dtype in dtypes
                and "forward" not in vars(module)]
+    give_back_freed_memory()
     try:
         for module in changed:
             weight, bias = (x if x is None else x.detach().float() for x in (module.weight, module.bias))
@@ -56,6 +58,14 @@ def quick_linears(model):
     finally:
         for module in changed:
             del module.forward
+        packed = None
+        give_back_freed_memory()
+
+
+def give_back_freed_memory() -> None:
+    """To the system.  glibc keeps what was freed amid what is in use: of a step's gradients or packed weights, most."""
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def linear(packed: Tensor, shape: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:

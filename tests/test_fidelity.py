@@ -318,7 +318,7 @@ def three_clipped_steps(model):
     clip, gradients after it, weights"""
     rollouts = gradients_script.canned_sample(None, [[5, 6, 7], [8, 9]], samples_per_prompt=2, max_new_tokens=9, eos_ids=[EOS], pad_id=PAD)
     mine = rollouts.select(slice(None) if world_size() == 1 else slice(1) if rank() == 0 else slice(1, 4))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     steps = []
     for scale in (1.0, -3.0, 0.01):                             # clipped, clipped, not clipped
         for micro in even_micro_batches(mine, 1):
