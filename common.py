@@ -275,12 +275,13 @@ def sample_share(model, tokenizer, prompts: list[list[int]], args, stop: list[in
 def grade_rollouts(rollouts: Rollouts, golds: list[str], tokenizer) -> Tensor:
     """1 where the final answer is equivalent to the gold answer, else 0 (equation 1).  -> (B,) float32
 
-    golds: one for each prompt, whose rollouts are adjacent.  A completion that was cut off is wrong, even behind its
-    box: it did not end.
+    golds: one for each prompt, whose rollouts are adjacent; None, where there is no label, makes 0.  A completion that
+    was cut off is wrong, even behind its box: it did not end.
     """
     texts = tokenizer.batch_decode(rollouts.completions(), skip_special_tokens=True)
     each = [gold for gold in golds for _ in range(len(texts) // len(golds))]
-    verdicts = [ended and grade(text, gold) for text, ended, gold in zip(texts, rollouts.finished.tolist(), each)]
+    verdicts = [ended and gold is not None and grade(text, gold)
+                for text, ended, gold in zip(texts, rollouts.finished.tolist(), each)]
     return torch.tensor(verdicts, dtype=torch.float32, device=rollouts.finished.device)
 
 

@@ -11,8 +11,8 @@ C1 is certified on problems that RL did not train on: those of --certify-problem
 It holds if the lower end of the 95% interval of the within-prompt AUC, bootstrapped over prompts, is above --min-auc.
 A teacher equal to the reference has R = 0 everywhere and AUC 0.5, and fails.
 
-The rollouts written for stage 3 are selected by nothing; --keep right selects by the label, --weight reward weighs
-each rollout by its reward over its prompt's mean reward, so that each solved prompt counts the same.
+The rollouts written for stage 3 are selected by nothing, and their prompts need no labels; --keep right selects by the
+label, --weight reward weighs a rollout by its reward over its prompt's mean, so that each solved prompt counts as much.
 
     python stage2_shape.py --teacher runs/teacher --reference toy/teacher --problems toy/train.jsonl \
         --certify-problems toy/heldout.jsonl --out runs/shape
@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from common import (
     FlagParser, above_zero, bootstrap_interval, completion_logprobs, grade_rollouts, load_graded_problems,
-    load_prepared, natural, positive, prepare, sample_share,
+    load_prepared, load_problems, natural, positive, prepare, sample_share,
 )
 from engine.files import read_record, write_json, write_text
 from engine.problems import INSTRUCTION, check_runs_prompts, digest, template_arguments
@@ -113,7 +113,7 @@ def shaped_rollouts(name: str, writer: str, models: dict, ready, problems, promp
                                         name, indices=batch)
         mine = [batch[place] for place in places]
         rollouts.rewards = grade_rollouts(rollouts, [problems[i].answer for i in mine], ready.tokenizer)
-        rows = scored_rows(rollouts, [problems[i].id for i in mine for _ in range(size)],
+        rows = scored_rows(rollouts, [problems[i] for i in mine for _ in range(size)],
                            *(score_rollouts(models[side], rollouts, args) for side in MODELS))
         batch_groups = [rows[start:start + size] for start in range(0, len(rows), size)]
         batch_seconds = time.perf_counter() - start
@@ -121,7 +121,6 @@ def shaped_rollouts(name: str, writer: str, models: dict, ready, problems, promp
         leave_if_asked(args.out, "a batch was finished")
         sampled |= zip(mine, batch_groups)
         seconds += batch_seconds
-        bar.set_postfix_str(f"right {sum(row['reward'] for row in rows) / max(len(rows), 1):.3f}", refresh=False)
         bar.update(len(batch))
     bar.close()
     for part in gather_list([sampled]):
@@ -138,12 +137,12 @@ def score_rollouts(model, rollouts, args) -> Tensor:
     return torch.stack([F.pad(row, (0, length - len(row))) for row in rows]) if rows else torch.zeros(0, length)
 
 
-def scored_rows(rollouts, ids: list[str], teacher_logprobs: Tensor, reference_logprobs: Tensor) -> list[dict]:
-    """What is kept of each rollout; its dense reward is the log-ratio of every token."""
-    dense = (teacher_logprobs - reference_logprobs).tolist()
+def scored_rows(rollouts, problems, teacher_logprobs: Tensor, reference_logprobs: Tensor) -> list[dict]:
+    """What is kept of each rollout, whose problem has its place: the dense reward is the log-ratio of every token."""
+    dense, rewards = (teacher_logprobs - reference_logprobs).tolist(), rollouts.rewards.tolist()
     scores = implicit_reward(teacher_logprobs, reference_logprobs, rollouts.completion_mask).tolist()
-    return [{"id": ids[i], "prompt_ids": prompt, "completion_ids": completion,
-             "finished": bool(rollouts.finished[i]), "reward": float(rollouts.rewards[i]),
+    return [{"id": problems[i].id, "prompt_ids": prompt, "completion_ids": completion,
+             "finished": bool(rollouts.finished[i]), "reward": rewards[i] if problems[i].answer is not None else None,
              "teacher_logprob_nats": float(teacher_logprobs[i].sum()),
              "reference_logprob_nats": float(reference_logprobs[i].sum()),
              "implicit_reward_nats": scores[i], "dense_rewards_nats": dense[i][:len(completion)]}
@@ -161,9 +160,9 @@ def write_rollouts(path: Path, rows: list[dict], args) -> None:
     lines = []
     for start in range(0, len(rows), args.samples_per_prompt):
         group = rows[start:start + args.samples_per_prompt]
-        mean_reward = sum(row["reward"] for row in group) / len(group)
+        total = sum(row["reward"] for row in group) if args.weight == "reward" else 0.0
         for row in group:
-            weight = 1.0 if args.weight == "uniform" else row["reward"] / mean_reward if mean_reward else 0.0
+            weight = 1.0 if args.weight == "uniform" else row["reward"] * len(group) / total if total else 0.0
             if weight > 0 and (args.keep == "all" or row["reward"] > 0):
                 kept = {key: value for key, value in row.items() if key != "dense_rewards_nats"}
                 lines.append(json.dumps(kept | {"weight": weight}) + "\n")
@@ -177,7 +176,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = FlagParser(__doc__)
     parser.add_argument("--teacher", type=Path, required=True, help="teacher after RL: run, directory or hub name")
     parser.add_argument("--reference", type=Path, required=True, help="the model that the teacher's RL began from")
-    parser.add_argument("--problems", type=Path, nargs="+", required=True, help="to sample for stage 3, with answers")
+    parser.add_argument("--problems", type=Path, nargs="+", required=True, help="prompts for stage 3's rollouts")
     parser.add_argument("--certify-problems", type=Path, nargs="+", required=True,
                         help="for C1, with answers; those that RL has seen are left out")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out golds that the judge cannot read")
@@ -226,7 +225,9 @@ def main(args) -> None:
     if args.samples_per_prompt < 2:
         fail(f"--samples-per-prompt {args.samples_per_prompt}: C1 ranks completions of one prompt; give 2 or more")
     device = setup_distributed()
-    problems = load_graded_problems(args.problems, args)[:args.num_problems or None]
+    selected = args.keep == "right" or args.weight == "reward"
+    problems = load_graded_problems(args.problems, args) if selected else load_problems(args.problems, False)
+    problems = problems[:args.num_problems or None]
     given = load_graded_problems(args.certify_problems, args)
     ready = prepare(args, MODELS, problems=problems, certify_problems=given)
     check_runs_prompts(ready.tokenizer, args, {"teacher": ready.parents["teacher"]})
@@ -243,7 +244,6 @@ def main(args) -> None:
     rows, seconds = shaped_rollouts("teacher rollouts", "teacher", models, ready, problems, ready.prompts[0], args)
     certify_rows, more_seconds = shaped_rollouts("certificate rollouts", args.certify_on, models, ready,
                                                  certify_problems, certify_prompts, args)
-    selected = args.keep == "right" or args.weight == "reward"
     certificate = certificate_of(certify_rows, args) | {
         "certified_on": args.certify_on, "rollouts_selected_by": "reward" if selected else "nothing",
         "problems_left_out_as_seen_by_rl": sum(problem.id in seen for problem in given)}

@@ -68,9 +68,9 @@ class Rollouts:
 
 
 def is_rollout(row: dict) -> bool:
-    """Whether a row of rollouts.jsonl has its two lists of ids, neither empty, and its three numbers."""
+    """Whether a row of rollouts.jsonl has its two lists of ids, neither empty, and its two numbers."""
     lists, numbers = ([row.get(name) for name in names]
-                      for names in (("prompt_ids", "completion_ids"), ("finished", "reward", "weight")))
+                      for names in (("prompt_ids", "completion_ids"), ("finished", "weight")))
     return (all(isinstance(ids, list) and ids and all(type(id) is int and id >= 0 for id in ids) for ids in lists)
             and all(isinstance(number, int | float) and 0 <= number < float("inf") for number in numbers))
 
@@ -92,7 +92,6 @@ def from_rows(rows: list[dict], pad_id: int) -> Rollouts:
     completion_ids, completion_mask = pad([row["completion_ids"] for row in rows], pad_id, "cpu", left=False)
     return Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask,
                     finished=torch.tensor([row["finished"] for row in rows], dtype=torch.bool),
-                    rewards=torch.tensor([row["reward"] for row in rows]),
                     weights=torch.tensor([row["weight"] for row in rows]))
 
 

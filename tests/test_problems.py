@@ -448,7 +448,8 @@ def test_a_completion_that_was_cut_is_wrong(toy, tmp_path, monkeypatch):
     run(stage1_grpo, *flags_of(toy, tmp_path / "rl", model=toy / "student", samples_per_prompt=2, steps_per_rollout=1))
     assert metrics(tmp_path / "rl")[0]["reward_mean"] == 0 and metrics(tmp_path / "rl")[0]["truncated_fraction"] == 1
     rows = [json.loads(line) for line in shaped(toy, tmp_path, toy / "teacher").read_text().splitlines()]
-    assert rows and all(row["reward"] == 0 and not row["finished"] for row in rows)
+    assert rows and all(row["reward"] is None and not row["finished"] for row in rows), "no label was read for these"
+    assert json.loads((tmp_path / "shape" / "certificate.json").read_text())["accuracy"] == 0
 
 
 def test_graded_rows_that_were_cut_are_wrong(tmp_path):
