@@ -12,7 +12,7 @@ OTHER_CPU ?= default
 NUMERICS := $(addprefix tests/test_,logprobs.py losses.py scoring.py sampler.py training.py)
 
 demo: .venv/installed
-	$(BIN)/python reproduce.py main --scale toy --out runs/demo
+	$(BIN)/python reproduce.py main --scale toy --jobs 2 --out runs/demo
 
 test: .venv/installed
 	$(BIN)/ruff check .
@@ -40,6 +40,6 @@ gpu: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs/demo
+	rm -rf .venv runs/demo runs/cells
 
 .PHONY: demo test kernels gpu clean

@@ -34,7 +34,8 @@ from engine.problems import LONGEST_COMPLETION
 from engine.checkpoints import read_object
 from engine.ranks import fail
 from engine.logprobs import WORKSPACE_BYTES
-from reproduce import EVALUATE, SCALES, TABLES, fill, slug
+from reproduce import fill, lines_of, needs, wanted, with_numbers
+from tables import SCALES, TABLES
 
 GIB = 2**30
 WORKSPACE = WORKSPACE_BYTES["cuda"]             # of logits alive at a time
@@ -634,32 +635,23 @@ def plan_command(command: str, models: dict[str, Model], gpu: GPU, args) -> Plan
 
 def plan_table(args, gpu: GPU) -> list[Planned]:
     """Every command of the table at its scale, in order; figures that come from runs come from the plans before."""
-    table, rows = TABLES["main"]
-    scale = SCALES[args.scale] | {"out": "runs", "run": "runs", "data": "data", "models": "models", "seed": 0,
-                                  "dtype": args.dtype}
-    models = {fill(scale[role], scale): find(getattr(args, role) or args.model or fill(scale[role], scale))
-              for role in ("teacher", "student")}
-    lines = [line for line in table.strip().splitlines() if line and not line.startswith("#")]
-    lines += [fill(EVALUATE, scale | {"model": model, "slug": slug(name)}) for name, (model, _) in rows.items()]
-    planned: dict[str, Planned] = {}
-    for line in lines:
-        each = plan_command(fill(line, scale | figures(planned, gpu)), models, gpu, args)
-        planned[each.asked.name] = each
+    table = TABLES[args.table]
+    scale = SCALES[args.scale] | {"data": "data", "models": "models", "seed": 0, "dtype": args.dtype}
+    names = {role: plain(fill(scale[role], scale)) for role in ("teacher", "student")}
+    models = {name: find(getattr(args, role) or args.model or name) for role, name in names.items()}
+    lines, planned = lines_of(table, scale), {}
+    for name in wanted(lines, list(table.rows)):
+        if not lines[name].startswith("prepare.py"):
+            totals = {other: {"optimiser_steps": planned[other].asked.steps * bool(planned[other].asked.trained),
+                              "seconds": planned[other].seconds} for other in needs(lines[name]) if other in planned}
+            command = f"{plain(with_numbers(lines[name], totals))} --out {name}"
+            planned[name] = plan_command(command, models, gpu, args)
     return list(planned.values())
 
 
-def figures(planned: dict[str, Planned], gpu: GPU) -> dict:
-    """Step counts that a table takes from the workflow, once that is planned."""
-    workflow = [planned[name] for name in ("teacher", "shape", "bridge", "student") if name in planned]
-    if len(workflow) < 4:
-        return {}
-    steps = sum(int(each.asked.steps) for each in workflow if each.asked.trained)
-    counts = {"workflow_steps": steps, "raw_opd_steps": steps - int(planned["bridge"].asked.steps)}
-    if "direct" in planned:
-        direct = planned["direct"]
-        seconds = sum(each.seconds for each in workflow)
-        counts["equal_time_steps"] = max(1, round(seconds / step_total(direct.setting, gpu)))
-    return counts
+def plain(command: str) -> str:
+    """Runs go by their names."""
+    return command.replace("@", "")
 
 
 # ================================================================ what is printed
@@ -748,7 +740,8 @@ def assumptions(args) -> str:
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = FlagParser(__doc__)
-    parser.add_argument("--scale", choices=list(SCALES), default="paper", help="whose commands")
+    parser.add_argument("--table", choices=list(TABLES), default="main", help="whose commands")
+    parser.add_argument("--scale", choices=list(SCALES), default="paper", help="with which settings")
     parser.add_argument("--gpus", type=positive, default=8, help="GPUs, over all nodes of 8")
     parser.add_argument("--gpu", default="H100", help=", ".join(GPUS))
     group = parser.add_argument_group("models: a checkpoint directory, its config.json, or a name that plan.py knows")

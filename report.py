@@ -81,6 +81,9 @@ pre i{font-style:normal;color:#66717e} pre,.tokens{white-space:pre-wrap;overflow
 .ticks{display:flex;justify-content:space-between;width:340px;font-size:12px;color:#66717e}
 footer{margin-top:48px;padding-top:12px;border-top:1px solid #dde2e7}
 @media (max-width:700px){.grid,.two,.rollout{grid-template-columns:1fr}.flags{columns:1}}
+@media (prefers-color-scheme:dark){body{background:#14181c;color:#e3e7eb}a{color:#6cb6f0}pre{background:#1d2329}
+ th,td,h2,footer{border-color:#333c45}figure svg,td svg,th svg{filter:invert(.92) hue-rotate(180deg)}
+ .tokens span{color:#14181c}}
 @media print{body{margin:0;font-size:12px}pre,.tokens{max-height:none}h2,h3{break-after:avoid}}
 """
 
@@ -456,10 +459,13 @@ def coloured_rollout(row: dict, limit: float, longest: int = 600) -> str:
 
 
 def write_table_page(out: Path) -> None:
-    """OUT/report.html, from table.json and the runs in OUT/seed0, OUT/seed1, …"""
+    """OUT/report.html, from table.json and the runs that it names; of several budgets, those of the middle one."""
     table = read_json(out / "table.json")
-    rows = [{"runs": [], **row} for row in table["rows"]]
-    seed_dirs = [out / f"seed{seed}" for seed in range(len(rows[0]["seeds"]))]
+    budgets = list(dict.fromkeys(scope["labels"] for scope in table["scopes"]))
+    chosen = budgets[(len(budgets) - 1) // 2]
+    seed_dirs = [out / scope["directory"] for scope in table["scopes"] if scope["labels"] == chosen]
+    rows = [row for row in table["rows"] if row["labels"] in (None, chosen)]
+    rows = [row for row in rows if all((seed_dir / name).is_dir() for seed_dir in seed_dirs for name in row["runs"])]
     trained = [row for row in rows if not is_reference(row, rows)] or rows
     colours = dict(zip([row["row"] for row in trained[::-1]], PALETTE * len(trained)))
     names = list(dict.fromkeys(name for row in rows for name in row["runs"]))
@@ -467,12 +473,58 @@ def write_table_page(out: Path) -> None:
         if (run / "args.json").is_file() and not (run / "report.html").is_file():
             write_run_page(run)
     shaped = [row["runs"][len(teachers)] for row in rows if (teachers := teacher_runs(row, seed_dirs[0]))]
-    sections = [f"<p class='lead'>{table_finding(trained)}</p><p>{escape(table['ordering'])}</p>",
+    sentences = "".join(f"<li>{escape(ordering['sentence'])}</li>" for ordering in table["orderings"])
+    figure = (out / "figure.svg").read_text(encoding="utf-8") if (out / "figure.svg").is_file() else ""
+    sections = [f"<p class='lead'>{escape(table['about'])}</p><figure>{figure}</figure><ul>{sentences}</ul>",
+                f"<h2>With {chosen} labels</h2>" if len(budgets) > 1 else "",
                 score_section(rows, colours, seed_dirs), learning_section(trained, colours, seed_dirs),
                 dense_rewards_section(seed_dirs[0] / shaped[0]) if shaped else "",
-                runs_section(names, seed_dirs, table)]
+                runs_section(names, seed_dirs, table, out)]
     title = f"{capital(table['table'])} table, {table['scale']} scale"
     write_text(out / "report.html", page(title, "Sparse-to-dense reward post-training", sections, out))
+
+
+def write_table_figure(out: Path) -> None:
+    """OUT/figure.svg: accuracy over labels with bands, or each row's score with its interval."""
+    table = read_json(out / "table.json")
+    figure = labels_figure(table) if len({scope["labels"] for scope in table["scopes"]}) > 1 else rows_figure(table)
+    write_text(out / "figure.svg", svg(figure, table["about"]).removeprefix("<figure>").removesuffix("</figure>"))
+
+
+def labels_figure(table: dict):
+    figure = new_figure(8, 4)
+    axes, by_name = figure.subplots(), {}
+    for row in table["rows"]:
+        by_name.setdefault(row["row"], []).append(row)
+    every = [scope["labels"] for scope in table["scopes"]]
+    shown = [name for name, rows in by_name.items() if rows[0]["runs"] or rows[0]["labels"]]
+    for name, colour in zip(shown[::-1], PALETTE):
+        rows = by_name[name]
+        labels = [row["labels"] for row in rows] if rows[0]["labels"] else [min(every), max(every)]
+        rows = rows if rows[0]["labels"] else rows * 2                      # without labels: a level
+        low, high = zip(*(row["interval"] or row["seeds"][0]["interval"] for row in rows))
+        axes.fill_between(labels, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(labels, [row["mean"] for row in rows], "o-", color=colour, label=name, markersize=4)
+    axes.set(xscale="log", xlabel="labelled problems", ylim=(0, 1.03),
+             ylabel=f"{table['rows'][0]['metric']}, fraction right")
+    axes.set_xticks(sorted(set(every)), [f"{labels:,}" for labels in sorted(set(every))])
+    axes.minorticks_off()
+    axes.legend(frameon=False, labelcolor=MUTED, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def rows_figure(table: dict):
+    rows = table["rows"][::-1]
+    figure = new_figure(8, 0.6 + 0.32 * len(rows))
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        low, high = row["interval"] or row["seeds"][0]["interval"]
+        axes.plot([low, high], [place, place], color=PALETTE[0], linewidth=5, alpha=0.35, solid_capstyle="butt")
+        axes.plot([seed["value"] for seed in row["seeds"]], [place] * len(row["seeds"]), "|", color=PALETTE[0])
+        axes.plot(row["mean"], place, "o", color=PALETTE[0], markersize=5)
+    axes.set_yticks(range(len(rows)), [row["row"] for row in rows])
+    axes.set(xlim=(0, 1.02), xlabel=f"{rows[0]['metric']}, fraction right")
+    return figure
 
 
 def is_reference(row: dict, rows: list[dict]) -> bool:
@@ -487,29 +539,14 @@ def teacher_runs(row: dict, seed_dir: Path) -> list[str]:
     return row["runs"][:shapes[0]] if shapes else []
 
 
-def table_finding(trained: list[dict]) -> str:
-    """The best student, the others, and whether their intervals keep apart."""
-    best, *others = sorted(trained, key=lambda row: -row["mean"])
-    listed = ", ".join(f"{row['mean']:.3f} for {escape(row['row'])}" for row in others)
-    apart = sum(all(seed["interval"][0] > other["seeds"][i]["interval"][1] for other in others)
-                for i, seed in enumerate(best["seeds"]))
-    score, num_seeds = f"{best['metric']} {best['mean']:.3f}", len(best["seeds"])
-    against = f", against {listed}" if others else ""
-    if not apart:
-        return (f"<b>This table does not tell its students apart.</b>  {escape(capital(best['row']))} has {score}"
-                f"{against}, with overlapping 95% intervals.")
-    return (f"<b>{escape(capital(best['row']))} scores highest of the trained students: {score}</b>{against}.  Its 95% "
-            f"interval lies above all of theirs on {apart} of {num_seeds} seed{'s' * (num_seeds > 1)}.")
-
-
 def score_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> str:
     """The table: each row's intervals, one a seed, and what it cost."""
     top = min(1.0, math.ceil(10 * max(seed["interval"][1] for row in rows for seed in row["seeds"]) + 1e-9) / 10)
     lines = []
     for row in rows:
         points = [(seed["value"], seed["interval"]) for seed in row["seeds"]]
-        score = f"<b>{row['mean']:.3f}</b>" + ("" if row["sd"] is None else f" ± {row['sd']:.3f}")
-        score += "".join(f"<small>{with_interval(*point).split(' ', len(points) == 1)[-1]}</small>" for point in points)
+        low, high = row["interval"] or points[0][1]
+        score = f"<b>{row['mean']:.3f}</b><small>[{low:.3f}, {high:.3f}]</small>"
         costs = [f"{np.mean([seed[key] for seed in row['seeds']]):,.0f}" if row["runs"] else "–" for key in TOTALS]
         lines.append([escape(row["row"]), interval_plot(points, top, colours.get(row["row"], "#9aa4ae")), score, *costs,
                       f"{np.mean([seed['truncated_fraction'] for seed in row['seeds']]):.1%}"])
@@ -517,8 +554,8 @@ def score_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> str
     several = len(seed_dirs) > 1
     return f"""<h2>Scores and costs</h2>
         {html_table(head, lines, range(2, 8), ["" if row["row"] in colours else "reference" for row in rows])}
-        <p class="muted">{evaluation_settings(seed_dirs[0])}  Intervals are bootstrapped over problems.
-        {"One line a seed; the upright is their mean, ± their standard deviation; costs are means." * several}
+        <p class="muted">{evaluation_settings(seed_dirs[0])}  The intervals drawn are bootstrapped over problems{
+        "; a line a seed, the upright their mean, with its interval over seeds beside it; costs are means" * several}.
         Grey rows are for reference: what the students began from or learnt from.  A row’s costs are those of every run
         that led to it, its teacher’s too.  Cut off: completions that reached the longest length.</p>"""
 
@@ -608,15 +645,15 @@ def draw_learning(rows: list[dict], colours: dict, seed_dirs: list[Path], axis: 
     return svg(figure, f"accuracy against {TOTALS[axis]}")
 
 
-def runs_section(names: list[str], seed_dirs: list[Path], table: dict) -> str:
+def runs_section(names: list[str], seed_dirs: list[Path], table: dict, out: Path) -> str:
     """Each run with what came of it, and the command for all of it."""
     runs = [seed_dir / name for seed_dir in seed_dirs for name in names if (seed_dir / name / "args.json").is_file()]
-    paths = [f"{run.parent.name}/{run.name}" for run in runs]
+    paths = [str(run.relative_to(out)) for run in runs]
     lines = [[f"<a href='{escape(path)}/report.html'>{escape(path)}</a>", script_of(run), finding(run)]
              for path, run in zip(paths, runs)]
-    command = f"python reproduce.py {table['table']} --scale {table['scale']} --seeds {len(seed_dirs)} --out DIR"
     return f"""<h2>Runs</h2><p>Each has a page of its own, with its curves, its samples and its exact command.</p>
-        {html_table(["run", "script", "what came of it"], lines)}<h3>All of it again</h3><pre>{escape(command)}</pre>
+        {html_table(["run", "script", "what came of it"], lines)}
+        <h3>All of it again</h3><pre>{escape(table["command"])}</pre>
         <p class="muted">On a directory that is there it goes on where it stopped; --dry-run prints the commands.</p>"""
 
 

@@ -1,276 +1,415 @@
-"""Reproduce a table: run its list of commands, then write the table and a page to read.
+"""Reproduce a table: run its commands, then write the table, a figure and a page to read.
 
     python reproduce.py main --scale toy --out runs/main                 # minutes on a laptop's CPU
-    python reproduce.py main --scale toy --seeds 3 --out runs/main       # other seeds of the post-training, mean ± sd
+    python reproduce.py labels --scale toy --seeds 5 --out runs/labels   # accuracy against labels, about an hour
     python reproduce.py main --scale smollm2 --data DATA --out runs/smollm2    # a few steps on a real 135M model
     python reproduce.py main --scale paper --data DATA --out runs/paper --dry-run      # print the paper's own commands
 
-A table is a list of the exact commands, one a line, below; each is printed before it runs, and a command whose output
-is there already is passed over, so an interrupted table goes on.  Every row says what it cost, the teacher's RL
-included: optimiser steps, labels seen, tokens sampled, seconds of its runs (loading and evaluation apart).
+What the tables compare, and the settings, stand in tables.py.  Every run is kept in CELLS by what it hangs on, its
+command and the runs that it takes: an interrupted table goes on, tables share what they have in common, and a command
+that was changed is another run.  OUT/seed0/NAME links to the run of that name.  Commands that do not wait for one
+another run side by side (--jobs); a run's output is then in CELLS/NAME-….log.
 
-main: raw-teacher transfer < direct GRPO < the full workflow.  All three get the same number of optimiser steps; direct
-GRPO has a second row with as many as fit in the workflow's seconds.
+Every row says what it cost, the teacher's RL included: optimiser steps, labels seen, tokens sampled, seconds of its
+runs (loading and evaluation apart).  Over several seeds: mean and 95% interval (Student's t), and for each ordering
+that the paper claims the mean difference on the same seeds, with its interval.
 
-Writes OUT/table.json, OUT/table.md, OUT/report.html and the runs, OUT/seed0/…
+Writes OUT/table.json, OUT/table.md, OUT/figure.svg, OUT/report.html; with --results also DIR/TABLE-SCALE/, to be kept.
 """
 import argparse
+import hashlib
 import importlib.util
 import json
+import math
 import os
+import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from common import FlagParser, positive
-from engine.files import write_json, write_text
+from engine.files import read_jsonl, write_json, write_text
 from engine.ranks import fail, say
-from report import write_table_page
+from engine.runs import git_commit
+from report import write_table_figure, write_table_page
+from tables import EVALUATE, SCALES, TABLES, Table
 
 HERE = Path(__file__).parent
+COSTS = ("optimiser_steps", "labels_seen", "tokens_sampled", "seconds")
 
-# ---------------------------------------------------------------- tables
-# {name}: of the scale, of the paths, or a figure of runs that are done by then (see `figures_of`).
-# {if_failed}: whether the scale goes on where a certificate does not pass.  A raw teacher's C1 never passes.
-
-MAIN = """
-# The teacher learns from the sparse reward; C1; the bridge; on-policy distillation.
-stage1_grpo.py --model {teacher} --problems {train} --out {run}/teacher {grpo} --max-steps {grpo_steps}
-stage2_shape.py --teacher {run}/teacher --reference {teacher} --problems {train} --certify-problems {heldout} --out {run}/shape {shape} {if_failed}
-stage3_kl.py --student {student} --teacher {run}/teacher --rollouts {run}/shape/rollouts.jsonl --problems {heldout} --out {run}/bridge {bridge} {if_failed}
-stage4_distill.py --student {run}/bridge --teacher {run}/teacher --problems {train} --out {run}/student {opd} --max-steps {opd_steps} {if_failed}
-
-# Direct GRPO of the student: as many optimiser steps as the workflow took; as many as fit in its time.
-stage1_grpo.py --model {student} --problems {train} --out {run}/direct {grpo} --max-steps {workflow_steps}
-stage1_grpo.py --model {student} --problems {train} --out {run}/direct_equal_time {grpo} --max-steps {equal_time_steps}
-
-# Raw-teacher transfer: the same distillation from the teacher before RL, with all of the workflow's optimiser steps.
-stage2_shape.py --teacher {teacher} --reference {teacher} --problems {train} --certify-problems {heldout} --out {run}/raw_shape {shape} --allow-failed-certificate
-stage3_kl.py --student {student} --teacher {teacher} --rollouts {run}/raw_shape/rollouts.jsonl --problems {heldout} --out {run}/raw_bridge {bridge} --allow-failed-certificate
-stage4_distill.py --student {run}/raw_bridge --teacher {teacher} --problems {train} --out {run}/raw_student {opd} --max-steps {raw_opd_steps} --allow-failed-certificate
-"""
-
-# row -> the model that is evaluated, and the runs that it cost
-MAIN_ROWS = {
-    "base student": ("{student}", []),
-    "raw teacher": ("{teacher}", []),
-    "RL teacher": ("{run}/teacher", ["teacher"]),
-    "raw-teacher transfer": ("{run}/raw_student", ["raw_shape", "raw_bridge", "raw_student"]),
-    "direct GRPO, equal steps": ("{run}/direct", ["direct"]),
-    "direct GRPO, equal time": ("{run}/direct_equal_time", ["direct_equal_time"]),
-    "full workflow": ("{run}/student", ["teacher", "shape", "bridge", "student"]),
-}
-
-TABLES = {"main": (MAIN, MAIN_ROWS)}
-
-EVALUATE = "eval.py --model {model} --problems {test} --out {run}/eval_{slug} {eval} --seed {seed} --allow-failed-certificate"
-
-# ---------------------------------------------------------------- scales
-
-TOY_FLAGS = "--max-new-tokens 16 --micro-batch-size 128 --seed {seed}"
-TOY_CURVE = "--weight-decay 0 --eval-problems {heldout} --eval-every 10 --eval-samples 2"
-SMOL_FLAGS = "--temperature 0.5 --max-new-tokens 128 --micro-batch-size 4 --dtype {dtype} --seed {seed}"
-PAPER_FLAGS = "--max-new-tokens 8192 --micro-batch-size 2 --rollout-tokens 300000 --dtype bfloat16 --seed {seed}"
-PAPER_CURVE = "--eval-problems {test} --eval-every 5 --eval-samples 4 --save-every 20"
-
-SCALES = {
-    # 128 rollouts in every optimiser step of every arm.
-    "toy": {
-        "prepare": ["prepare.py toy --out {out}/base"],
-        "teacher": "{out}/base/teacher", "student": "{out}/base/student",
-        "train": "{out}/base/train.jsonl", "heldout": "{out}/base/heldout.jsonl", "test": "{out}/base/test.jsonl",
-        "grpo": f"--prompts-per-step 16 --samples-per-prompt 8 --steps-per-rollout 2 --lr 3e-4 {TOY_FLAGS} {TOY_CURVE}",
-        "shape": f"--num-problems 512 --samples-per-prompt 4 --prompts-per-step 128 --certify-on reference {TOY_FLAGS}",
-        "bridge": f"--max-kl 0.3 --max-steps 40 --rollouts-per-step 128 --lr 1e-3 {TOY_FLAGS} {TOY_CURVE.replace('-every 10', '-every 5')}",
-        "opd": f"--prompts-per-step 128 --lr 1e-3 {TOY_FLAGS} {TOY_CURVE}",
-        "eval": "--samples 16 --temperature 0.7 --top-p 1 --top-k 0 --max-new-tokens 16 --batch-size 1024",
-        "grpo_steps": 80, "opd_steps": 60, "launch": "{python}", "if_failed": ""},
-    # Shows that the code meets a real model, tokenizer and data; a few steps teach nobody anything.  The student is the
-    # teacher without its last layers.  A model of 135M hardly ever boxes a right answer: expect rewards of 0.
-    "smollm2": {
-        "prepare": ["prepare.py smollm2 --out {out}/base/teacher", "prepare.py smollm2 --num-layers 27 --out {out}/base/student"],
-        "teacher": "{out}/base/teacher", "student": "{out}/base/student",
-        "train": "{data}/gsm8k_train.jsonl", "heldout": "{data}/gsm8k_test.jsonl", "test": "{data}/gsm8k_test.jsonl",
-        "grpo": f"--prompts-per-step 2 --samples-per-prompt 4 --steps-per-rollout 2 --lr 1e-5 --give-up-after 0 {SMOL_FLAGS}",
-        "shape": f"--num-problems 8 --num-certify-problems 4 --samples-per-prompt 2 --prompts-per-step 8 {SMOL_FLAGS}",
-        "bridge": f"--max-kl 0.1 --num-certify-problems 4 --max-steps 3 --rollouts-per-step 8 --lr 1e-4 {SMOL_FLAGS}",
-        "opd": f"--prompts-per-step 8 --lr 1e-4 {SMOL_FLAGS}",
-        "eval": "--samples 2 --num-problems 4 --temperature 0.5 --max-new-tokens 128 --dtype {dtype}",
-        "grpo_steps": 2, "opd_steps": 2, "launch": "{python}", "if_failed": "--allow-failed-certificate"},
-    # The paper's settings: 15 epochs of 80% of DAPO-Math-17k; needs a GPU node.  Checkpointing and the bound on the
-    # cache change no figure; without them no stage fits 80 GB (plan.py).
-    "paper": {
-        "prepare": ["prepare.py dapo --parquet {data}/dapo-math-17k.parquet --out {out}/base"],
-        "teacher": "{models}/Qwen3-8B", "student": "{models}/Qwen3-1.7B",
-        "train": "{out}/base/train.jsonl", "heldout": "{out}/base/heldout.jsonl", "test": "{data}/math500.jsonl",
-        "grpo": f"--prompts-per-step 128 --samples-per-prompt 8 --steps-per-rollout 4 --activation-checkpointing --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
-        "shape": f"--samples-per-prompt 2 --num-certify-problems 512 --prompts-per-step 512 {PAPER_FLAGS}",
-        "bridge": f"--max-kl 0.1 --max-steps 200 --rollouts-per-step 64 --activation-checkpointing --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
-        "opd": f"--prompts-per-step 64 --activation-checkpointing --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
-        "eval": "--samples 16 --temperature 0.7 --top-p 0.8 --top-k 20 --max-new-tokens 8192 --rollout-tokens 300000 --dtype bfloat16",
-        "grpo_steps": 1600, "opd_steps": 800, "launch": "{torchrun} --nproc_per_node={gpus}", "if_failed": ""},
-}
-
-# ---------------------------------------------------------------- running
-
-
-def totals_of(run: Path) -> dict:
-    return json.loads((run / "DONE").read_text())
-
-
-def add_up(runs: list[Path]) -> dict:
-    """What runs cost together."""
-    every = [totals_of(run) for run in runs]
-    return {key: sum(totals[key] for totals in every) for key in ("optimiser_steps", "labels_seen", "tokens_sampled", "seconds")}
-
-
-def figures_of(run: Path) -> dict:
-    """Figures that later commands take from runs that are done; a name in angle brackets where they are not."""
-    figures = {"workflow_steps": "<steps of the workflow>", "equal_time_steps": "<steps in the workflow's seconds>",
-               "raw_opd_steps": "<steps of the workflow less those of raw_bridge>"}
-    if all((run / part / "DONE").is_file() for part in ("teacher", "shape", "bridge", "student")):
-        workflow = add_up([run / part for part in ("teacher", "shape", "bridge", "student")])
-        figures["workflow_steps"] = workflow["optimiser_steps"]
-        if (run / "direct" / "DONE").is_file():
-            direct = totals_of(run / "direct")
-            figures["equal_time_steps"] = max(1, round(direct["optimiser_steps"] * workflow["seconds"] / direct["seconds"]))
-        if (run / "raw_bridge" / "DONE").is_file():
-            figures["raw_opd_steps"] = workflow["optimiser_steps"] - totals_of(run / "raw_bridge")["optimiser_steps"]
-    return figures
+# ---------------------------------------------------------------- from a table's text to commands
 
 
 def fill(text: str, values: dict) -> str:
-    """Replace {name} until none is left: a scale's flags name paths, which name OUT."""
+    """Replace {name} until none is left: a scale's flags name paths, which name others."""
     while re.search(r"\{\w+\}", text):
         text = re.sub(r"\{(\w+)\}", lambda match: str(values[match[1]]), text)
     return text
-
-
-def run_command(line: str, values: dict, dry_run: bool) -> None:
-    """Print one command and run it.  Ends the table if it fails."""
-    if not line or line.startswith("#"):
-        return print(line)
-    script, flags = fill(line, values).strip().split(" ", 1)
-    launch = shlex.split(fill("{python}" if script == "prepare.py" else values["launch"], values))
-    print("$", Path(launch[0]).name, *launch[1:], script, flags, flush=True)
-    if not dry_run and (code := subprocess.run([*launch, str(HERE / script), *shlex.split(flags)]).returncode):
-        raise SystemExit(f"the command above ended with exit code {code}; mend what it says and run this again: it goes on there")
-
-
-def run_seed(table: str, values: dict, rows: dict, dry_run: bool) -> None:
-    """All commands of one seed, then the evaluation of each row."""
-    for line in table.strip().splitlines():
-        run_command(line, values | figures_of(Path(values["run"])), dry_run)
-    print("\n# Evaluation: a line a row of the table.")
-    for name, (model, _) in rows.items():
-        run_command(EVALUATE, values | {"model": model, "slug": slug(name)}, dry_run)
 
 
 def slug(name: str) -> str:
     return re.sub(r"\W+", "_", name)
 
 
+def lines_of(table: Table, values: dict) -> dict[str, str]:
+    """name -> command, of the scale's preparation, of the table, and an evaluation of every row."""
+    lines = [line.split(None, 1) for line in f"{values['prepare']}\n{table.commands}".splitlines()
+             if line.strip() and not line.strip().startswith("#")]
+    lines += [(f"eval_{slug(row)}", EVALUATE.replace("{model}", model)) for row, (model, _) in table.rows.items()]
+    return {name: fill(command, values).strip() for name, command in lines}
+
+
+NUMBER = re.compile(r"<steps of ([\w ]+?)(?: (in the seconds of|less those of) ([\w ]+))?>")
+
+
+def needs(command: str) -> list[str]:
+    """The names of the runs that must be done before this command can begin."""
+    named = re.findall(r"@([a-z]\w*)", command)
+    return named + " ".join(f"{first} {second}" for first, _, second in NUMBER.findall(command)).split()
+
+
+def with_numbers(command: str, totals: dict[str, dict]) -> str:
+    """Put in what <…> stands for.  totals: what each run took."""
+    def number(match) -> str:
+        first, relation, second = match[1].split(), match[2], (match[3] or "").split()
+        steps, seconds = (sum(totals[name][key] for name in first) for key in ("optimiser_steps", "seconds"))
+        if relation == "in the seconds of":
+            steps = round(steps * sum(totals[name]["seconds"] for name in second) / seconds)
+        elif relation == "less those of":
+            steps -= sum(totals[name]["optimiser_steps"] for name in second)
+        return str(max(int(steps), 1))
+    return NUMBER.sub(number, command)
+
+
+def wanted(lines: dict[str, str], rows: list[str]) -> list[str]:
+    """The evaluations of these rows and all that they need, each behind what it needs."""
+    order: list[str] = []
+
+    def add(name: str) -> None:
+        for other in needs(lines[name]):
+            add(other)
+        if name not in order:
+            order.append(name)
+    for row in rows:
+        add(f"eval_{slug(row)}")
+    return order
+
+
+# ---------------------------------------------------------------- running
+
+
+class Scope:
+    """The runs of one seed with one budget of labels, by name."""
+
+    def __init__(self, table: Table, values: dict, directory: Path, rows: list[str]):
+        self.lines, self.values, self.directory, self.cells = lines_of(table, values), values, directory, {}
+        self.names = wanted(self.lines, rows)
+
+    def resolve(self, name: str, cells: Path) -> tuple[Path, str] | None:
+        """The run's directory and command; None while it waits for others."""
+        command = self.lines[name]
+        if any(not is_done(self.cells.get(other)) for other in needs(command)):
+            return None
+        command = with_numbers(command, {other: totals_of(self.cells[other]) for other in needs(command)})
+        key = re.sub(r"@([a-z]\w*)", lambda match: self.cells[match[1]].name, command)
+        self.cells[name] = cells / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+        command = re.sub(r"@([a-z]\w*)", lambda match: str(self.cells[match[1]]), command)
+        link(self.directory / name, self.cells[name])
+        return self.cells[name], f"{command} --out {self.cells[name]}"
+
+
+def is_done(run: Path | None) -> bool:
+    return run is not None and (run / "DONE").is_file()
+
+
+def totals_of(run: Path) -> dict:
+    return json.loads((run / "DONE").read_text())
+
+
+def link(place: Path, target: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.is_symlink():
+        place.unlink()
+    place.symlink_to(os.path.relpath(target, place.parent))
+
+
+def run_all(scopes: list[Scope], cells: Path, jobs: int, threads: int | None) -> None:
+    """Every wanted run of every scope, up to `jobs` at a time.  Ends the table if one fails."""
+    todo, running = [(scope, name) for scope in scopes for name in scope.names], {}
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    bar = tqdm(total=len(todo), unit="run", desc="table", disable=jobs == 1)
+    cells.mkdir(parents=True, exist_ok=True)
+    while todo or running:
+        for scope, name in list(todo):
+            ready = scope.resolve(name, cells)
+            if ready and is_done(ready[0]):
+                todo.remove((scope, name))
+                bar.update()
+            elif ready and ready[0] not in running and len(running) < jobs:
+                running[ready[0]] = start(*ready, scope.values, environment, to_log=jobs > 1)
+                bar.set_postfix_str(", ".join(run.name for run in running))
+        for run, process in list(running.items()):
+            if process.poll() is not None:
+                del running[run]
+                if process.returncode:
+                    stop(run, process.returncode, running)
+        time.sleep(0.05)
+    bar.close()
+
+
+def start(run: Path, command: str, values: dict, environment: dict, to_log: bool) -> subprocess.Popen:
+    script, flags = command.split(" ", 1)
+    launch = shlex.split(fill("{python}" if script == "prepare.py" else values["launch"], values))
+    print("$", Path(launch[0]).name, *launch[1:], script, flags, flush=True) if not to_log else None
+    output = open(run.with_suffix(".log"), "a") if to_log else None
+    return subprocess.Popen([*launch, str(HERE / script), *shlex.split(flags)], env=environment, stdout=output,
+                            stderr=output)
+
+
+def stop(run: Path, code: int, others: dict[Path, subprocess.Popen]) -> None:
+    """Let the others save their states, and say which run failed."""
+    for process in others.values():
+        process.terminate()
+    for process in others.values():
+        process.wait()
+    log = run.with_suffix(".log")
+    said = f"; {log} ends with: {log.read_text().strip()[-500:]}" if log.is_file() else ""
+    raise SystemExit(f"{run.name} ended with exit code {code}; mend what it says and run this again: it goes on "
+                     f"there{said}")
+
+
+def print_commands(scope: Scope, launch: str) -> None:
+    """The exact commands of a scope, in an order in which they can be run."""
+    for name in scope.names:
+        script, flags = re.sub(r"@([a-z]\w*)", rf"{scope.directory}/\1", scope.lines[name]).split(" ", 1)
+        first, *others = fill("{python}" if script == "prepare.py" else launch, scope.values).split()
+        print("$", Path(first).name, *others, script, flags, "--out", scope.directory / name)
+
+
 # ---------------------------------------------------------------- the table
 
 
-def collect(rows: dict, seed_dirs: list[Path]) -> list[dict]:
-    """table.json's rows: for each the score of every seed with its interval, and what it cost."""
-    table = []
-    for name, (_, runs) in rows.items():
-        scores = [json.loads((run / f"eval_{slug(name)}" / "scores.json").read_text()) for run in seed_dirs]
-        key = f"avg@{scores[0]['samples']}"
-        costs = [add_up([run / part for part in runs]) for run in seed_dirs]
-        table.append({
-            "row": name, "runs": runs, "metric": key, "mean": float(np.mean([score[key]["value"] for score in scores])),
-            "sd": float(np.std([score[key]["value"] for score in scores], ddof=1)) if len(scores) > 1 else None,
-            "seeds": [{"value": score[key]["value"], "interval": score[key]["interval_over_problems"],
-                       "interval_over_samples": score[key]["interval_over_samples"],
-                       "truncated_fraction": score["truncated_fraction"]["value"], **cost} for score, cost in zip(scores, costs)]})
-    return table
+def result_of(scope: Scope, row: str, runs: list[str]) -> dict:
+    """A row of one seed: its score with its interval over problems, what it cost, and how it went."""
+    scores = json.loads((scope.cells[f"eval_{slug(row)}"] / "scores.json").read_text())
+    costs = [totals_of(scope.cells[run]) for run in runs]
+    metrics = read_jsonl(scope.cells[runs[-1]] / "metrics.jsonl") if runs else []
+    on_the_way = [line["eval_accuracy"] for line in metrics if line.get("eval_accuracy") is not None]
+    rewards = [line["reward_mean"] for line in metrics if line.get("reward_mean") is not None]
+    key = f"avg@{scores['samples']}"
+    found = {"seed": scope.values["seed"], "metric": key, "value": scores[key]["value"],
+             "interval": scores[key]["interval_over_problems"],
+             "interval_over_samples": scores[key]["interval_over_samples"],
+             "truncated_fraction": scores["truncated_fraction"]["value"],
+             **{name: sum(totals[name] for totals in costs) for name in COSTS}}
+    if on_the_way and rewards:                                  # of RL
+        found |= {"best_on_the_way": max(on_the_way), "heldout_at_the_end": on_the_way[-1],
+                  "training_reward": float(np.mean(rewards[-5:]))}
+    for run in runs:
+        if (file := scope.cells[run] / "certificate.json").is_file():
+            certificate = json.loads(file.read_text())
+            found[f"{certificate['condition'].lower()}_passed"] = certificate["passed"]
+    return found
 
 
-def as_markdown(table: list[dict], title: str) -> str:
-    """The table for people: one line a row, one column a seed."""
-    num_seeds = len(table[0]["seeds"])
-    head = ["row", f"{table[0]['metric']}"] + [f"seed {i}, 95% interval" for i in range(num_seeds)]
-    head += ["optimiser steps", "labels seen", "tokens sampled", "seconds"]
-    lines = [f"## {title}", "", "| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-    for row in table:
-        spread = "" if row["sd"] is None else f" ± {row['sd']:.3f}"
-        cells = [row["row"], f"{row['mean']:.3f}{spread}"]
-        cells += [f"{seed['value']:.3f} [{seed['interval'][0]:.3f}, {seed['interval'][1]:.3f}]" for seed in row["seeds"]]
-        cells += [f"{np.mean([seed[key] for seed in row['seeds']]):,.0f}"
-                  for key in ("optimiser_steps", "labels_seen", "tokens_sampled", "seconds")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)      # 97.5%, 1 to 9 degrees of freedom
 
 
-def ordering(table: list[dict]) -> str:
-    """Whether raw-teacher transfer < direct GRPO < full workflow holds at equal steps, intervals apart, seed by seed."""
-    rows = {row["row"]: row["seeds"] for row in table}
-    triples = list(zip(rows["raw-teacher transfer"], rows["direct GRPO, equal steps"], rows["full workflow"]))
-    apart = [raw["interval"][1] < direct["interval"][0] and direct["interval"][1] < full["interval"][0] for raw, direct, full in triples]
-    return (f"Raw-teacher transfer < direct GRPO < full workflow at equal optimiser steps, with disjoint 95% intervals: "
-            f"holds on {sum(apart)} of {len(apart)} seed{'s' if len(apart) > 1 else ''}.")
+def mean_and_interval(values: list[float]) -> tuple[float, list[float] | None]:
+    """The mean, and its 95% interval by Student's t over independent seeds; None for one."""
+    mean, degrees = float(np.mean(values)), len(values) - 1
+    if degrees == 0:
+        return mean, None
+    quantile = T_QUANTILES[degrees - 1] if degrees <= len(T_QUANTILES) else 1.96 + 2.4 / degrees
+    half = quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return mean, [mean - half, mean + half]
+
+
+def collect(table: Table, scopes: list[Scope]) -> list[dict]:
+    """table.json's rows, each of a budget."""
+    rows = []
+    for labels in dict.fromkeys(scope.values["labels"] for scope in scopes):
+        for name, (_, runs) in table.rows.items():
+            seeds = [result_of(scope, name, runs.split()) for scope in scopes
+                     if scope.values["labels"] == labels and f"eval_{slug(name)}" in scope.cells]
+            if seeds:
+                mean, interval = mean_and_interval([seed["value"] for seed in seeds])
+                rows.append({"row": name, "labels": None if name in table.once else labels, "runs": runs.split(),
+                             "metric": seeds[0]["metric"], "mean": mean, "interval": interval, "seeds": seeds})
+    return rows
+
+
+def orderings(table: Table, rows: list[dict]) -> list[dict]:
+    """For each that the paper claims, and each budget: the difference on the same seeds, and a sentence."""
+    found = []
+    for lower, higher in table.orderings:
+        for high in (row for row in rows if row["row"] == higher):
+            low = next(row for row in rows if row["row"] == lower and row["labels"] in (None, high["labels"]))
+            pairs = [(b["value"], a["value"]) for a, b in zip(low["seeds"], high["seeds"], strict=True)]
+            difference, interval = mean_and_interval([b - a for b, a in pairs])
+            count = sum(b > a for b, a in pairs)
+            if interval is None:
+                verdict = f"{'so' if count else 'not so'} on the one seed, which has no interval"
+            elif interval[0] > 0:
+                verdict = "holds"
+            else:
+                verdict = "is reversed" if interval[1] < 0 else "is not shown"
+            at = f"{high['labels']} labels: " if table.budgets else ""
+            bounds = f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
+            found.append({"lower": lower, "higher": higher, "labels": high["labels"], "difference": difference,
+                          "interval": interval, "seeds_for": count, "verdict": verdict,
+                          "sentence": f"{at}{lower} < {higher}: {verdict}, by {difference:+.3f}{bounds}, on {count} of "
+                                      f"{len(pairs)} seed{'s' * (len(pairs) > 1)}."})
+    return found
+
+
+def score(row: dict) -> str:
+    low, high = row["interval"] or row["seeds"][0]["interval"]
+    return f"{row['mean']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def as_markdown(table: Table, rows: list[dict], sentences: list[str], title: str) -> str:
+    """The table for people: a line a row, or, of several budgets, a line a budget."""
+    seeds = len(rows[0]["seeds"])
+    over = f"mean over {seeds} seeds [95% interval, Student's t]" if seeds > 1 else "one seed [95% over problems]"
+    lines = [f"## {title}", "", f"{table.about}  {rows[0]['metric']}, {over}.", ""]
+    lines += budget_lines(table, rows) if table.budgets else row_lines(rows)
+    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in sentences), ""])
+
+
+def row_lines(rows: list[dict]) -> list[str]:
+    lines = ["| row | score | optimiser steps | labels seen | tokens sampled | seconds |", "| --- |" + " ---: |" * 5]
+    for row in rows:
+        costs = [f"{np.mean([seed[key] for seed in row['seeds']]):,.0f}" for key in COSTS]
+        best = f", best on the way {mean_of(row, 'best_on_the_way'):.3f}" if "plateau" in row["row"] else ""
+        lines.append(f"| {row['row']} | {score(row)}{best} | " + " | ".join(costs) + " |")
+    return lines
+
+
+def budget_lines(table: Table, rows: list[dict]) -> list[str]:
+    names = [name for name in table.rows if name not in table.once]
+    head = ["labels", *names, "direct GRPO, best on the way", "its reward in training", "C1 held"]
+    lines = [f"| {' | '.join(head)} |", "|" + " ---: |" * len(head)]
+    for labels in dict.fromkeys(row["labels"] for row in rows if row["labels"]):
+        of = {row["row"]: row for row in rows if row["labels"] == labels}
+        direct, held = of["direct GRPO, plateau"], [seed["c1_passed"] for seed in of["full workflow"]["seeds"]]
+        cells = [f"{labels:,}", *(score(of[name]) for name in names), f"{mean_of(direct, 'best_on_the_way'):.3f}",
+                 f"{mean_of(direct, 'training_reward'):.3f}", f"{sum(held)} of {len(held)}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    without = "; ".join(f"{row['row']} {score(row)}" for row in rows if not row["labels"])
+    lines += ["", f"Without labels: {without}."]
+    for name in ("direct GRPO, plateau", "full workflow"):
+        steps, seconds = ([seed[key] for row in rows if row["row"] == name for seed in row["seeds"]]
+                          for key in ("optimiser_steps", "seconds"))
+        lines.append(f"{name[0].upper() + name[1:]}: {min(steps)} to {max(steps)} optimiser steps, "
+                     f"{min(seconds):.0f} to {max(seconds):.0f} seconds.")
+    return lines
+
+
+def mean_of(row: dict, key: str) -> float:
+    return float(np.mean([seed[key] for seed in row["seeds"]]))
+
+
+def provenance(args) -> dict:
+    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")), "") if Path("/proc/cpuinfo").is_file() else platform.processor()
+    flags = [args.table, "--scale", args.scale, "--seeds", str(args.seeds)]
+    for flag in ("first_seed", "labels", "data"):
+        flags += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))] * bool(getattr(args, flag))
+    return {"command": f"python reproduce.py {' '.join(flags)} --jobs {args.jobs} --out DIR", "commit": git_commit(),
+            "machine": f"{os.cpu_count()} cores of {cpu}", "date": time.strftime("%Y-%m-%d")}
+
+
+def write_table(args, table: Table, scopes: list[Scope]) -> None:
+    rows = collect(table, scopes)
+    ordered, title, origin = orderings(table, rows), f"{args.table}, {args.scale} scale", provenance(args)
+    title += "" if table.budgets else f", {scopes[0].values['labels']} labels"
+    write_json(args.out / "table.json", {
+        "table": args.table, "scale": args.scale, "about": table.about, **origin, "rows": rows, "orderings": ordered,
+        "scopes": [{"seed": scope.values["seed"], "labels": scope.values["labels"],
+                    "directory": str(scope.directory.relative_to(args.out))} for scope in scopes]})
+    text = as_markdown(table, rows, [each["sentence"] for each in ordered], title)
+    write_text(args.out / "table.md", text + f"\n`{origin['command']}`, commit {(origin['commit'] or 'unknown')[:10]}, "
+               f"{origin['machine']}, {origin['date']}.\n")
+    say("\n" + (args.out / "table.md").read_text())
+    if importlib.util.find_spec("matplotlib"):
+        write_table_figure(args.out)
+        write_table_page(args.out)
+        say(f"Read {args.out / 'report.html'}: the figure, learning curves, the teacher's dense reward token by token.")
+    else:
+        say("No figure and no report.html: they need matplotlib (pip install 'sparse-to-dense[report]').")
+    if args.results:
+        kept = args.results / f"{args.table}-{args.scale}"
+        kept.mkdir(parents=True, exist_ok=True)
+        for file in ("table.json", "table.md", "figure.svg"):
+            if (args.out / file).is_file():
+                shutil.copy(args.out / file, kept / file)
+        say(f"Kept in {kept}")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = FlagParser(__doc__)
     parser.add_argument("table", choices=list(TABLES))
     parser.add_argument("--scale", choices=list(SCALES), required=True, help="which models, data and settings")
-    parser.add_argument("--out", type=Path, required=True, help="directory for the runs, the table and the report")
-    parser.add_argument("--seeds", type=positive, default=1, help="how many seeds of the post-training, from 0")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the table and the report")
+    parser.add_argument("--cells", type=Path, help="directory of the runs (default: `cells` beside --out)")
+    parser.add_argument("--seeds", type=positive, default=1, help="how many seeds of the post-training")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
+    parser.add_argument("--labels", type=positive, help="labelled problems, in place of the scale's or of all budgets")
+    parser.add_argument("--jobs", type=positive, default=1, help="runs side by side; each has its share of the cores")
+    parser.add_argument("--results", type=Path, help="copy table and figure to a directory there")
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     parser.add_argument("--data", type=Path,
-                        help="folder with gsm8k_train.jsonl, gsm8k_test.jsonl, math500.jsonl (smollm2, paper)")
-    parser.add_argument("--models", type=Path, default=Path("models"), help="folder with Qwen3-1.7B and Qwen3-8B (paper)")
-    parser.add_argument("--gpus", type=positive, default=8, help="processes on this node (paper)")
+                        help="folder with gsm8k_train.jsonl, gsm8k_test.jsonl, math500.jsonl (smollm2, small, paper)")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder with Qwen3-1.7B, Qwen3-8B (paper)")
+    parser.add_argument("--gpus", type=positive, default=8, help="processes on this node (small, paper)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype (smollm2)")
     return parser.parse_args(argv)
 
 
 def check_data(scale: dict, data: Path | None) -> None:
     """Refuse to begin without the files that a scale reads from --data."""
-    files = sorted({name for setting in [*scale["prepare"], *scale.values()]
-                    for name in re.findall(r"\{data\}/([\w.-]+)", str(setting))})
-    if data is None:
+    files = sorted({name for setting in scale.values() for name in re.findall(r"\{data\}/([\w.-]+)", str(setting))})
+    if files and data is None:
         fail(f"--data: give the folder that holds {' and '.join(files)}")
     for name in files:
         if not (data / name).is_file():
             fail(f"--data {data}: no {name} there; this scale reads {' and '.join(files)}")
 
 
-def main(args) -> None:
-    scale, (table, rows) = SCALES[args.scale], TABLES[args.table]
-    values = {**scale, "out": args.out, "data": args.data or "DATA", "models": args.models, "gpus": args.gpus, "dtype": args.dtype,
+def scopes_of(args, table: Table, scale: dict) -> list[Scope]:
+    values = {**scale, "data": args.data or "DATA", "models": args.models, "gpus": args.gpus, "dtype": args.dtype,
               "python": sys.executable, "torchrun": "torchrun"}
-    if any("{data}" in str(setting) for setting in scale.values()) and not args.dry_run:
-        check_data(scale, args.data)
-    os.environ.setdefault("OMP_NUM_THREADS", "1") if args.scale == "toy" else None     # tiny matrices: threads only wait
-    seed_dirs = [args.out / f"seed{seed}" for seed in range(args.seeds)]
-    for line in scale["prepare"]:
-        run_command(line, values, args.dry_run)
-    for seed, run in enumerate(seed_dirs):
-        print(f"\n# seed {seed}")
-        run_seed(table, values | {"seed": seed, "run": run}, rows, args.dry_run)
-    if args.dry_run:
-        return
+    if table.budgets and not args.labels and scale["labels"] == "all":
+        fail(f"--scale {args.scale} has no budgets of labels; `{args.table}` is for the others")
+    budgets, found = [args.labels] if args.labels else table.budgets or [scale["labels"]], []
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for labels in budgets:
+            rows = [row for row in table.rows if labels == budgets[0] or row not in table.once]
+            directory = args.out / (f"labels{labels}" if table.budgets else "") / f"seed{seed}"
+            found.append(Scope(table, values | {"seed": seed, "labels": labels}, directory, rows))
+    return found
 
-    result = collect(rows, seed_dirs)
-    title = f"{args.table}, {args.scale} scale"
-    write_json(args.out / "table.json", {"table": args.table, "scale": args.scale, "rows": result, "ordering": ordering(result)})
-    write_text(args.out / "table.md", as_markdown(result, title) + f"\n{ordering(result)}\n")
-    print("\n" + (args.out / "table.md").read_text())
-    if importlib.util.find_spec("matplotlib"):
-        write_table_page(args.out)
-        say(f"Read {args.out / 'report.html'}: the table, the learning curves, the teacher's dense reward token by token.")
-    else:
-        say("No report.html: it needs matplotlib (pip install 'sparse-to-dense[report]').")
-    say(f"Everything is in {args.out}: the table in table.md and table.json, each run in its own directory below seed0/.")
+
+def main(args) -> None:
+    scale, table = SCALES[args.scale], TABLES[args.table]
+    scopes = scopes_of(args, table, scale)
+    if args.dry_run:
+        for scope in scopes:
+            print(f"\n# {scope.directory}")
+            print_commands(scope, scale["launch"])
+        return
+    check_data(scale, args.data)
+    threads = 1 if args.scale == "toy" else max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else None
+    run_all(scopes, args.cells or args.out.parent / "cells", args.jobs, threads)    # tiny matrices: threads only wait
+    write_table(args, table, scopes)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import json
 import pytest
 
 import report
-import reproduce
 
 pytestmark = pytest.mark.pages
 
@@ -15,11 +14,13 @@ def table(tmp_path):
     out = tmp_path / "out"
     seed = {"interval_over_samples": [0.1, 0.2], "truncated_fraction": 0.0, "optimiser_steps": 7, "labels_seen": 1, "tokens_sampled": 2,
             "seconds": 3.0}
-    rows = [{"row": name, "runs": ["direct"], "metric": "avg@4", "mean": value, "sd": None,
+    rows = [{"row": name, "runs": ["direct"], "metric": "avg@4", "mean": value, "interval": None, "labels": 8,
              "seeds": [{"value": value, "interval": [value - 0.01, value + 0.01], **seed}]} for name, value in (("low", 0.1), ("high", 0.9))]
     run = out / "seed0" / "direct"
     run.mkdir(parents=True)
-    (out / "table.json").write_text(json.dumps({"table": "main", "scale": "toy", "rows": rows, "ordering": "It holds."}))
+    (out / "table.json").write_text(json.dumps({
+        "table": "main", "scale": "toy", "about": "What it is.", "rows": rows, "orderings": [{"sentence": "It holds."}], "command": "python reproduce.py main",
+        "scopes": [{"seed": 0, "labels": 8, "directory": "seed0"}]}))
     (run / "args.json").write_text(json.dumps({"args": {"eval_problems": "p.jsonl", "eval_samples": 2, "temperature": 1.0}, "parents": {},
                                                "command": "stage1_grpo.py --lr 1", "versions": {"device": "cpu"}, "world_size": 1}))
     lines = [{"step": step, "reward_mean": 0.5, "eval_accuracy": 0.25, "grad_norm": float("nan"), "optimiser_steps": step, "seconds": 1.0}
@@ -32,7 +33,9 @@ def table(tmp_path):
 
 
 def test_table_page(table, capsys):
+    report.write_table_figure(table)
     report.main(table)
+    assert "avg@4" in (table / "figure.svg").read_text()
     page = (table / "report.html").read_text()
     assert "It holds." in page and "[0.890, 0.910]" in page and "<svg" in page and "seed0/direct/report.html" in page
     run_page = (table / "seed0" / "direct" / "report.html").read_text()
@@ -54,10 +57,3 @@ def test_a_directory_of_neither_kind_is_refused(tmp_path, capsys):
         report.main(tmp_path)
     assert stop.value.code == 2 and str(tmp_path) in capsys.readouterr().err
 
-
-def test_ordering_counts_the_seeds_with_disjoint_intervals():
-    def rows(*per_row):
-        names = ("raw-teacher transfer", "direct GRPO, equal steps", "full workflow")
-        return [{"row": name, "seeds": [{"interval": interval} for interval in intervals]} for name, intervals in zip(names, per_row)]
-    apart = rows([[0.0, 0.1], [0.0, 0.1]], [[0.2, 0.3], [0.05, 0.3]], [[0.4, 0.5], [0.4, 0.5]])
-    assert "1 of 2 seeds" in reproduce.ordering(apart)

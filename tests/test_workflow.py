@@ -1,6 +1,8 @@
 """The four mains in a row, the evaluator, and the list of commands that is a table."""
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eval as judge
+import prepare
 import reproduce
 import stage1_grpo
 import stage2_shape
 import stage3_kl
 import stage4_distill
+from tables import SCALES, TABLES, Table
 
 
 @pytest.mark.pages
@@ -71,20 +75,85 @@ def test_stage4_brings_a_disturbed_student_back_to_its_teacher(toy, copy_of, tmp
     assert rows[0] > 0.25 and sum(rows[-3:]) / 3 < rows[0] * (0.8 if "sampled" in divergence else 0.3)
 
 
-@pytest.mark.parametrize("scale", ["toy", "smollm2", "paper"])
-def test_every_printed_command_parses(scale, tmp_path, capsys):
-    """--dry-run prints the exact commands; each is one that its script's own flags accept."""
-    reproduce.main(reproduce.parse_args(["main", "--scale", scale, "--out", str(tmp_path / "out"), "--dry-run"]))
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
-    modules = {"stage1_grpo.py": stage1_grpo, "stage2_shape.py": stage2_shape, "stage3_kl.py": stage3_kl, "stage4_distill.py": stage4_distill,
-               "eval.py": judge}
-    lines = [line for line in lines if "prepare.py" not in line]
-    assert len(lines) == 9 + 7 and not (tmp_path / "out").exists()
+@pytest.mark.parametrize("table", list(TABLES))
+@pytest.mark.parametrize("scale", list(SCALES))
+def test_every_printed_command_parses(table, scale, tmp_path, capsys):
+    """--dry-run prints the exact commands; each is one that its script's own flags accept, and comes after what it needs."""
+    flags = [table, "--scale", scale, "--out", str(tmp_path / "out"), "--dry-run"]
+    if TABLES[table].budgets and SCALES[scale]["labels"] == "all":
+        with pytest.raises(SystemExit):
+            reproduce.main(reproduce.parse_args(flags))
+        return
+    reproduce.main(reproduce.parse_args(flags))
+    lines = [line.removeprefix("$ ") for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
+    modules = {f"{module.__name__}.py": module for module in (stage1_grpo, stage2_shape, stage3_kl, stage4_distill, judge, prepare)}
+    assert len(lines) > len(TABLES[table].rows) and not (tmp_path / "out").exists()
+    written = set()
     for line in lines:
-        words = line.replace("<steps of the workflow less those of raw_bridge>", "1").replace("<steps of the workflow>", "1")
-        words = words.replace("<steps in the workflow's seconds>", "1").split()
+        words = re.sub("<.*?>", "1", line).split()
         script = next(word for word in words if word.endswith(".py"))
-        modules[script].parse_args(words[words.index(script) + 1:])
+        args = modules[script].parse_args(words[words.index(script) + 1:])
+        used = {path for path in re.findall(rf"{tmp_path}/[\w/.]*?seed0/\w+", line)} - {str(args.out)}
+        assert used <= written, "a run comes before what it needs"
+        written.add(str(args.out))
+
+
+def test_numbers_come_from_runs_that_are_done():
+    totals = {"a": {"optimiser_steps": 10, "seconds": 20.0}, "b": {"optimiser_steps": 30, "seconds": 60.0}}
+    assert reproduce.with_numbers("x --max-steps <steps of a b>", totals) == "x --max-steps 40"
+    assert reproduce.with_numbers("<steps of a in the seconds of a b>", totals) == "40"
+    assert reproduce.with_numbers("<steps of b less those of a>", totals) == "20"
+    assert reproduce.needs("s.py --teacher @a/model --max-steps <steps of a b less those of c>") == ["a", "a", "b", "c"]
+
+
+def test_intervals_and_verdicts_by_hand():
+    mean, (low, high) = reproduce.mean_and_interval([0.1, 0.2, 0.3])
+    assert mean == pytest.approx(0.2) and high - mean == pytest.approx(mean - low) == pytest.approx(4.303 * 0.1 / 3**0.5)
+    assert reproduce.mean_and_interval([0.5]) == (0.5, None)
+    def row(name, values):
+        return {"row": name, "labels": 8, "seeds": [{"value": value} for value in values]}
+    table = Table("", "", {}, (("low", "high"), ("high", "low"), ("low", "noisy")))
+    found = reproduce.orderings(table, [row("low", [0.1, 0.2, 0.3]), row("high", [0.5, 0.61, 0.7]), row("noisy", [0.0, 0.9, 0.1])])
+    assert [each["verdict"] for each in found] == ["holds", "is reversed", "is not shown"] and found[2]["seeds_for"] == 1
+    assert "+0.403" in found[0]["sentence"] and "3 of 3 seeds" in found[0]["sentence"]
+
+
+def test_a_small_table_is_made_goes_on_where_it_stopped_and_shares_its_runs(tmp_path, monkeypatch, capsys):
+    """Two budgets at the smallest size: everything is run, nothing twice, and the page is drawn."""
+    small = {"grpo": "--prompts-per-step 4 --samples-per-prompt 4 --max-new-tokens 16 --seed {seed} --eval-problems {test} --eval-every 1 --eval-samples 1",
+             "shape": "--num-problems 4 --samples-per-prompt 2 --max-new-tokens 16 --seed {seed}", "opd": "--prompts-per-step 4 --max-new-tokens 16 --seed {seed}",
+             "bridge": "--max-kl 9 --max-steps 1 --num-certify-problems 4 --max-new-tokens 16 --seed {seed}", "test": "@labels/certify.jsonl",
+             "eval": "--samples 2 --max-new-tokens 16", "grpo_steps": 1, "opd_steps": 1, "plateau_steps": 2}
+    monkeypatch.setitem(SCALES, "toy", SCALES["toy"] | small)
+    monkeypatch.setitem(TABLES, "labels", dataclasses.replace(TABLES["labels"], budgets=(8, 16)))
+    starts, start = [], reproduce.start
+    monkeypatch.setattr(reproduce, "start", lambda run, *rest, **more: (starts.append(run.name), start(run, *rest, **more))[1])
+    args = reproduce.parse_args(["labels", "--scale", "toy", "--out", str(tmp_path / "labels"), "--jobs", "2", "--results", str(tmp_path / "results")])
+    scopes = reproduce.scopes_of(args, TABLES["labels"], SCALES["toy"])
+    scopes[0].names = scopes[0].names[:4]
+    reproduce.run_all(scopes[:1], tmp_path / "cells", 2, 1)                # an interruption
+    interrupted = len(starts)
+    reproduce.main(args)
+    assert len(starts) == len(set(starts)) > interrupted >= 3
+    table = json.loads((tmp_path / "labels" / "table.json").read_text())
+    assert {row["labels"] for row in table["rows"]} == {None, 8, 16} and len(table["orderings"]) == 4
+    paid = {(row["row"], row["labels"]): row["seeds"][0]["labels_seen"] for row in table["rows"]}
+    assert paid["full workflow", 8] == 4 * 4 + 2 and paid["direct GRPO, plateau", 8] == 4 * 4, "C1 is counted, too"
+    text = (tmp_path / "results" / "labels-toy" / "table.md").read_text()
+    assert "| 8 |" in text and "| 16 |" in text and "8 labels: direct GRPO, plateau < full workflow" in text
+    page = (tmp_path / "labels" / "report.html").read_text()
+    assert page.count("<svg") > 3 and (tmp_path / "labels" / "labels8" / "seed0" / "teacher" / "report.html").is_file()
+    main = reproduce.parse_args(["main", "--scale", "toy", "--labels", "8", "--out", str(tmp_path / "main")])
+    before = len(starts)
+    reproduce.main(main)
+    assert not {name.split("-")[0] for name in starts[before:]} & {"base", "labels", "teacher", "shape", "bridge", "student", "direct_plateau"}
+
+
+def test_a_run_that_fails_ends_the_table_with_its_own_words(tmp_path, monkeypatch):
+    monkeypatch.setitem(SCALES, "toy", SCALES["toy"] | {"grpo": "--samples-per-prompt 1 --max-new-tokens 16"})
+    args = reproduce.parse_args(["main", "--scale", "toy", "--labels", "8", "--out", str(tmp_path / "main"), "--jobs", "2"])
+    with pytest.raises(SystemExit, match="teacher-.* ended with exit code 2.*--samples-per-prompt 1"):
+        reproduce.main(args)
 
 
 def test_an_unknown_table_or_missing_data_is_one_sentence(tmp_path, capsys):

@@ -1,0 +1,199 @@
+"""The tables of the paper: what each compares, as commands and rows, and the scales at which they run.
+
+A line of a table is a name and a command; the run goes by that name.  In a command
+    @name       is the run of that name
+    {name}      is a setting of the scale, or seed or labels
+    <…>         is a number taken from runs that are done:  <steps of teacher bridge>,
+                <steps of direct in the seconds of teacher shape>,  <steps of teacher bridge less those of raw_bridge>
+A row is a model to evaluate and the runs that it cost.  An ordering is two rows, the lower first, and who says so.
+Lines that no row needs are not run.
+
+Labels are the budget.  `prepare.py labels` draws {labels} labelled problems by the seed, and everything that sees a
+label is paid from them: direct GRPO gets all of them; the workflow three quarters for the teacher's RL and one quarter
+for C1.  Distillation samples on the whole training file without its answers.  C2 and the curves use held-out prompts;
+what is measured there, and on the test problems, decides nothing.
+
+Fixed before any table was run (toy):
+    steps       100 of RL on the teacher, up to 40 of the bridge, 100 of distillation; direct GRPO has a row with as
+                many as these together, one with as many as fit in their seconds, and one with 800 (its plateau),
+                whose best point on the way is reported, too, though nobody could choose it without labels.
+    labels      32, 128, 512 and all 2,048 in `labels`.  In the other tables one set binds every arm: the smallest of
+                32, 64, 128, 256 at which the RL teacher's held-out accuracy, mean of the seeds 100 and 101, which are
+                not reported, is at least 0.9.
+    C1          where so few problems cannot certify it, the run goes on, and the table says on how many seeds it held.
+"""
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    about: str
+    commands: str
+    rows: dict                          # row -> (model, the runs that it cost)
+    orderings: tuple = ()               # (lower row, higher row)
+    budgets: tuple[int, ...] = ()       # of labels; none: the scale's own
+    once: tuple[str, ...] = ()          # rows that see no labels: measured at the first budget
+
+
+# ================================================================ the commands
+
+WORKFLOW = """
+# The teacher learns from the sparse reward; C1; the bridge; on-policy distillation.
+teacher     stage1_grpo.py --model {teacher} --problems {rl} {grpo} --max-steps {grpo_steps}
+shape       stage2_shape.py --teacher @teacher --reference {teacher} --problems {prompts} --certify-problems {certify} {shape} {if_failed}
+bridge      stage3_kl.py --student {student} --teacher @teacher --rollouts @shape/rollouts.jsonl --problems {heldout} {bridge} {if_failed}
+student     stage4_distill.py --student @bridge --teacher @teacher --problems {prompts} {opd} --max-steps {opd_steps} {if_failed}
+"""
+DIRECT = """
+# Direct GRPO of the student: as many optimiser steps as the workflow took; as many as fit in its time; to its plateau.
+direct              stage1_grpo.py --model {student} --problems {labelled} {grpo} --max-steps <steps of teacher bridge student>
+direct_equal_time   stage1_grpo.py --model {student} --problems {labelled} {grpo} --max-steps <steps of direct in the seconds of teacher shape bridge student>
+direct_plateau      stage1_grpo.py --model {student} --problems {labelled} {grpo} --max-steps {plateau_steps}
+"""
+RAW = """
+# Raw-teacher transfer: the same distillation from the teacher before RL, with all of the workflow's optimiser steps.
+raw_shape   stage2_shape.py --teacher {teacher} --reference {teacher} --problems {prompts} --certify-problems {certify} {shape} --allow-failed-certificate
+raw_bridge  stage3_kl.py --student {student} --teacher {teacher} --rollouts @raw_shape/rollouts.jsonl --problems {heldout} {bridge} --allow-failed-certificate
+raw_student stage4_distill.py --student @raw_bridge --teacher {teacher} --problems {prompts} {opd} --max-steps <steps of teacher bridge student less those of raw_bridge> --allow-failed-certificate
+"""
+PARTS = """
+# Each part left out: its steps left out, too, or given to the part that stays.
+cold            stage4_distill.py --student {student} --teacher @teacher --problems {prompts} {opd} --max-steps {opd_steps} --allow-failed-certificate
+cold_matched    stage4_distill.py --student {student} --teacher @teacher --problems {prompts} {opd} --max-steps <steps of bridge student> --allow-failed-certificate
+bridge_matched  stage3_kl.py --student {student} --teacher @teacher --rollouts @shape/rollouts.jsonl --problems {heldout} {bridge} --max-kl 1e-9 --max-steps <steps of bridge student> --allow-failed-certificate
+"""
+STUDENT_RL = """
+# As many labels again: RL of the distilled student on them; as many more steps without them; RL of the cold student on them.
+student_rl  stage1_grpo.py --model @student --problems {more} {grpo} --max-steps {student_rl_steps}
+replay      stage4_distill.py --student @student --teacher @teacher --problems {prompts} {opd} --max-steps {student_rl_steps} --allow-failed-certificate
+cold_rl     stage1_grpo.py --model {student} --problems {more} {grpo} --max-steps {student_rl_steps}
+"""
+ESTIMATORS = """
+# The dense reward in other forms, from the same bridge, with the same steps.
+sampled     stage4_distill.py --student @bridge --teacher @teacher --problems {prompts} {opd} --max-steps {opd_steps} --estimator sampled --allow-failed-certificate
+forward     stage4_distill.py --student @bridge --teacher @teacher --problems {prompts} {opd} --max-steps {opd_steps} --divergence forward --allow-failed-certificate
+jsd         stage4_distill.py --student @bridge --teacher @teacher --problems {prompts} {opd} --max-steps {opd_steps} --divergence jsd --allow-failed-certificate
+"""
+EVALUATE = "eval.py --model {model} --problems {test} {eval} --seed {seed} --allow-failed-certificate"
+
+# ================================================================ the tables
+
+BASES = {"base student": ("{student}", ""), "raw teacher": ("{teacher}", "")}
+TEACHER = {"RL teacher": ("@teacher", "teacher")}
+FULL = {"full workflow": ("@student", "teacher shape bridge student")}
+TRANSFER = {"raw-teacher transfer": ("@raw_student", "raw_shape raw_bridge raw_student")}
+PLATEAU = {"direct GRPO, plateau": ("@direct_plateau", "direct_plateau")}
+
+TABLES = {
+    "main": Table(
+        "The paper's claim: with the same labels the workflow beats direct GRPO, and distilling the raw teacher does not.",
+        WORKFLOW + DIRECT + RAW,
+        BASES | TEACHER | TRANSFER | {"direct GRPO, equal steps": ("@direct", "direct"),
+                                      "direct GRPO, equal time": ("@direct_equal_time", "direct_equal_time")}
+        | PLATEAU | FULL,
+        (("raw-teacher transfer", "direct GRPO, equal steps"), ("direct GRPO, equal steps", "full workflow"),
+         ("direct GRPO, equal time", "full workflow"), ("direct GRPO, plateau", "full workflow"))),
+    "labels": Table(
+        "Accuracy against the number of labelled problems.",
+        WORKFLOW + DIRECT + RAW, BASES | TRANSFER | TEACHER | PLATEAU | FULL,
+        (("raw-teacher transfer", "direct GRPO, plateau"), ("direct GRPO, plateau", "full workflow")),
+        budgets=(32, 128, 512, 2048), once=("base student", "raw teacher", "raw-teacher transfer")),
+    "ablation": Table(
+        "What each part brings: left out, and left out with its steps given to what stays.",
+        WORKFLOW + RAW + PARTS,
+        TRANSFER | {"no bridge": ("@cold", "teacher cold"), "no bridge, equal steps": ("@cold_matched", "teacher cold_matched"),
+                    "bridge alone": ("@bridge", "teacher shape bridge"),
+                    "bridge alone, equal steps": ("@bridge_matched", "teacher shape bridge_matched")} | FULL,
+        (("raw-teacher transfer", "full workflow"), ("no bridge", "full workflow"), ("no bridge, equal steps", "full workflow"),
+         ("bridge alone", "full workflow"), ("bridge alone, equal steps", "full workflow"))),
+    "student-rl": Table(
+        "As many labels again: what they bring after distillation, and to a cold student.",
+        WORKFLOW + STUDENT_RL,
+        {"cold student, RL on the new labels": ("@cold_rl", "cold_rl")} | FULL
+        | {"replay, no new labels": ("@replay", "teacher shape bridge student replay"),
+           "RL on the new labels": ("@student_rl", "teacher shape bridge student student_rl")},
+        (("full workflow", "RL on the new labels"), ("replay, no new labels", "RL on the new labels"),
+         ("cold student, RL on the new labels", "RL on the new labels"))),
+    "estimator": Table(
+        "The divergence that the student learns by, from the same bridge with the same steps.",
+        WORKFLOW + ESTIMATORS,
+        {"sampled token": ("@sampled", "teacher shape bridge sampled"), "forward KL": ("@forward", "teacher shape bridge forward"),
+         "JSD": ("@jsd", "teacher shape bridge jsd"), "exact reverse KL": ("@student", "teacher shape bridge student")},
+        (("sampled token", "exact reverse KL"), ("forward KL", "exact reverse KL"), ("JSD", "exact reverse KL"))),
+}
+
+# ================================================================ the scales
+
+TOY_FLAGS = "--max-new-tokens 16 --micro-batch-size 128 --seed {seed}"
+TOY_CURVE = "--weight-decay 0 --eval-problems {heldout} --eval-every 10 --eval-samples 2"
+SMOL_FLAGS = "--temperature 0.5 --max-new-tokens 128 --micro-batch-size 4 --dtype {dtype} --seed {seed}"
+PAPER_FLAGS = "--max-new-tokens 8192 --micro-batch-size 2 --rollout-tokens 300000 --dtype bfloat16 --seed {seed}"
+PAPER_CURVE = "--eval-problems {test} --eval-every 5 --eval-samples 4 --save-every 20"
+
+SCALES = {
+    # 128 rollouts in every optimiser step of every arm.
+    "toy": {
+        "prepare": """
+            base    prepare.py toy
+            labels  prepare.py labels --problems @base/train.jsonl --num-labels {labels} --seed {seed}""",
+        "teacher": "@base/teacher", "student": "@base/student", "labels": 64,
+        "rl": "@labels/rl.jsonl", "certify": "@labels/certify.jsonl", "labelled": "@labels/labelled.jsonl",
+        "more": "@labels/more.jsonl", "prompts": "@labels/prompts.jsonl",
+        "heldout": "@base/heldout.jsonl", "test": "@base/test.jsonl",
+        "grpo": f"--prompts-per-step 16 --samples-per-prompt 8 --steps-per-rollout 2 --lr 3e-4 {TOY_FLAGS} {TOY_CURVE}",
+        "shape": f"--num-problems 512 --samples-per-prompt 4 --prompts-per-step 128 --certify-on reference {TOY_FLAGS}",
+        "bridge": f"--max-kl 0.3 --max-steps 40 --rollouts-per-step 128 --lr 1e-3 {TOY_FLAGS} {TOY_CURVE.replace('-every 10', '-every 5')}",
+        "opd": f"--prompts-per-step 128 --lr 1e-3 {TOY_FLAGS} {TOY_CURVE}",
+        "eval": "--samples 16 --temperature 0.7 --top-p 1 --top-k 0 --max-new-tokens 16 --batch-size 1024",
+        "grpo_steps": 100, "opd_steps": 100, "plateau_steps": 800, "student_rl_steps": 60,
+        "launch": "{python}", "if_failed": "--allow-failed-certificate"},
+    # Shows that the code meets a real model, tokenizer and data; a few steps teach nobody anything.  The student is the
+    # teacher without its last layers.  A model of 135M hardly ever boxes a right answer: expect rewards of 0.
+    "smollm2": {
+        "prepare": """
+            base_teacher    prepare.py smollm2
+            base_student    prepare.py smollm2 --num-layers 27
+            labels          prepare.py labels --problems {data}/gsm8k_train.jsonl --num-labels {labels} --seed {seed}""",
+        "teacher": "@base_teacher", "student": "@base_student", "labels": 256,
+        "rl": "@labels/rl.jsonl", "certify": "@labels/certify.jsonl", "labelled": "@labels/labelled.jsonl",
+        "more": "@labels/more.jsonl", "prompts": "@labels/prompts.jsonl",
+        "heldout": "{data}/gsm8k_test.jsonl", "test": "{data}/gsm8k_test.jsonl",
+        "grpo": f"--prompts-per-step 2 --samples-per-prompt 4 --steps-per-rollout 2 --lr 1e-5 --give-up-after 0 {SMOL_FLAGS}",
+        "shape": f"--num-problems 8 --num-certify-problems 4 --samples-per-prompt 2 --prompts-per-step 8 {SMOL_FLAGS}",
+        "bridge": f"--max-kl 0.1 --num-certify-problems 4 --max-steps 3 --rollouts-per-step 8 --lr 1e-4 {SMOL_FLAGS}",
+        "opd": f"--prompts-per-step 8 --lr 1e-4 {SMOL_FLAGS}",
+        "eval": "--samples 2 --num-problems 4 --temperature 0.5 --max-new-tokens 128 --dtype {dtype}",
+        "grpo_steps": 2, "opd_steps": 2, "plateau_steps": 6, "student_rl_steps": 2,
+        "launch": "{python}", "if_failed": "--allow-failed-certificate"},
+    # One 80 GB GPU and about a day: Qwen3 of 1.7B teaches 0.6B, on GSM8K; tested on MATH-500.
+    "small": {
+        "prepare": """
+            labels  prepare.py labels --problems {data}/gsm8k_train.jsonl --num-labels {labels} --seed {seed}""",
+        "teacher": "Qwen/Qwen3-1.7B", "student": "Qwen/Qwen3-0.6B", "labels": 1024,
+        "rl": "@labels/rl.jsonl", "certify": "@labels/certify.jsonl", "labelled": "@labels/labelled.jsonl",
+        "more": "@labels/more.jsonl", "prompts": "@labels/prompts.jsonl",
+        "heldout": "{data}/gsm8k_test.jsonl", "test": "{data}/math500.jsonl",
+        "grpo": "--prompts-per-step 32 --samples-per-prompt 8 --steps-per-rollout 2 --lr 1e-6 --max-new-tokens 1024 --micro-batch-size 8 --dtype bfloat16 --seed {seed}",
+        "shape": "--num-problems 1024 --samples-per-prompt 4 --prompts-per-step 128 --max-new-tokens 1024 --micro-batch-size 16 --dtype bfloat16 --seed {seed}",
+        "bridge": "--max-kl 0.1 --max-steps 100 --rollouts-per-step 64 --lr 1e-6 --max-new-tokens 1024 --micro-batch-size 8 --dtype bfloat16 --seed {seed}",
+        "opd": "--prompts-per-step 64 --lr 1e-6 --max-new-tokens 1024 --micro-batch-size 8 --dtype bfloat16 --seed {seed}",
+        "eval": "--samples 8 --temperature 0.7 --top-p 0.8 --top-k 20 --max-new-tokens 2048 --dtype bfloat16",
+        "grpo_steps": 200, "opd_steps": 200, "plateau_steps": 600, "student_rl_steps": 100,
+        "launch": "{torchrun} --nproc_per_node={gpus}", "if_failed": "--allow-failed-certificate"},
+    # The paper's settings: 15 epochs of 80% of DAPO-Math-17k; needs a GPU node.  Checkpointing and the bound on the
+    # cache change no figure; without them no stage fits 80 GB (plan.py).
+    "paper": {
+        "prepare": """
+            base    prepare.py dapo --parquet {data}/dapo-math-17k.parquet""",
+        "teacher": "{models}/Qwen3-8B", "student": "{models}/Qwen3-1.7B", "labels": "all",
+        "rl": "@base/train.jsonl", "certify": "@base/heldout.jsonl", "labelled": "@base/train.jsonl",
+        "more": "@base/heldout.jsonl", "prompts": "@base/train.jsonl",
+        "heldout": "@base/heldout.jsonl", "test": "{data}/math500.jsonl",
+        "grpo": f"--prompts-per-step 128 --samples-per-prompt 8 --steps-per-rollout 4 --activation-checkpointing --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
+        "shape": f"--samples-per-prompt 2 --num-certify-problems 512 --prompts-per-step 512 {PAPER_FLAGS}",
+        "bridge": f"--max-kl 0.1 --max-steps 200 --rollouts-per-step 64 --activation-checkpointing --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
+        "opd": f"--prompts-per-step 64 --activation-checkpointing --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
+        "eval": "--samples 16 --temperature 0.7 --top-p 0.8 --top-k 20 --max-new-tokens 8192 --rollout-tokens 300000 --dtype bfloat16",
+        "grpo_steps": 1600, "opd_steps": 800, "plateau_steps": 4000, "student_rl_steps": 200,
+        "launch": "{torchrun} --nproc_per_node={gpus}", "if_failed": ""},
+}
