@@ -9,7 +9,7 @@ data: a prompt stands there as often as it is sampled from.  It takes all rollou
 micro-batches as ours.
 
 Each measurement is a fresh process with --threads threads, its first step not counted; memory is the process's highest.
-The two last columns compare the medians over the rounds.
+The two last columns compare each method's best round: what else runs on a machine only slows.
 """
 from pathlib import Path
 

@@ -9,7 +9,7 @@ temperature 1 and no token ends a completion, so that all are as long.  TRL take
 as is its default, and in micro-batches as ours.
 
 Each measurement is a fresh process with --threads threads, its first step not counted; memory is the process's highest.
-The two last columns compare the medians over the rounds.
+The two last columns compare each method's best round: what else runs on a machine only slows.
 """
 import itertools
 from pathlib import Path

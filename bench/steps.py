@@ -1,7 +1,6 @@
 """What grpo.py and distill.py have in common: the shapes, fresh processes that take turns, the clock, the table."""
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -117,15 +116,14 @@ def run(args, ours, trl) -> None:
 
 
 def print_rows(shape: str, answers: dict) -> None:
-    middle = {method: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-              for method, rows in answers.items()}
-    first = next(iter(middle.values()))
+    best = {method: {key: min(row[key] for row in rows) for key in rows[0]} for method, rows in answers.items()}
+    first = next(iter(best.values()))
     for method, rows in answers.items():
         seconds, gigabytes = (", ".join(f"{row[key]:.{places}f}" for row in rows)
                               for key, places in (("seconds", 1), ("gigabytes", 2)))
-        print(f"| {shape} | {method} | {seconds} | {middle[method]['tokens']:.0f} | {gigabytes} | "
-              f"{middle[method]['seconds'] / first['seconds']:.2f} | "
-              f"{middle[method]['gigabytes'] / first['gigabytes']:.2f} |", flush=True)
+        print(f"| {shape} | {method} | {seconds} | {best[method]['tokens']:.0f} | {gigabytes} | "
+              f"{best[method]['seconds'] / first['seconds']:.2f} | "
+              f"{best[method]['gigabytes'] / first['gigabytes']:.2f} |", flush=True)
 
 
 def measure_here(args, ours, trl) -> None:

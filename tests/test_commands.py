@@ -33,6 +33,17 @@ def test_a_command_that_is_shown_parses(where, script, flags):
     importlib.import_module(script).parse_args(shlex.split(flags))
 
 
+def test_the_flags_of_the_benchmarks_in_their_tables_exist():
+    """In bench/README.md; those of a helper that a benchmark shares with another are its, too."""
+    text = " ".join((ROOT / "bench" / "README.md").read_text().split())
+    shown = re.findall(r"`python bench/(\w+)\.py([^`]*)`", text)
+    for name, flags in shown:
+        source = (ROOT / "bench" / f"{name}.py").read_text() + (ROOT / "bench" / "steps.py").read_text()
+        missing = [flag for flag in re.findall(r"--[a-z-]+", flags) if f'"{flag}"' not in source]
+        assert not missing, (name, missing)
+    assert {name for name, _ in shown} >= {"grader", "sampler", "grpo", "logprobs", "plan", "faults"}
+
+
 def test_the_commands_were_found():
     shown = list(commands())
     assert {script for _, script, _ in shown} == set(SCRIPTS) and sum(where == "README.md" for where, *_ in shown) >= 7
