@@ -637,6 +637,10 @@ def plan_table(args, gpu: GPU) -> list[Planned]:
     """Every command of the table at its scale, in order; figures that come from runs come from the plans before."""
     table = TABLES[args.table]
     scale = SCALES[args.scale] | {"data": "data", "models": "models", "seed": 0, "dtype": args.dtype}
+    settings = scale.get(table.over, {"": {}})
+    if (setting := args.setting or next(iter(settings))) not in settings:
+        fail(f"--setting {setting}: `{args.table}` has {', '.join(settings)} at this scale")
+    scale |= settings[setting]
     names = {role: plain(fill(scale[role], scale)) for role in ("teacher", "student")}
     models = {name: find(getattr(args, role) or args.model or name) for role, name in names.items()}
     lines, planned = lines_of(table, scale), {}
@@ -742,6 +746,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = FlagParser(__doc__)
     parser.add_argument("--table", choices=list(TABLES), default="main", help="whose commands")
     parser.add_argument("--scale", choices=list(SCALES), default="paper", help="with which settings")
+    parser.add_argument("--setting", help="of what the table goes through, as 14B of teacher-size (default: the first)")
     parser.add_argument("--gpus", type=positive, default=8, help="GPUs, over all nodes of 8")
     parser.add_argument("--gpu", default="H100", help=", ".join(GPUS))
     group = parser.add_argument_group("models: a checkpoint directory, its config.json, or a name that plan.py knows")

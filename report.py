@@ -459,12 +459,12 @@ def coloured_rollout(row: dict, limit: float, longest: int = 600) -> str:
 
 
 def write_table_page(out: Path) -> None:
-    """OUT/report.html, from table.json and the runs that it names; of several budgets, those of the middle one."""
+    """OUT/report.html, from table.json and the runs that it names; of several settings, those of the middle one."""
     table = read_json(out / "table.json")
-    budgets = list(dict.fromkeys(scope["labels"] for scope in table["scopes"]))
-    chosen = budgets[(len(budgets) - 1) // 2]
-    seed_dirs = [out / scope["directory"] for scope in table["scopes"] if scope["labels"] == chosen]
-    rows = [row for row in table["rows"] if row["labels"] in (None, chosen)]
+    settings = list(dict.fromkeys(scope["setting"] for scope in table["scopes"]))
+    chosen = settings[(len(settings) - 1) // 2]
+    seed_dirs = [out / scope["directory"] for scope in table["scopes"] if scope["setting"] == chosen]
+    rows = [row for row in table["rows"] if row["setting"] in (None, chosen)]
     rows = [row for row in rows if all((seed_dir / name).is_dir() for seed_dir in seed_dirs for name in row["runs"])]
     trained = [row for row in rows if not is_reference(row, rows)] or rows
     colours = dict(zip([row["row"] for row in trained[::-1]], PALETTE * len(trained)))
@@ -476,7 +476,7 @@ def write_table_page(out: Path) -> None:
     sentences = "".join(f"<li>{escape(ordering['sentence'])}</li>" for ordering in table["orderings"])
     figure = (out / "figure.svg").read_text(encoding="utf-8") if (out / "figure.svg").is_file() else ""
     sections = [f"<p class='lead'>{escape(table['about'])}</p><figure>{figure}</figure><ul>{sentences}</ul>",
-                f"<h2>With {chosen} labels</h2>" if len(budgets) > 1 else "",
+                f"<h2>At one setting: {escape(chosen)}</h2>" if len(settings) > 1 else "",
                 score_section(rows, colours, seed_dirs), learning_section(trained, colours, seed_dirs),
                 dense_rewards_section(seed_dirs[0] / shaped[0]) if shaped else "",
                 runs_section(names, seed_dirs, table, out)]
@@ -485,7 +485,7 @@ def write_table_page(out: Path) -> None:
 
 
 def write_table_figure(out: Path) -> None:
-    """OUT/figure.svg: accuracy over labels with bands, or each row's score with its interval."""
+    """OUT/figure.svg: accuracy over labels with bands, or each row's score with its interval, a panel a setting."""
     table = read_json(out / "table.json")
     figure = labels_figure(table) if len({scope["labels"] for scope in table["scopes"]}) > 1 else rows_figure(table)
     write_text(out / "figure.svg", svg(figure, table["about"]).removeprefix("<figure>").removesuffix("</figure>"))
@@ -514,16 +514,21 @@ def labels_figure(table: dict):
 
 
 def rows_figure(table: dict):
-    rows = table["rows"][::-1]
-    figure = new_figure(8, 0.6 + 0.32 * len(rows))
-    axes = figure.subplots()
-    for place, row in enumerate(rows):
-        low, high = row["interval"] or row["seeds"][0]["interval"]
-        axes.plot([low, high], [place, place], color=PALETTE[0], linewidth=5, alpha=0.35, solid_capstyle="butt")
-        axes.plot([seed["value"] for seed in row["seeds"]], [place] * len(row["seeds"]), "|", color=PALETTE[0])
-        axes.plot(row["mean"], place, "o", color=PALETTE[0], markersize=5)
-    axes.set_yticks(range(len(rows)), [row["row"] for row in rows])
-    axes.set(xlim=(0, 1.02), xlabel=f"{rows[0]['metric']}, fraction right")
+    settings = list(dict.fromkeys(scope["setting"] for scope in table["scopes"]))
+    names = list(dict.fromkeys(row["row"] for row in table["rows"]))[::-1]
+    columns = min(3, len(settings))
+    down = math.ceil(len(settings) / columns)
+    figure = new_figure(8 + 2 * (columns - 1), down * (0.7 + 0.32 * len(names)))
+    panels = figure.subplots(down, columns, sharex=True, sharey=True, squeeze=False).flat
+    for setting, axes in zip(settings, panels):
+        for row in (row for row in table["rows"] if row["setting"] in (None, setting)):
+            place, (low, high) = names.index(row["row"]), row["interval"] or row["seeds"][0]["interval"]
+            axes.plot([low, high], [place, place], color=PALETTE[0], linewidth=5, alpha=0.35, solid_capstyle="butt")
+            axes.plot([seed["value"] for seed in row["seeds"]], [place] * len(row["seeds"]), "|", color=PALETTE[0])
+            axes.plot(row["mean"], place, "o", color=PALETTE[0], markersize=5)
+        axes.set(xlim=(0, 1.02), title=setting)
+    figure.supxlabel(f"{table['rows'][0]['metric']}, fraction right", fontsize=8, color=MUTED)
+    axes.set_yticks(range(len(names)), names)
     return figure
 
 

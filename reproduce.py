@@ -39,7 +39,7 @@ from engine.files import read_jsonl, write_json, write_text
 from engine.ranks import fail, say
 from engine.runs import git_commit
 from report import write_table_figure, write_table_page
-from tables import EVALUATE, SCALES, TABLES, Table
+from tables import DRAWN, EVALUATE, SCALES, TABLES, Table, budgets
 
 HERE = Path(__file__).parent
 COSTS = ("optimiser_steps", "labels_seen", "tokens_sampled", "seconds")
@@ -106,7 +106,7 @@ def wanted(lines: dict[str, str], rows: list[str]) -> list[str]:
 
 
 class Scope:
-    """The runs of one seed with one budget of labels, by name."""
+    """The runs of one seed at one setting of what the table goes through, by name."""
 
     def __init__(self, table: Table, values: dict, directory: Path, rows: list[str]):
         self.lines, self.values, self.directory, self.cells = lines_of(table, values), values, directory, {}
@@ -233,25 +233,27 @@ def mean_and_interval(values: list[float]) -> tuple[float, list[float] | None]:
 
 
 def collect(table: Table, scopes: list[Scope]) -> list[dict]:
-    """table.json's rows, each of a budget."""
+    """table.json's rows, each at a setting."""
     rows = []
-    for labels in dict.fromkeys(scope.values["labels"] for scope in scopes):
+    for setting in dict.fromkeys(scope.values["setting"] for scope in scopes):
         for name, (_, runs) in table.rows.items():
-            seeds = [result_of(scope, name, runs.split()) for scope in scopes
-                     if scope.values["labels"] == labels and f"eval_{slug(name)}" in scope.cells]
-            if seeds:
+            those = [scope for scope in scopes
+                     if scope.values["setting"] == setting and f"eval_{slug(name)}" in scope.cells]
+            if those:
+                seeds = [result_of(scope, name, runs.split()) for scope in those]
                 mean, interval = mean_and_interval([seed["value"] for seed in seeds])
-                rows.append({"row": name, "labels": None if name in table.once else labels, "runs": runs.split(),
+                rows.append({"row": name, "setting": None if name in table.once else setting,
+                             "labels": None if name in table.once else those[0].values["labels"], "runs": runs.split(),
                              "metric": seeds[0]["metric"], "mean": mean, "interval": interval, "seeds": seeds})
     return rows
 
 
 def orderings(table: Table, rows: list[dict]) -> list[dict]:
-    """For each that the paper claims, and each budget: the difference on the same seeds, and a sentence."""
+    """For each that the paper claims, at each setting: the difference on the same seeds, and a sentence."""
     found = []
     for lower, higher in table.orderings:
         for high in (row for row in rows if row["row"] == higher):
-            low = next(row for row in rows if row["row"] == lower and row["labels"] in (None, high["labels"]))
+            low = next(row for row in rows if row["row"] == lower and row["setting"] in (None, high["setting"]))
             pairs = [(b["value"], a["value"]) for a, b in zip(low["seeds"], high["seeds"], strict=True)]
             difference, interval = mean_and_interval([b - a for b, a in pairs])
             count = sum(b > a for b, a in pairs)
@@ -261,9 +263,9 @@ def orderings(table: Table, rows: list[dict]) -> list[dict]:
                 verdict = "holds"
             else:
                 verdict = "is reversed" if interval[1] < 0 else "is not shown"
-            at = f"{high['labels']} labels: " if table.budgets else ""
+            at = f"{high['setting']}: " if table.over else ""
             bounds = f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
-            found.append({"lower": lower, "higher": higher, "labels": high["labels"], "difference": difference,
+            found.append({"lower": lower, "higher": higher, "setting": high["setting"], "difference": difference,
                           "interval": interval, "seeds_for": count, "verdict": verdict,
                           "sentence": f"{at}{lower} < {higher}: {verdict}, by {difference:+.3f}{bounds}, on {count} of "
                                       f"{len(pairs)} seed{'s' * (len(pairs) > 1)}."})
@@ -276,11 +278,11 @@ def score(row: dict) -> str:
 
 
 def as_markdown(table: Table, rows: list[dict], sentences: list[str], title: str) -> str:
-    """The table for people: a line a row, or, of several budgets, a line a budget."""
+    """The table for people: a line a row or, if it goes through settings, a line a setting."""
     seeds = len(rows[0]["seeds"])
     over = f"mean over {seeds} seeds [95% interval, Student's t]" if seeds > 1 else "one seed [95% over problems]"
     lines = [f"## {title}", "", f"{table.about}  {rows[0]['metric']}, {over}.", ""]
-    lines += budget_lines(table, rows) if table.budgets else row_lines(rows)
+    lines += setting_lines(table, rows) if table.over else row_lines(rows)
     return "\n".join([*lines, "", *(f"- {sentence}" for sentence in sentences), ""])
 
 
@@ -293,23 +295,27 @@ def row_lines(rows: list[dict]) -> list[str]:
     return lines
 
 
-def budget_lines(table: Table, rows: list[dict]) -> list[str]:
-    names = [name for name in table.rows if name not in table.once]
-    head = ["labels", *names, "direct GRPO, best on the way", "its reward in training", "C1 held"]
-    lines = [f"| {' | '.join(head)} |", "|" + " ---: |" * len(head)]
-    for labels in dict.fromkeys(row["labels"] for row in rows if row["labels"]):
-        of = {row["row"]: row for row in rows if row["labels"] == labels}
-        direct, held = of["direct GRPO, plateau"], [seed["c1_passed"] for seed in of["full workflow"]["seeds"]]
-        cells = [f"{labels:,}", *(score(of[name]) for name in names), f"{mean_of(direct, 'best_on_the_way'):.3f}",
-                 f"{mean_of(direct, 'training_reward'):.3f}", f"{sum(held)} of {len(held)}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    without = "; ".join(f"{row['row']} {score(row)}" for row in rows if not row["labels"])
-    lines += ["", f"Without labels: {without}."]
-    for name in ("direct GRPO, plateau", "full workflow"):
-        steps, seconds = ([seed[key] for row in rows if row["row"] == name for seed in row["seeds"]]
-                          for key in ("optimiser_steps", "seconds"))
-        lines.append(f"{name[0].upper() + name[1:]}: {min(steps)} to {max(steps)} optimiser steps, "
-                     f"{min(seconds):.0f} to {max(seconds):.0f} seconds.")
+def setting_lines(table: Table, rows: list[dict]) -> list[str]:
+    names, of_direct = [name for name in table.rows if name not in table.once], "direct GRPO, plateau" in table.rows
+    head = ["", *names, *["direct GRPO, best on the way", "its reward in training"] * of_direct, "C1 held"]
+    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for setting in dict.fromkeys(row["setting"] for row in rows if row["setting"]):
+        of = {row["row"]: row for row in rows if row["setting"] == setting}
+        cells = [setting, *(score(of[name]) for name in names)]
+        if of_direct:
+            cells += [f"{mean_of(of['direct GRPO, plateau'], key):.3f}"
+                      for key in ("best_on_the_way", "training_reward")]
+        held = [seed["c1_passed"] for seed in of["full workflow"]["seeds"]]
+        lines.append(f"| {' | '.join(cells)} | {sum(held)} of {len(held)} |")
+    if table.once:
+        same = "; ".join(f"{row['row']} {score(row)}" for row in rows if not row["setting"])
+        lines += ["", f"The same for all: {same}."]
+    lines.append("")
+    for name in (name for name in names if table.rows[name][1]):
+        took = [[seed[key] for row in rows if row["row"] == name for seed in row["seeds"]]
+                for key in ("optimiser_steps", "seconds")]
+        steps, seconds = (" to ".join(dict.fromkeys((f"{min(each):,.0f}", f"{max(each):,.0f}"))) for each in took)
+        lines.append(f"{name[0].upper() + name[1:]}: {steps} optimiser steps, {seconds} seconds.")
     return lines
 
 
@@ -330,10 +336,10 @@ def provenance(args) -> dict:
 def write_table(args, table: Table, scopes: list[Scope]) -> None:
     rows = collect(table, scopes)
     ordered, title, origin = orderings(table, rows), f"{args.table}, {args.scale} scale", provenance(args)
-    title += "" if table.budgets else f", {scopes[0].values['labels']} labels"
+    title += "" if table.over == "budgets" else f", {scopes[0].values['labels']} labels"
     write_json(args.out / "table.json", {
         "table": args.table, "scale": args.scale, "about": table.about, **origin, "rows": rows, "orderings": ordered,
-        "scopes": [{"seed": scope.values["seed"], "labels": scope.values["labels"],
+        "scopes": [{**{key: scope.values[key] for key in ("seed", "setting", "labels")},
                     "directory": str(scope.directory.relative_to(args.out))} for scope in scopes]})
     text = as_markdown(table, rows, [each["sentence"] for each in ordered], title)
     write_text(args.out / "table.md", text + f"\n`{origin['command']}`, commit {(origin['commit'] or 'unknown')[:10]}, "
@@ -387,14 +393,18 @@ def check_data(scale: dict, data: Path | None) -> None:
 def scopes_of(args, table: Table, scale: dict) -> list[Scope]:
     values = {**scale, "data": args.data or "DATA", "models": args.models, "gpus": args.gpus, "dtype": args.dtype,
               "python": sys.executable, "torchrun": "torchrun"}
-    if table.budgets and not args.labels and scale["labels"] == "all":
-        fail(f"--scale {args.scale} has no budgets of labels; `{args.table}` is for the others")
-    budgets, found = [args.labels] if args.labels else table.budgets or [scale["labels"]], []
+    settings = scale.get(table.over) if table.over else {"": {}}
+    if settings is None:
+        fail(f"--scale {args.scale} has no {table.over}, which `{args.table}` goes through; tables.py would name them")
+    if args.labels and table.over == "budgets":
+        settings = budgets(args.labels)
+    found = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        for labels in budgets:
-            rows = [row for row in table.rows if labels == budgets[0] or row not in table.once]
-            directory = args.out / (f"labels{labels}" if table.budgets else "") / f"seed{seed}"
-            found.append(Scope(table, values | {"seed": seed, "labels": labels}, directory, rows))
+        for setting, changed in settings.items():
+            rows = [row for row in table.rows if setting == next(iter(settings)) or row not in table.once]
+            changed = changed | ({"labels": args.labels, **DRAWN} if args.labels else {})
+            found.append(Scope(table, {**values, **changed, "setting": setting, "seed": seed},
+                               args.out / slug(setting) / f"seed{seed}", rows))
     return found
 
 

@@ -9,7 +9,8 @@ So the student first imitates the teacher's own rollouts, and stops when C2 says
 The two are not the same: a student that covers the teacher's every mode and more has a small forward KL on teacher
 rollouts and a large reverse KL on its own.  Both are reported; C2 is decided on the second.
 
-Departure from the paper: rollouts may carry weights (stage2_shape.py --weight); by default all weigh the same.
+Departures from the paper: rollouts may carry weights (stage2_shape.py --weight); by default all weigh the same.
+--estimator sampled takes the teacher's token alone, which is plain cross-entropy.
 
     python stage3_kl.py --student toy/student --teacher runs/teacher --rollouts runs/shape/rollouts.jsonl \
         --problems toy/heldout.jsonl --max-kl 0.3 --out runs/bridge
@@ -28,8 +29,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    FlagParser, above_zero, batch_indices, bootstrap_interval, completion_divergence, load_graded_problems,
-    load_prepared, natural, positive, prepare, sample_share,
+    FlagParser, above_zero, batch_indices, bootstrap_interval, completion_divergence, completion_logprobs,
+    load_graded_problems, load_prepared, natural, positive, prepare, sample_share,
 )
 from engine.checkpoints import check_parent_run, save_model
 from engine.files import read_record, write_json
@@ -149,6 +150,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
     group.add_argument("--template-args", type=template_arguments, metavar="JSON", help="more for the chat template")
     group = parser.add_argument_group("optimisation")
+    group.add_argument("--estimator", choices=["exact", "sampled"], default="exact", help="equation 6 or cross-entropy")
     group.add_argument("--max-steps", type=positive, default=200, help="optimiser steps at most")
     group.add_argument("--rollouts-per-step", type=positive, default=64, help="per optimiser step, over all ranks")
     group.add_argument("--micro-batch-size", type=positive, default=8, help="rollouts per forward pass; memory only")
@@ -164,8 +166,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--save-every", type=natural, default=20, help="optimiser steps between states; 0: never")
     group.add_argument("--eval-problems", type=Path, nargs="+", help="problems to evaluate on while training")
     group.add_argument("--skip-unreadable", action="store_true", help="leave out golds that the judge cannot read")
-    group.add_argument("--eval-every", type=natural, default=5,
-                       help="optimiser steps between measurements of C2 (and evaluations); 0: at the end only")
+    group.add_argument("--eval-every", type=natural, default=5, help="steps between measurements of C2; 0: at the end")
     group.add_argument("--eval-samples", type=positive, default=4, help="completions per evaluation problem")
     group.add_argument("--allow-failed-certificate", action="store_true", help="take a parent whose certificate failed")
     group.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
@@ -201,8 +202,7 @@ def main(args) -> None:
         totals["seconds"] += time.perf_counter() - start
         return certificate | {"forward_kl_on_teacher_rollouts_nats": forward_kl_nats}
 
-    certificate = progress.get("certificate")                   # as last measured; it may hold already
-    if certificate is None:
+    if not (certificate := progress.get("certificate")):        # as last measured; it may hold already
         certificate = certify(0)
         log_metrics(args.out, 0, **certificate, **totals)
     bar = tqdm(initial=step, total=args.max_steps, unit="step", desc=args.out.name, disable=rank() > 0)
@@ -226,6 +226,8 @@ def main(args) -> None:
             with autocast:                              # Σ weights · forward_kl, without the (B, C, V) logits
                 loss, forward_kl_nats, _ = completion_divergence(student, teacher, micro, forward_kl, args.temperature,
                                                                  weights / total_weight)
+                if args.estimator == "sampled":
+                    loss = -(completion_logprobs(student, micro, args.temperature) * weights).sum() / total_weight
             loss.backward()
             losses.append(loss.item())
             forward_kl_sum += forward_kl_nats.sum().item()

@@ -6,7 +6,8 @@ A line of a table is a name and a command; the run goes by that name.  In a comm
     <…>         is a number taken from runs that are done:  <steps of teacher bridge>,
                 <steps of direct in the seconds of teacher shape>,  <steps of teacher bridge less those of raw_bridge>
 A row is a model to evaluate and the runs that it cost.  An ordering is two rows, the lower first, and who says so.
-Lines that no row needs are not run.
+Lines that no row needs are not run.  A table that goes `over` something is run once for each of that word's settings
+at a scale, which stand above its own.
 
 Labels are the budget.  `prepare.py labels` draws {labels} labelled problems by the seed, and everything that sees a
 label is paid from them: direct GRPO gets all of them; the workflow three quarters for the teacher's RL and one quarter
@@ -20,6 +21,9 @@ Fixed before any table was run (toy):
     labels      32, 128, 512 and all 2,048 in `labels`.  In the other tables one set binds every arm: the smallest of
                 32, 64, 128, 256 at which the RL teacher's held-out accuracy, mean of the seeds 100 and 101, which are
                 not reported, is at least 0.9.
+    models      the shipped pair; in `family` a Llama pair pretrained by the same rule; in `teacher-size` teachers of
+                the student's size, the shipped one's and a larger one, by the rule's words on teachers; in `regime`
+                students of three bands of skill and three shares of worked answers, by its words on students.
     C1          where so few problems cannot certify it, the run goes on, and the table says on how many seeds it held.
 """
 from dataclasses import dataclass
@@ -31,8 +35,8 @@ class Table:
     commands: str
     rows: dict                          # row -> (model, the runs that it cost)
     orderings: tuple = ()               # (lower row, higher row)
-    budgets: tuple[int, ...] = ()       # of labels; none: the scale's own
-    once: tuple[str, ...] = ()          # rows that see no labels: measured at the first budget
+    over: str = ""                      # what it goes through: one of the scale's lists of settings
+    once: tuple[str, ...] = ()          # rows that hang on none of the settings: measured at the first
 
 
 # ================================================================ the commands
@@ -61,6 +65,7 @@ PARTS = """
 cold            stage4_distill.py --student {student} --teacher @teacher --problems {prompts} {opd} --max-steps {opd_steps} --allow-failed-certificate
 cold_matched    stage4_distill.py --student {student} --teacher @teacher --problems {prompts} {opd} --max-steps <steps of bridge student> --allow-failed-certificate
 bridge_matched  stage3_kl.py --student {student} --teacher @teacher --rollouts @shape/rollouts.jsonl --problems {heldout} {bridge} --max-kl 1e-9 --max-steps <steps of bridge student> --allow-failed-certificate
+imitation       stage3_kl.py --student {student} --teacher @teacher --rollouts @shape/rollouts.jsonl --problems {heldout} {bridge} --max-kl 1e-9 --max-steps <steps of bridge student> --estimator sampled --allow-failed-certificate
 """
 STUDENT_RL = """
 # As many labels again: RL of the distilled student on them; as many more steps without them; RL of the cold student on them.
@@ -82,30 +87,32 @@ BASES = {"base student": ("{student}", ""), "raw teacher": ("{teacher}", "")}
 TEACHER = {"RL teacher": ("@teacher", "teacher")}
 FULL = {"full workflow": ("@student", "teacher shape bridge student")}
 TRANSFER = {"raw-teacher transfer": ("@raw_student", "raw_shape raw_bridge raw_student")}
+EQUAL_STEPS = {"direct GRPO, equal steps": ("@direct", "direct")}
 PLATEAU = {"direct GRPO, plateau": ("@direct_plateau", "direct_plateau")}
+PAPERS_ORDER = (("raw-teacher transfer", "direct GRPO, equal steps"), ("direct GRPO, equal steps", "full workflow"))
 
 TABLES = {
     "main": Table(
         "The paper's claim: with the same labels the workflow beats direct GRPO, and distilling the raw teacher does not.",
         WORKFLOW + DIRECT + RAW,
-        BASES | TEACHER | TRANSFER | {"direct GRPO, equal steps": ("@direct", "direct"),
-                                      "direct GRPO, equal time": ("@direct_equal_time", "direct_equal_time")}
-        | PLATEAU | FULL,
-        (("raw-teacher transfer", "direct GRPO, equal steps"), ("direct GRPO, equal steps", "full workflow"),
-         ("direct GRPO, equal time", "full workflow"), ("direct GRPO, plateau", "full workflow"))),
+        BASES | TEACHER | TRANSFER | EQUAL_STEPS
+        | {"direct GRPO, equal time": ("@direct_equal_time", "direct_equal_time")} | PLATEAU | FULL,
+        (*PAPERS_ORDER, ("direct GRPO, equal time", "full workflow"), ("direct GRPO, plateau", "full workflow"))),
     "labels": Table(
         "Accuracy against the number of labelled problems.",
         WORKFLOW + DIRECT + RAW, BASES | TRANSFER | TEACHER | PLATEAU | FULL,
         (("raw-teacher transfer", "direct GRPO, plateau"), ("direct GRPO, plateau", "full workflow")),
-        budgets=(32, 128, 512, 2048), once=("base student", "raw teacher", "raw-teacher transfer")),
+        over="budgets", once=("base student", "raw teacher", "raw-teacher transfer")),
     "ablation": Table(
         "What each part brings: left out, and left out with its steps given to what stays.",
         WORKFLOW + RAW + PARTS,
         TRANSFER | {"no bridge": ("@cold", "teacher cold"), "no bridge, equal steps": ("@cold_matched", "teacher cold_matched"),
                     "bridge alone": ("@bridge", "teacher shape bridge"),
-                    "bridge alone, equal steps": ("@bridge_matched", "teacher shape bridge_matched")} | FULL,
+                    "bridge alone, equal steps": ("@bridge_matched", "teacher shape bridge_matched"),
+                    "cross-entropy alone, equal steps": ("@imitation", "teacher shape imitation")} | FULL,
         (("raw-teacher transfer", "full workflow"), ("no bridge", "full workflow"), ("no bridge, equal steps", "full workflow"),
-         ("bridge alone", "full workflow"), ("bridge alone, equal steps", "full workflow"))),
+         ("bridge alone", "full workflow"), ("bridge alone, equal steps", "full workflow"),
+         ("cross-entropy alone, equal steps", "full workflow"))),
     "student-rl": Table(
         "As many labels again: what they bring after distillation, and to a cold student.",
         WORKFLOW + STUDENT_RL,
@@ -120,9 +127,31 @@ TABLES = {
         {"sampled token": ("@sampled", "teacher shape bridge sampled"), "forward KL": ("@forward", "teacher shape bridge forward"),
          "JSD": ("@jsd", "teacher shape bridge jsd"), "exact reverse KL": ("@student", "teacher shape bridge student")},
         (("sampled token", "exact reverse KL"), ("forward KL", "exact reverse KL"), ("JSD", "exact reverse KL"))),
+    "family": Table(
+        "The order of the arms with models of a second family.",
+        WORKFLOW + DIRECT + RAW, BASES | TEACHER | TRANSFER | EQUAL_STEPS | FULL, PAPERS_ORDER, over="families"),
+    "teacher-size": Table(
+        "Teachers of several sizes, each with as much RL, for the same student.",
+        WORKFLOW + DIRECT + RAW, BASES | TEACHER | TRANSFER | EQUAL_STEPS | FULL, PAPERS_ORDER, over="teachers",
+        once=("base student",)),
+    "regime": Table(
+        "Where each order holds: over the student's skill and how often it works, at the start.",
+        WORKFLOW + DIRECT + RAW, TEACHER | {"base student": BASES["base student"]} | TRANSFER | EQUAL_STEPS | PLATEAU | FULL,
+        (*PAPERS_ORDER, ("raw-teacher transfer", "direct GRPO, plateau"), ("direct GRPO, plateau", "full workflow")),
+        over="students", once=("RL teacher",)),
 }
 
 # ================================================================ the scales
+
+
+# What `prepare.py labels` writes.
+DRAWN = {"rl": "@labels/rl.jsonl", "certify": "@labels/certify.jsonl", "labelled": "@labels/labelled.jsonl",
+         "more": "@labels/more.jsonl", "prompts": "@labels/prompts.jsonl"}
+
+
+def budgets(*numbers: int) -> dict[str, dict]:
+    return {f"{number:,} labels": {"labels": number, **DRAWN} for number in numbers}
+
 
 TOY_FLAGS = "--max-new-tokens 16 --micro-batch-size 128 --seed {seed}"
 TOY_CURVE = "--weight-decay 0 --eval-problems {heldout} --eval-every 10 --eval-samples 2"
@@ -135,11 +164,17 @@ SCALES = {
     "toy": {
         "prepare": """
             base    prepare.py toy
+            llamas  prepare.py toy --pretrain pair --family llama
+            sized   prepare.py toy --pretrain teacher --teacher-size {size}
+            skilled prepare.py toy --pretrain student --student-skill {skill} --student-style {style}
             labels  prepare.py labels --problems @base/train.jsonl --num-labels {labels} --seed {seed}""",
-        "teacher": "@base/teacher", "student": "@base/student", "labels": 64,
-        "rl": "@labels/rl.jsonl", "certify": "@labels/certify.jsonl", "labelled": "@labels/labelled.jsonl",
-        "more": "@labels/more.jsonl", "prompts": "@labels/prompts.jsonl",
-        "heldout": "@base/heldout.jsonl", "test": "@base/test.jsonl",
+        "teacher": "@base/teacher", "student": "@base/student", "labels": 64, "size": "", "skill": "", "style": "",
+        "budgets": budgets(32, 128, 512, 2048),
+        "families": {"Qwen3": {}, "Llama": {"teacher": "@llamas/teacher", "student": "@llamas/student"}},
+        "teachers": {f"teacher of {size}": {"teacher": "@sized/teacher", "size": size} for size in ("64x2", "96x3", "128x4")},
+        "students": {f"skill {skill}, works {style:.0%}": {"student": "@skilled/student", "skill": skill, "style": style}
+                     for skill in ("0.80 0.84", "0.86 0.90", "0.92 0.96") for style in (0.01, 0.03, 0.1)},
+        **DRAWN, "heldout": "@base/heldout.jsonl", "test": "@base/test.jsonl",
         "grpo": f"--prompts-per-step 16 --samples-per-prompt 8 --steps-per-rollout 2 --lr 3e-4 {TOY_FLAGS} {TOY_CURVE}",
         "shape": f"--num-problems 512 --samples-per-prompt 4 --prompts-per-step 128 --certify-on reference {TOY_FLAGS}",
         "bridge": f"--max-kl 0.3 --max-steps 40 --rollouts-per-step 128 --lr 1e-3 {TOY_FLAGS} {TOY_CURVE.replace('-every 10', '-every 5')}",
@@ -154,10 +189,8 @@ SCALES = {
             base_teacher    prepare.py smollm2
             base_student    prepare.py smollm2 --num-layers 27
             labels          prepare.py labels --problems {data}/gsm8k_train.jsonl --num-labels {labels} --seed {seed}""",
-        "teacher": "@base_teacher", "student": "@base_student", "labels": 256,
-        "rl": "@labels/rl.jsonl", "certify": "@labels/certify.jsonl", "labelled": "@labels/labelled.jsonl",
-        "more": "@labels/more.jsonl", "prompts": "@labels/prompts.jsonl",
-        "heldout": "{data}/gsm8k_test.jsonl", "test": "{data}/gsm8k_test.jsonl",
+        "teacher": "@base_teacher", "student": "@base_student", "labels": 256, "budgets": budgets(64, 256),
+        **DRAWN, "heldout": "{data}/gsm8k_test.jsonl", "test": "{data}/gsm8k_test.jsonl",
         "grpo": f"--prompts-per-step 2 --samples-per-prompt 4 --steps-per-rollout 2 --lr 1e-5 --give-up-after 0 {SMOL_FLAGS}",
         "shape": f"--num-problems 8 --num-certify-problems 4 --samples-per-prompt 2 --prompts-per-step 8 {SMOL_FLAGS}",
         "bridge": f"--max-kl 0.1 --num-certify-problems 4 --max-steps 3 --rollouts-per-step 8 --lr 1e-4 {SMOL_FLAGS}",
@@ -169,10 +202,10 @@ SCALES = {
     "small": {
         "prepare": """
             labels  prepare.py labels --problems {data}/gsm8k_train.jsonl --num-labels {labels} --seed {seed}""",
-        "teacher": "Qwen/Qwen3-1.7B", "student": "Qwen/Qwen3-0.6B", "labels": 1024,
-        "rl": "@labels/rl.jsonl", "certify": "@labels/certify.jsonl", "labelled": "@labels/labelled.jsonl",
-        "more": "@labels/more.jsonl", "prompts": "@labels/prompts.jsonl",
-        "heldout": "{data}/gsm8k_test.jsonl", "test": "{data}/math500.jsonl",
+        "teacher": "Qwen/Qwen3-1.7B", "student": "Qwen/Qwen3-0.6B", "labels": 1024, "budgets": budgets(64, 256, 1024, 4096),
+        "families": {"Qwen3": {}, "Llama": {"teacher": "meta-llama/Llama-3.2-3B-Instruct", "student": "meta-llama/Llama-3.2-1B-Instruct"}},
+        "teachers": {"1.7B": {}, "4B": {"teacher": "Qwen/Qwen3-4B"}},
+        **DRAWN, "heldout": "{data}/gsm8k_test.jsonl", "test": "{data}/math500.jsonl",
         "grpo": "--prompts-per-step 32 --samples-per-prompt 8 --steps-per-rollout 2 --lr 1e-6 --max-new-tokens 1024 --micro-batch-size 8 --dtype bfloat16 --seed {seed}",
         "shape": "--num-problems 1024 --samples-per-prompt 4 --prompts-per-step 128 --max-new-tokens 1024 --micro-batch-size 16 --dtype bfloat16 --seed {seed}",
         "bridge": "--max-kl 0.1 --max-steps 100 --rollouts-per-step 64 --lr 1e-6 --max-new-tokens 1024 --micro-batch-size 8 --dtype bfloat16 --seed {seed}",
@@ -184,8 +217,11 @@ SCALES = {
     # cache change no figure; without them no stage fits 80 GB (plan.py).
     "paper": {
         "prepare": """
-            base    prepare.py dapo --parquet {data}/dapo-math-17k.parquet""",
-        "teacher": "{models}/Qwen3-8B", "student": "{models}/Qwen3-1.7B", "labels": "all",
+            base    prepare.py dapo --parquet {data}/dapo-math-17k.parquet
+            labels  prepare.py labels --problems @base/train.jsonl --num-labels {labels} --seed {seed}""",
+        "teacher": "{models}/Qwen3-8B", "student": "{models}/Qwen3-1.7B", "labels": "all", "budgets": budgets(256, 1024, 4096),
+        "families": {"Qwen3": {}, "Llama": {"teacher": "{models}/Llama-3.3-70B-Instruct", "student": "{models}/Llama-3.1-8B-Instruct"}},
+        "teachers": {"8B": {}, "14B": {"teacher": "{models}/Qwen3-14B"}},
         "rl": "@base/train.jsonl", "certify": "@base/heldout.jsonl", "labelled": "@base/train.jsonl",
         "more": "@base/heldout.jsonl", "prompts": "@base/train.jsonl",
         "heldout": "@base/heldout.jsonl", "test": "{data}/math500.jsonl",

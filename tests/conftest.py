@@ -17,6 +17,7 @@ torch.set_num_threads(1)
 EOS, PAD = prepare.EOS, prepare.PAD
 
 
+@pytest.hookimpl(tryfirst=True)                          # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
     """Tests that share a fixture which takes minutes stay on one of pytest-xdist's processes, and begin first."""
     items.sort(key=lambda item: "many" not in item.fixturenames)

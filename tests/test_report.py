@@ -14,13 +14,13 @@ def table(tmp_path):
     out = tmp_path / "out"
     seed = {"interval_over_samples": [0.1, 0.2], "truncated_fraction": 0.0, "optimiser_steps": 7, "labels_seen": 1, "tokens_sampled": 2,
             "seconds": 3.0}
-    rows = [{"row": name, "runs": ["direct"], "metric": "avg@4", "mean": value, "interval": None, "labels": 8,
+    rows = [{"row": name, "runs": ["direct"], "metric": "avg@4", "mean": value, "interval": None, "setting": "", "labels": 8,
              "seeds": [{"value": value, "interval": [value - 0.01, value + 0.01], **seed}]} for name, value in (("low", 0.1), ("high", 0.9))]
     run = out / "seed0" / "direct"
     run.mkdir(parents=True)
     (out / "table.json").write_text(json.dumps({
         "table": "main", "scale": "toy", "about": "What it is.", "rows": rows, "orderings": [{"sentence": "It holds."}], "command": "python reproduce.py main",
-        "scopes": [{"seed": 0, "labels": 8, "directory": "seed0"}]}))
+        "scopes": [{"seed": 0, "setting": "", "labels": 8, "directory": "seed0"}]}))
     (run / "args.json").write_text(json.dumps({"args": {"eval_problems": "p.jsonl", "eval_samples": 2, "temperature": 1.0}, "parents": {},
                                                "command": "stage1_grpo.py --lr 1", "versions": {"device": "cpu"}, "world_size": 1}))
     lines = [{"step": step, "reward_mean": 0.5, "eval_accuracy": 0.25, "grad_norm": float("nan"), "optimiser_steps": step, "seconds": 1.0}

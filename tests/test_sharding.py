@@ -26,6 +26,8 @@ def test_activation_checkpointing_changes_no_gradient(toy):
     gradients, calls = [], []
     for checkpointing in (False, True):
         model = common.load_model(toy / "student", tokenizer, "float32", "cpu", True, checkpointing)
+        common.completion_logprobs(model, rollouts).sum().backward()        # a first use compares, with calls of its own
+        model.zero_grad()
         model.model.layers[0].self_attn.register_forward_hook(lambda *_, checkpointing=checkpointing: calls.append(checkpointing))
         common.completion_logprobs(model, rollouts).sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
