@@ -393,7 +393,7 @@ def sampler_gap(logprobs: list[Tensor], rollouts: list[Rollouts]) -> dict:
     Without a token nothing is measured, and the answer is empty.
     """
     gaps = [(mine - part.sampler_logprobs).abs()[part.completion_mask] for mine, part in zip(logprobs, rollouts)]
-    gaps = torch.cat([gap.detach().float().cpu() for gap in gaps]).sort().values
+    gaps = torch.cat([gap.detach().float() for gap in gaps]).cpu().sort().values
     if not len(gaps):
         return {}
     return {"sampler_gap_mean_nats": gaps.mean().item(), "sampler_gap_max_nats": gaps[-1].item(),

@@ -228,10 +228,10 @@ def main(args) -> None:
                         loss = loss + completion_divergence(policy, reference, micro, reverse_kl, args.temperature,
                                                             args.kl_coef * weights)[0]
                 loss.backward()
-                losses.append(loss.item())
+                losses.append(loss.detach())
                 ratio, sign = (logprobs - micro.old_logprobs).detach().exp(), micro.advantages.sign()[:, None]
                 clipped = (ratio < 1 - args.clip_low) & (sign < 0) | (ratio > 1 + args.clip_high) & (sign > 0)
-                clipped_sum += (clipped & micro.completion_mask).sum().item()
+                clipped_sum += (clipped & micro.completion_mask).sum()
             grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)))
             if all_finite(grad_norm, losses):                   # on every rank
                 optimizer.step()

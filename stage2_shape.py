@@ -139,14 +139,14 @@ def score_rollouts(model, rollouts, args) -> Tensor:
 
 def scored_rows(rollouts, problems, teacher_logprobs: Tensor, reference_logprobs: Tensor) -> list[dict]:
     """What is kept of each rollout, whose problem has its place: the dense reward is the log-ratio of every token."""
-    dense, rewards = (teacher_logprobs - reference_logprobs).tolist(), rollouts.rewards.tolist()
-    scores = implicit_reward(teacher_logprobs, reference_logprobs, rollouts.completion_mask).tolist()
-    return [{"id": problems[i].id, "prompt_ids": prompt, "completion_ids": completion,
-             "finished": bool(rollouts.finished[i]), "reward": rewards[i] if problems[i].answer is not None else None,
-             "teacher_logprob_nats": float(teacher_logprobs[i].sum()),
-             "reference_logprob_nats": float(reference_logprobs[i].sum()),
-             "implicit_reward_nats": scores[i], "dense_rewards_nats": dense[i][:len(completion)]}
-            for i, (prompt, completion) in enumerate(zip(rollouts.prompts(), rollouts.completions()))]
+    columns = (rollouts.finished, rollouts.rewards, teacher_logprobs.sum(1), reference_logprobs.sum(1), implicit_reward(
+        teacher_logprobs, reference_logprobs, rollouts.completion_mask), teacher_logprobs - reference_logprobs)
+    return [{"id": problem.id, "prompt_ids": prompt, "completion_ids": completion, "finished": finished,
+             "reward": reward if problem.answer is not None else None, "teacher_logprob_nats": teacher_logprob,
+             "reference_logprob_nats": reference_logprob, "implicit_reward_nats": score,
+             "dense_rewards_nats": dense[:len(completion)]}
+            for problem, prompt, completion, finished, reward, teacher_logprob, reference_logprob, score, dense
+            in zip(problems, rollouts.prompts(), rollouts.completions(), *(column.tolist() for column in columns))]
 
 
 def certificate_of(rows: list[dict], args) -> dict:

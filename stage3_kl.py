@@ -77,10 +77,9 @@ def measure_c2(student, teacher, tokenizer, prompts, args, stop: list[int], step
         teacher.to(student.device)
         if start == 0:
             log_samples(args.out, step, tokenizer, rollouts)
-        nats = []
-        for micro in even_micro_batches(rollouts, args.micro_batch_size):
-            with autocast:
-                nats += completion_divergence(student, teacher, micro, reverse_kl, args.temperature)[1].sum(1).tolist()
+        with autocast:
+            nats = sum((completion_divergence(student, teacher, micro, reverse_kl, args.temperature)[1].sum(1).tolist()
+                        for micro in even_micro_batches(rollouts, args.micro_batch_size)), [])
         nats, tokens = (np.reshape(figure, (-1, args.samples_per_prompt)).sum(1).tolist()
                         for figure in (nats[:len(rollouts)], rollouts.completion_mask.sum(1).tolist()))
         sums += zip((start + place for place in places), nats, tokens)
@@ -93,10 +92,9 @@ def measure_c2(student, teacher, tokenizer, prompts, args, stop: list[int], step
 @torch.no_grad()
 def measure_forward_kl(student, teacher, rollouts, args, autocast) -> float:
     """Mean token KL(teacher || student) on teacher rollouts, nats: reported beside C2."""
-    nats = 0.0
-    for micro in even_micro_batches(rollouts, args.micro_batch_size):
-        with autocast:
-            nats += completion_divergence(student, teacher, micro, forward_kl, args.temperature)[1].sum().item()
+    with autocast:
+        nats = sum(completion_divergence(student, teacher, micro, forward_kl, args.temperature)[1].sum()
+                   for micro in even_micro_batches(rollouts, args.micro_batch_size))
     nats, num_tokens = all_sum(nats, rollouts.completion_mask.sum())
     return nats / num_tokens
 
@@ -229,8 +227,8 @@ def main(args) -> None:
                 if args.estimator == "sampled":
                     loss = -(completion_logprobs(student, micro, args.temperature) * weights).sum() / total_weight
             loss.backward()
-            losses.append(loss.item())
-            forward_kl_sum += forward_kl_nats.sum().item()
+            losses.append(loss.detach())
+            forward_kl_sum += forward_kl_nats.sum()
         grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(student.parameters(), args.max_grad_norm)))
         if all_finite(grad_norm, losses):               # on every rank
             optimizer.step()

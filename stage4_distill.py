@@ -179,9 +179,9 @@ def main(args) -> None:
                         _, reverse_kl_nats, _ = completion_divergence(student, teacher, micro, reverse_kl,
                                                                       args.temperature)
             loss.backward()
-            losses.append(loss.item())
+            losses.append(loss.detach())
             logprobs_of.append(logprobs.detach())
-            reverse_kl_sum += (reverse_kl_nats.detach() * micro.completion_mask).sum().item()
+            reverse_kl_sum += (reverse_kl_nats.detach() * micro.completion_mask).sum()
         grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(student.parameters(), args.max_grad_norm)))
         if all_finite(grad_norm, losses):               # on every rank
             optimizer.step()

@@ -242,8 +242,9 @@ def generation_config(model_dir: Path):
 def check_finite(model, model_dir: Path, dtype: str) -> None:
     """Refuse weights, or logits of a few ids, that are not finite in the dtype that they are computed in."""
     compute_dtype = getattr(torch, dtype)
-    local = ((name, p.to_local() if isinstance(p, DTensor) else p) for name, p in model.named_parameters())
-    names = [name for name, parameter in local if not parameter.to(compute_dtype).isfinite().all()]
+    local = {name: p.to_local() if isinstance(p, DTensor) else p for name, p in model.named_parameters()}
+    finite = torch.stack([parameter.to(compute_dtype).isfinite().all() for parameter in local.values()]).tolist()
+    names = [name for name, is_finite in zip(local, finite) if not is_finite]
     if names := sum(gather_list([names]), []):          # each rank sees its part
         fail(f"{model_dir}: {several(names, 'tensor')} with numbers that are NaN or infinite in {dtype}; "
              "the checkpoint is damaged, or needs another --dtype")

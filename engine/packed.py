@@ -21,9 +21,12 @@ from engine.sharding import whole
 
 
 def layout(model, rollouts: Rollouts) -> "Packed | Padded":
-    """The better way in which this model may be served."""
+    """The better way in which this model may be served; the rollouts keep it for the next model."""
     purpose = "scoring" if not trained(model) else "training"
-    return (Packed if agrees(model, purpose, compare_with_padded) else Padded)(rollouts)
+    form, kept = Packed if agrees(model, purpose, compare_with_padded) else Padded, vars(rollouts)
+    if not isinstance(kept.get("layout"), form):
+        kept["layout"] = form(rollouts)
+    return kept["layout"]
 
 
 class Padded:

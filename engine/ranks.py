@@ -97,8 +97,9 @@ def balanced_share(sizes: list[int]) -> list[int]:
 
 
 def all_sum(*values) -> list[float]:
-    """The sum over all ranks of each number."""
-    total = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    """The sum over all ranks of each number, which may be on the device still: one wait for all of them."""
+    device = next((value.device for value in values if torch.is_tensor(value)), "cpu")
+    total = torch.stack([torch.as_tensor(value, device=device).double() for value in values])
     if dist.is_initialized():
         total = total.cuda() if dist.get_backend() == "nccl" else total
         dist.all_reduce(total)

@@ -31,10 +31,11 @@ class Rollouts:
 
     def select(self, index) -> "Rollouts":
         """The rollouts at `index` (a slice or an index tensor), without columns that are padding in all of them."""
+        index = index.to(self.finished.device) if torch.is_tensor(index) else index
         part = Rollouts(**{field.name: None if (value := getattr(self, field.name)) is None else value[index]
                            for field in dataclasses.fields(self)})
-        completion_length = int(part.completion_mask.sum(1).max()) if len(part) else 0
-        prompt_length = int(part.prompt_mask.sum(1).max()) if len(part) else 0
+        longest = [mask.sum(1).max() for mask in (part.prompt_mask, part.completion_mask)] if len(part) else ()
+        prompt_length, completion_length = torch.stack(longest).tolist() if len(part) else (0, 0)
         for name in ("prompt_ids", "prompt_mask"):
             setattr(part, name, getattr(part, name)[:, part.prompt_mask.shape[1] - prompt_length:].contiguous())
         for name in ("completion_ids", "completion_mask", "sampler_logprobs", "old_logprobs"):

@@ -35,6 +35,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from engine.files import (
     FULL, empty_directory, file_digest, put_in_place, read_jsonl, read_record, saving, stop_on_write_error, sync,
@@ -195,16 +196,17 @@ def cut_logs(out: Path, step: int) -> None:
 # ================================================================ steps that cannot be taken
 
 
-def all_finite(grad_norm: float, losses: list[float]) -> bool:
+def all_finite(grad_norm: float, losses: list[Tensor]) -> bool:
     """Whether the gradient and every micro-batch's loss are finite on every rank: else no rank takes the step."""
-    return all_sum(not all(map(math.isfinite, [grad_norm, *losses])))[0] == 0
+    return all_sum(not math.isfinite(grad_norm), (~torch.stack(losses).isfinite()).sum()) == [0, 0]
 
 
-def log_nonfinite(out: Path, step: int, tokenizer, micro_batches: list[Rollouts], losses: list[float]) -> None:
+def log_nonfinite(out: Path, step: int, tokenizer, micro_batches: list[Rollouts], losses: list[Tensor]) -> None:
     """Write the rollouts behind a step that was not taken to nonfinite.jsonl; end the run at the third in a row.
 
     They are those of the micro-batches whose loss is not finite; of all, where only the gradient is not.
     """
+    losses = torch.stack(losses).tolist()
     blamed = [not math.isfinite(loss) for loss in losses]
     everything = all_sum(sum(blamed))[0] == 0
     rows = [row | {"loss": repr(loss)} for micro, loss, bad in zip(micro_batches, losses, blamed) if bad or everything

@@ -96,12 +96,11 @@ def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_
             logprobs[rows, steps] = token_logprobs
             lengths[rows] = steps + 1
             finished[rows] = ended = torch.isin(tokens, stop)
-            stay = ~ended & (steps + 1 < max_new_tokens)
-            if (num_staying := int(stay.sum())) < len(rows):            # the one wait for the device in each step
-                order = close_ranks(stay, num_staying)
-                rows, tokens = rows[order], tokens[order]
+            order = close_ranks((~ended & (steps + 1 < max_new_tokens)).cpu())     # a step's one wait for the device
+            if len(order) < len(rows):
+                rows, tokens = rows[order.to(device)], tokens[order.to(device)]
                 cache.leave(order)
-            if num_staying:
+            if len(order):
                 logits = cache.forward(tokens)
 
     completion_mask = torch.arange(max_new_tokens, device=device) < lengths[:, None]
@@ -160,13 +159,13 @@ def measured_bound(model, tokens: int) -> int:
     return bound
 
 
-def close_ranks(stay: Tensor, num_staying: int) -> Tensor:
-    """Which row comes to stand at each place when the last ones fill the gaps.  (B,) bool -> (num_staying,) int64.
+def close_ranks(stay: Tensor) -> Tensor:
+    """Which row comes to stand at each place when the last ones fill the gaps.  (B,) bool -> (rows that stay,) int64.
 
-    [stay, leave, stay, leave, stay] -> [0, 4, 2]: one row moves.
+    [stay, leave, stay, leave, stay] -> [0, 4, 2]: one row moves.  On the CPU.
     """
-    order = torch.arange(num_staying, device=stay.device)
-    order[(~stay[:num_staying]).nonzero()[:, 0]] = stay[num_staying:].nonzero()[:, 0] + num_staying
+    order = torch.arange(int(stay.sum()))
+    order[~stay[:len(order)]] = stay[len(order):].nonzero()[:, 0] + len(order)
     return order
 
 
@@ -259,6 +258,7 @@ class PlainCache:
         return logits[source]
 
     def leave(self, order: Tensor) -> None:
+        order = order.to(self.mask.device)
         self.cache.batch_select_indices(order)
         self.mask = self.mask[order]
 
@@ -298,9 +298,9 @@ class SharedPrefixCache:
         self.prefix: list[list[Tensor]] = []            # [layer] -> [keys (S, Hk, P, D), values], left-padded
         self.suffix: list[list[Tensor]] = []            # [layer] -> [keys (R, Hk, C, D), values], R >= B
         self.clock = 0                                  # steps so far
-        empty = torch.zeros(0, dtype=torch.int64, device=model.device)
-        self.lengths = empty                            # (S,) tokens of each prompt
-        self.slot, self.written = empty, empty          # (B,) which prompt is the row's, its tokens in the suffix
+        self.lengths = torch.zeros(0, dtype=torch.int64, device=model.device)       # (S,) tokens of each prompt
+        self.written = self.lengths                     # (B,) a row's tokens in the suffix
+        self.slots = torch.zeros(0, dtype=torch.int64)  # (B,) which prompt is the row's; here: nothing waits for it
         self.windows: set[int | None] = set()           # that the model's layers asked for
         self.buckets: dict = {}                         # hardware.py's, of these very prefix and suffix tensors
         # FSDP's hooks communicate in a forward pass, which a graph would not replay.
@@ -319,43 +319,44 @@ class SharedPrefixCache:
             cache = DynamicCache()                      # no config: it would drop what slid out of a window
             logits.append(prefill(self.model, batch, cache)[0])
             new.append([[layer.keys, layer.values] for layer in cache.layers])
-        if len(self.slot) == 0:
+        if len(self.slots) == 0:
             self.clock = 0
         old = [self.prefix] if self.prefix else []
         self.suffix = self.suffix or [[tensor[:0, :, :0] for tensor in pair] for pair in new[0]]
         self.prefix = [[stack_left_padded(tensors) for tensors in zip(*pairs)]
                        for pairs in zip(*old, *new, strict=True)]
-        source = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(self.slot.device)
-        self.slot = torch.cat([self.slot, source + len(self.lengths)])
-        self.written = torch.cat([self.written, torch.zeros_like(source)])
-        self.lengths = torch.cat([self.lengths, torch.tensor([len(prompt) for prompt in prompts]).to(source.device)])
+        source = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts))
+        self.slots = torch.cat([self.slots, source + len(self.lengths)])
+        self.written = torch.cat([self.written, self.written.new_zeros(len(source))])
+        self.lengths = torch.cat([self.lengths, self.lengths.new_tensor([len(prompt) for prompt in prompts])])
         self.buckets.clear()
-        self.reserve(len(self.slot), 0)
+        self.reserve(len(self.slots), 0)
         self.arrange()
-        return torch.cat(logits)[source]
+        return torch.cat(logits)[source.to(self.slot.device)]
 
     def leave(self, order: Tensor) -> None:
         """Row i becomes what row order[i] was; prompts without a row go when they are the half."""
-        moved = (order != torch.arange(len(order), device=order.device)).nonzero()[:, 0]
-        columns = min(self.clock, self.max_columns)
+        moved, columns = (order != torch.arange(len(order))).nonzero()[:, 0], min(self.clock, self.max_columns)
+        to, source = moved.to(self.slot.device), order[moved].to(self.slot.device)
         for tensor in (tensor for pair in self.suffix for tensor in pair):
-            tensor[moved, :, :columns] = tensor[order[moved], :, :columns]
-        self.slot, self.written = self.slot[order], self.written[order]
-        used, slot = self.slot.unique(return_inverse=True)
+            tensor[to, :, :columns] = tensor[source, :, :columns]
+        self.slots, self.written = self.slots[order], self.written[order.to(to.device)]
+        used, slots = self.slots.unique(return_inverse=True)
         if 2 * len(used) <= self.num_prompts:
-            self.slot, self.lengths = slot, self.lengths[used]
-            self.prefix = [[tensor[used] for tensor in pair] for pair in self.prefix]
+            self.slots, used = slots, used.to(to.device)
+            self.lengths, self.prefix = self.lengths[used], [[tensor[used] for tensor in pair] for pair in self.prefix]
             self.buckets.clear()
         self.arrange()
 
     def arrange(self) -> None:
         """Seat the rows of each prompt side by side: self.grid (S, G), self.place (B,); an empty seat holds row 0."""
-        row, order = torch.arange(len(self.slot), device=self.slot.device), self.slot.argsort(stable=True)
-        counts = torch.bincount(self.slot, minlength=self.num_prompts)
+        row, order = torch.arange(len(self.slots)), self.slots.argsort(stable=True)
+        counts = torch.bincount(self.slots, minlength=self.num_prompts)
         starts = counts.cumsum(0) - counts
-        self.place = torch.empty_like(row).scatter(0, order, row - starts[self.slot[order]])
-        self.grid = row.new_zeros(self.num_prompts, int(counts.max()) if len(row) else 0)
-        self.grid[self.slot, self.place] = row
+        place = torch.empty_like(row).scatter(0, order, row - starts[self.slots[order]])
+        grid = row.new_zeros(self.num_prompts, int(counts.max()) if len(row) else 0)
+        grid[self.slots, place] = row
+        self.slot, self.place, self.grid = (x.to(self.lengths.device) for x in (self.slots, place, grid))
 
     def reserve(self, rows: int, columns: int) -> None:
         """Allocate the suffix, twice as wide each time that it is full."""
