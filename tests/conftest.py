@@ -26,6 +26,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group("ranks"))
 
 
+def pytest_make_parametrize_id(val, argname):
+    """A test's name holds no bytes and no megabytes: an archive holds the time, and pytest-xdist wants the same names in each process."""
+    return argname if isinstance(val, bytes) or isinstance(val, str) and len(val) > 300 else None
+
+
 @pytest.fixture(autouse=True)
 def no_pages(monkeypatch, request):
     """Drawing a page takes longer than a tiny run; tests marked `pages` draw theirs."""
