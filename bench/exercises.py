@@ -74,7 +74,8 @@ def commands_of(block: str) -> list[str]:
 def run_exercise(exercise: Exercise, before: str, seed: int, work: Path) -> None:
     """Its commands, in a shell that has the variables of exercise 0; WORK/seedN/{toy,runs} hold what they write."""
     place = work / f"seed{seed}"
-    (place / "runs").mkdir(parents=True, exist_ok=True)
+    for name in ("toy", "runs"):
+        (place / name).mkdir(parents=True, exist_ok=True)
     variables = "\n".join(line for line in commands_of(before) if re.match(r"[A-Z]+=", line))
     with tempfile.TemporaryDirectory() as folder:
         changed = copy_of_the_code(Path(folder) / "code", exercise.change)

@@ -1,6 +1,6 @@
 r"""The grader beside math-verify: accuracy, false rights, false wrongs and speed, on rows made from real golds.
 
-    python bench/grader.py [--data ../shared/data] [--show ours] [--no-hostile]
+    python bench/grader.py --data DIR [--show ours] [--no-hostile]
 
 The rows are written here: rewrites that keep a gold's value, perturbations that change it, completions with the answer
 in several places, and hostile answers (each in a process of its own, killed after HANG_SECONDS).  The generator knows
@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from common import FlagParser  # noqa: E402
+from engine.ranks import fail  # noqa: E402
 
 HANG_SECONDS = 10
 Row = tuple[str, str, bool]  # answer (or completion), gold, right?
@@ -27,7 +28,7 @@ Row = tuple[str, str, bool]  # answer (or completion), gold, right?
 
 def parse_args(argv=None):
     parser = FlagParser(__doc__)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the jsonl files")
+    parser.add_argument("--data", type=Path, help="folder of gsm8k_test.jsonl, math500.jsonl, aime2[45].jsonl")
     parser.add_argument("--show", choices=("ours", "math-verify"), help="print the rows that this one gets wrong")
     parser.add_argument("--no-hostile", action="store_true", help="leave the hostile rows out")
     parser.add_argument("--fuzz", type=float, metavar="SECONDS", help="mutate golds for so long instead, and exit")
@@ -433,6 +434,8 @@ def main(args):
         name, answer, gold = args.one
         answer = HOSTILE[int(answer[1:])] if re.fullmatch(r"@\d+", answer) else answer
         return print(bool(load_judges()[name][0](answer, gold)))
+    if args.data is None:
+        fail("--data: give the folder of gsm8k_test.jsonl, math500.jsonl, aime24.jsonl and aime25.jsonl")
     golds = read_golds(args.data)
     if args.fuzz:
         return fuzz(golds, args.fuzz)
