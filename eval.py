@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from card import add_scores
 from common import (
     FlagParser, bootstrap_interval, grade_rollouts, load_graded_problems, load_prepared, natural, positive, prepare,
     sample,
@@ -300,6 +301,7 @@ def main(args) -> None:
         write_text(args.out / "completions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         write_json(args.out / "scores.json", scores)
         write_text(args.out / "failures.html", failures_page(rows))
+        add_scores(args.out)                            # to the card of the run's model
     for name, figures in scores.items():
         if isinstance(figures, dict) and "value" in figures:
             low, high = figures["interval_over_problems"]

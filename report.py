@@ -3,7 +3,7 @@
 Each is one self-contained file: plots as inline SVG, no script, nothing from the network.  Every figure on it comes
 from the files of the directory.  Needs matplotlib; the stages and reproduce.py do without it where it is missing.
 
-    python report.py runs/teacher      writes the page of a run anew (any stage)
+    python report.py runs/teacher      writes the page of a run anew (any stage), and its model's card
     python report.py runs/main         writes the page of a table anew, and the pages of its runs that have none
 """
 import importlib.util
@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from card import c1_in_words, c2_in_words, with_interval, write_card
 from common import FlagParser
-from engine.files import read_jsonl, write_text
+from engine.files import read_json, read_jsonl, write_text
 from engine.ranks import fail, rank, say
 
 TOTALS = {"optimiser_steps": "optimiser steps", "labels_seen": "labels seen", "tokens_sampled": "tokens sampled",
@@ -90,21 +91,11 @@ footer{margin-top:48px;padding-top:12px;border-top:1px solid #dde2e7}
 # ---------------------------------------------------------------- small parts
 
 
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def number(value) -> str:
     """A figure for people: thousands separated, else three digits."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 100 else f"{value:.3g}"
-
-
-def with_interval(value, interval) -> str:
-    if value is None or interval[0] is None:
-        return "not defined"
-    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def capital(text: str) -> str:
@@ -212,12 +203,14 @@ def write_dense_rewards(path: Path, rows: list[dict], tokenizer, samples_per_pro
 
 
 def draw_page(run: Path) -> None:
-    """The last line of a stage: RUN/report.html, if matplotlib is there.  A page that cannot be drawn costs no run."""
-    if rank() == 0 and importlib.util.find_spec("matplotlib"):
+    """The last line of a stage: its model's card and, if matplotlib is there, RUN/report.html.  Neither costs a run."""
+    if rank() == 0:
         try:
-            write_run_page(run)
+            write_card(run)
+            if importlib.util.find_spec("matplotlib"):
+                write_run_page(run)
         except Exception as error:
-            say(f"{run}: no report.html ({type(error).__name__}: {error}); `python report.py {run}` tries again")
+            say(f"{run}: no card or page ({type(error).__name__}: {error}); `python report.py {run}` tries again")
 
 
 def write_run_page(run: Path) -> None:
@@ -257,31 +250,6 @@ def finding(run: Path) -> str:
             since = f"{change} from {number(before)} at step {first} to" if len(points) > 1 else "was"
             sentences.append(f"{name} {since} {number(after)}{unit} at step {last}.")
     return " ".join(sentences) or "This run logged nothing that tells how it went."
-
-
-def c1_in_words(certificate: dict) -> str:
-    """The certificate of stage 2 in one sentence."""
-    within = certificate["sum"]["within_prompt_auc"]
-    if within["value"] is None:
-        return (f"C1 does not hold: none of {certificate['num_prompts']} prompts has both a right and a wrong "
-                "completion, so nothing can be ranked; take harder or easier problems or more --samples-per-prompt")
-    low, high = within["interval"]
-    figures = (f"within-prompt AUC {within['value']:.3f}, 95% interval [{low:.3f}, {high:.3f}], "
-               f"{within['prompts']} prompts with both outcomes")
-    if certificate["passed"]:
-        return f"C1 holds: the teacher's log-ratio ranks right above wrong completions ({figures})"
-    return (f"C1 does not hold ({figures}; the lower end must exceed {certificate['min_auc']}): RL has not shaped this "
-            "teacher towards the reward, so its dense reward would teach the student style but not to be right")
-
-
-def c2_in_words(certificate: dict) -> str:
-    """The certificate of stage 3 in one sentence."""
-    bound, interval = certificate["max_kl_nats"], certificate.get("c2_interval_nats", [None, None])
-    spans = " (the interval spans it)" if None not in interval and interval[0] <= bound < interval[1] else ""
-    return (f"C2 {'holds' if certificate['passed'] else 'does not hold'} after {certificate['optimiser_steps']:,} "
-            "optimiser steps: KL(student || teacher) on the student's own rollouts is "
-            f"{with_interval(certificate['c2_reverse_kl_nats'], interval)} nats per token, against a bound of "
-            f"{bound:g}{spans}" + ("" if certificate["passed"] else "; stage 4 refuses this run"))
 
 
 def certificate_section(certificate: dict) -> str:
@@ -669,6 +637,7 @@ def main(directory: Path) -> None:
     if (directory / "table.json").is_file():
         write_table_page(directory)
     elif is_run and (directory / "args.json").is_file():
+        write_card(directory)
         write_run_page(directory)
     else:
         fail(f"{directory}: neither a table (table.json) nor the run of a stage (args.json, metrics or a certificate)")

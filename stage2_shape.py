@@ -32,16 +32,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from card import c1_in_words
 from common import (
     FlagParser, above_zero, bootstrap_interval, completion_logprobs, grade_rollouts, load_graded_problems,
     load_prepared, load_problems, natural, positive, prepare, sample_share,
 )
-from engine.files import read_record, write_json, write_text
+from engine.files import read_json, read_record, write_json, write_text
 from engine.problems import INSTRUCTION, check_runs_prompts, digest, template_arguments
 from engine.ranks import fail, from_rank_0, gather_list, rank, say, setup_distributed
 from engine.rollouts import even_micro_batches
 from engine.runs import finish_run, keep_rows, kept_rows, leave_if_asked, open_run
-from report import c1_in_words, draw_page, write_dense_rewards, write_samples
+from report import draw_page, write_dense_rewards, write_samples
 
 MODELS = ["teacher", "reference"]
 
@@ -217,8 +218,7 @@ def check_reference(teacher: dict, reference: dict, args) -> list[str]:
     if parent is not None and parent["sha256"] != reference["sha256"]:
         fail(f"--reference {args.reference} is not the model that the RL of {args.teacher} began from: "
              f"that was {parent['path']}")
-    seen = run / "trained_problems.json"
-    return json.loads(seen.read_text()) if seen.is_file() else []
+    return list(read_json(run / "trained_problems.json"))
 
 
 def main(args) -> None:
@@ -238,7 +238,7 @@ def main(args) -> None:
              "certified on others; name them with --certify-problems")
     certify_problems, certify_prompts = [given[i] for i in unseen], [ready.prompts[1][i] for i in unseen]
     if not open_run(args, ready.parents, ready.inputs | {"seen by RL": {"trained_problems": digest(sorted(seen))}}):
-        return conclude(json.loads((args.out / "certificate.json").read_text()), args)
+        return conclude(read_json(args.out / "certificate.json"), args)
 
     models = {flag: load_prepared(ready, flag, args, device) for flag in MODELS}
     rows, seconds = shaped_rollouts("teacher rollouts", "teacher", models, ready, problems, ready.prompts[0], args)

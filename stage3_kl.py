@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from card import c2_in_words
 from common import (
     FlagParser, above_zero, batch_indices, bootstrap_interval, completion_divergence, completion_logprobs,
     load_graded_problems, load_prepared, natural, positive, prepare, sample_share,
@@ -42,7 +43,7 @@ from engine.runs import (
 )
 from engine.sharding import whole
 from eval import accuracy
-from report import c2_in_words, draw_page
+from report import draw_page
 
 # ---------------------------------------------------------------- equations
 
@@ -254,7 +255,6 @@ def main(args) -> None:
 
         # save
         save_or_leave(args, step, student, optimizer, {"totals": totals, "certificate": certificate})
-    bar.close()
 
     certificate |= {"condition": "C2", "passed": certificate["c2_reverse_kl_nats"] <= args.max_kl,
                     "max_kl_nats": args.max_kl, "optimiser_steps": step}

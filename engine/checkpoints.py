@@ -107,8 +107,9 @@ def snapshot(repository: str, revision: str | None) -> tuple[Path | None, str | 
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=["*.safetensors", *SMALL_FILES],
-                                      ignore_patterns=["*/*", "consolidated*"])), None
+        return Path(snapshot_download(
+            repository, revision=revision, allow_patterns=["*.safetensors", "README.md", *SMALL_FILES],
+            ignore_patterns=["*/*", "consolidated*"])), None
     except Exception as error:                          # of the network, the hub, the cache or the disk
         return None, first_line(error)
 

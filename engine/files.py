@@ -24,6 +24,11 @@ def write_json(path: Path, content) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def read_json(path: Path):
+    """What a JSON file of a run holds; an empty object where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def read_jsonl(path: Path) -> list[dict]:
     """The objects of a file of JSON lines, if there is one; without a last line that its writer did not live to end."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
