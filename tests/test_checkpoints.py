@@ -433,7 +433,7 @@ except SystemExit as stop:
     assert answer.stderr.count("error: owner/none: no such directory") == 1
     asked = [json.loads(line) for line in (tmp_path / "asked").read_text().splitlines()]
     assert [row[:3] for row in asked] == [["0", "owner/small", "main"], ["1", "owner/small", COMMIT], ["0", "owner/none", None]]
-    assert asked[0][3] == ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"] and "*/*" in asked[0][4]
+    assert asked[0][3] == ["*.safetensors", "README.md", "*.json", "*.jinja", "*.txt", "tokenizer.model"] and "*/*" in asked[0][4]
 
 
 # ---------------------------------------------------------------- written
