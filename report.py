@@ -208,6 +208,13 @@ def write_dense_rewards(path: Path, rows: list[dict], tokenizer, samples_per_pro
     write_text(path, "".join(lines))
 
 
+def write_implicit_rewards(path: Path, rows: list[dict], samples_per_prompt: int) -> None:
+    """implicit_rewards.jsonl: all that C1 ranked, a line a prompt: R of each completion, nats, and its reward."""
+    groups = [rows[start:start + samples_per_prompt] for start in range(0, len(rows), samples_per_prompt)]
+    write_text(path, "".join(json.dumps({"id": group[0]["id"], **{
+        key: [row[key] for row in group] for key in ("implicit_reward_nats", "reward")}}) + "\n" for group in groups))
+
+
 # ---------------------------------------------------------------- the page of a run
 
 
