@@ -260,9 +260,12 @@ def draw_implicit_rewards(rows: list[dict], certificate: dict) -> str:
 
 
 def smoothed(points: np.ndarray) -> np.ndarray:
-    """Of 60 points or more, the mean of a sliding tenth.  (points, 2) -> (fewer points, 2)"""
-    window = max(len(points) // 10, 1) if len(points) >= 60 else 1
-    return np.stack([np.convolve(column, np.ones(window) / window, "valid") for column in points.T], axis=1)
+    """Of 60 points or more, the mean of a sliding tenth, shorter at both ends.  (points, 2) -> (points, 2)"""
+    if len(points) < 60:
+        return points
+    window, (places, values) = np.ones(len(points) // 10), points.T
+    counts = np.convolve(np.ones(len(points)), window, "same")
+    return np.stack([places, np.convolve(values, window, "same") / counts], axis=1)
 
 
 def curves_section(runs: list[list[dict]], max_kl: float | None) -> str:
@@ -549,7 +552,8 @@ def row_curves(row: dict, seed_dir: Path, axis: str, key: str = "eval_accuracy")
                   if axis in line and line.get(key) is not None]
         spent += read_json(seed_dir / name / "DONE").get(axis, 0)
         if points:
-            curves[name] = np.concatenate([last, smoothed(np.array(points))])
+            points = np.array(points)
+            curves[name] = np.concatenate([last, points if key == "eval_accuracy" else smoothed(points)])
             last = np.empty((0, 2)) if name in teacher_runs(row, seed_dir) else curves[name][-1:]    # a student is not
     return curves                                                                                   # its teacher
 
@@ -725,8 +729,8 @@ def main(args) -> None:
             write_runs_page(args.directories, out)
         else:
             write_table_page(first) if is_table else write_run_page(first)
-    except (ValueError, KeyError, TypeError) as error:
-        fail(f"{' '.join(map(str, args.directories))}: a file is not as its stage wrote it ({error!r})")
+    except json.JSONDecodeError as error:
+        fail(f"{' '.join(map(str, args.directories))}: a file there is not JSON ({error})")
     print(out)
 
 

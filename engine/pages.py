@@ -55,7 +55,7 @@ footer{margin-top:48px;padding-top:12px;border-top:1px solid #dde2e7}
  .wide>svg{min-width:760px}.wide>table{min-width:600px}}
 @media (prefers-color-scheme:dark){body{background:#14181c;color:#e3e7eb}a{color:#6cb6f0}pre{background:#1d2329}
  th,td,h2,footer{border-color:#333c45}figure svg,td svg,th svg{filter:invert(.92) hue-rotate(180deg)}
- .tokens span{color:#14181c}}
+ .muted,.kicker,footer,th,td small,tr.reference td,.ticks,.tiles span,pre i{color:#9aa5b1} .tokens span{color:#14181c}}
 @media print{body{margin:0;font-size:12px}pre,.tokens{max-height:none}h2,h3{break-after:avoid}}
 """
 
@@ -111,7 +111,7 @@ def svg(figure, label: str) -> str:
     text = file.getvalue()
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text[text.index("<svg"):], count=2)
     text = text.replace("<svg", f"<svg role=img aria-label={json.dumps(escape(label))}", 1)
-    return f"<figure{' class=wide' * (figure.get_figwidth() > 5)}>{text}</figure>"
+    return f"<figure{' class=wide' * bool(figure.get_figwidth() > 5)}>{text}</figure>"
 
 
 def interval_plot(points: list[tuple], top: float, colour: str, threshold: float | None = None) -> str:
