@@ -57,6 +57,12 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def the_one(values: list):
+    """The value that all have that have one; None if they differ."""
+    values = set(values) - {None}
+    return values.pop() if len(values) == 1 else None
+
+
 def model_text(text: str, longest: int = 4000) -> str:
     """What a model wrote or read: escaped, and cut where it is very long."""
     return escape(text if len(text) <= longest else text[:longest] + " …")
@@ -131,10 +137,9 @@ def write_runs_page(runs: list[Path], out: Path) -> None:
     lines = [[swatch(*style), f"<a href='{escape(os.path.relpath(run / 'report.html', out.parent))}'>{escape(name)}</a>"
               if (run / "report.html").is_file() else escape(name), script_of(run), state_of(run), finding(run)]
              for run, name, style in zip(runs, names, cycle(LINES))]
-    bounds = {read_json(run / "args.json").get("args", {}).get("max_kl") for run in runs} - {None}
+    bounds = [read_json(run / "args.json").get("args", {}).get("max_kl") for run in runs]
     sections = [html_table(["", "run", "script", "state", "what came of it"], lines),
-                curves_section(metrics, bounds.pop() if len(bounds) == 1 else None)
-                or "<p>None of them has logged a step yet.</p>"]
+                curves_section(metrics, the_one(bounds)) or "<p>None of them has logged a step yet.</p>"]
     as_of = f"As of {time.strftime('%Y-%m-%d %H:%M:%S')}"
     write_text(out, page(f"{len(runs)} runs", as_of, sections, *runs, "--out", out))
 
@@ -239,10 +244,12 @@ def draw_implicit_rewards(rows: list[dict], certificate: dict) -> str:
         return ""
     groups = [(np.array(row["implicit_reward_nats"]), np.array(row["reward"]) > 0) for row in rows]
     mixed = [(scores - scores.mean(), right) for scores, right in groups if len(set(right)) > 1]
-    figure, auc = new_figure(10, 2.4), certificate["sum"]
-    for axes, parts, title, unit, area in zip(
-            figure.subplots(1, 2), (groups, mixed), ("All completions", "Of prompts with both outcomes"),
-            ("R, nats", "R less its prompt’s mean, nats"), (auc["pooled_auc"], auc["within_prompt_auc"])):
+    plots, auc = "", certificate["sum"]
+    for parts, title, unit, area in (
+            (groups, "All completions", "R, nats", auc["pooled_auc"]),
+            (mixed, "Of prompts with both outcomes", "R less its prompt’s mean, nats", auc["within_prompt_auc"])):
+        figure = new_figure(4.9, 2.4)
+        axes = figure.subplots()
         scores, right = map(np.concatenate, zip(*parts or [(np.empty(0), np.empty(0, bool))]))
         low, high = np.percentile(scores, (0.5, 99.5)) if parts else (0, 0)
         low, high = (low, high) if high > low else (low - 1, high + 1)
@@ -254,9 +261,10 @@ def draw_implicit_rewards(rows: list[dict], certificate: dict) -> str:
                       histtype="step", linewidth=1.2)
         axes.set(title=f"{title}: AUC {number(area['value'])}", xlabel=unit, ylabel="share of each kind")
         axes.legend(frameon=False, labelcolor=MUTED)
-    return svg(figure, "implicit reward of right and of wrong completions") + """<p class='muted'>The AUC is the chance
-        that a right completion’s R exceeds a wrong one’s; left, of any two, right, of two of the same prompt, averaged
-        over prompts: that is what C1 is about.  The outermost bars hold what lies beyond.</p>"""
+        plots += svg(figure, f"{title}: R of the right and of the wrong")
+    return f"""<div class=two>{plots}</div><p class='muted'>The AUC is the chance that a right completion’s R exceeds a
+        wrong one’s: of all completions, then of two of the same prompt, averaged over prompts, which is what C1 is
+        about.  The outermost bars hold what lies beyond.</p>"""
 
 
 def smoothed(points: np.ndarray) -> np.ndarray:
@@ -591,7 +599,7 @@ def length_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> st
 def draw_learning(rows: list[dict], colours: dict, seed_dirs: list[Path], axis: str, key: str = "eval_accuracy") -> str:
     """One wide plot, each curve named at its end and, in a row of several runs, each run named beside its part."""
     figure, (title, unit, is_share) = new_figure(10, 3.5), CURVES[key]
-    axes, ends, highest = figure.subplots(), [], 0.0
+    axes, parts, ends, highest = figure.subplots(), [], [], 0.0
     for row in rows[::-1]:
         seeds, colour = [row_curves(row, seed_dir, axis, key) for seed_dir in seed_dirs], colours[row["row"]]
         names, mean = [name for name in row["runs"] if all(name in seed for seed in seeds)], None
@@ -602,12 +610,10 @@ def draw_learning(rows: list[dict], colours: dict, seed_dirs: list[Path], axis: 
             mean = mean_curve([seed[name] for seed in seeds])
             axes.plot(*mean.T, linewidth=2.2, **style)
             highest = max(highest, *(seed[name][:, 1].max() for seed in seeds))
-            if len(names) > 1:
-                axes.annotate(name, mean[len(mean) // 2], (8, -10), textcoords="offset points", color=colour,
-                              fontsize=7.5,
-                              bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})     # it may lie on a curve
+            if len(names) > 1 and mean[-1, 0] > mean[0, 0]:
+                parts.append((*mean[len(mean) // 2], name, colour))
         if mean is not None:
-            axes.plot(*mean[-1], "o", color=colour, markersize=5)
+            axes.plot(*mean[-1], "o", color=colour, markersize=5, zorder=4)
             ends.append((*mean[-1], row["row"], colour))
     if not ends:
         return ""
@@ -615,21 +621,28 @@ def draw_learning(rows: list[dict], colours: dict, seed_dirs: list[Path], axis: 
     axes.set(xlim=(0, 1.22 * right), ylim=(-0.02 * top, top), title=title, ylabel=unit,
              xlabel=f"{TOTALS[axis]}, of every run that led there")
     axes.locator_params("x", nbins=8, integer=True, steps=[1, 2, 5, 10])
-    ends.sort(key=lambda end: end[1])
-    heights = [y / top - 0.05 * (x < 0.95 * right) for x, y, *_ in ends]        # a curve may go on over one that ends
-    for i in range(len(ends) - 2, -1, -1):                                      # each clear of the one above
-        heights[i] = min(heights[i], heights[i + 1] - 0.067)
-    for i in range(len(ends)):                                                  # and of the axis and the one below
-        heights[i] = max(heights[i], heights[i - 1] + 0.067 if i else 0.01)
-    for (x, _, name, colour), height in zip(ends, heights):
-        axes.annotate(name, (x, height * top), (8, 0), textcoords="offset points", color=colour, va="center",
-                      fontsize=8.5, fontweight="bold")
+    placed = []                                                     # (from, to, height) of what is written already
+    for labels, size, weight in ((ends, 8.5, "bold"), (parts, 7.5, "normal")):
+        for x, y, name, colour in sorted(labels, key=lambda label: -label[1]):
+            until = x + 0.0011 * size * len(name) * right
+            height = free_height(y / top - 0.05 * (x < 0.95 * right), x, until, placed)     # a curve may go on above it
+            placed.append((x, until, height))
+            axes.annotate(name, (x, height * top), (8, 0), textcoords="offset points", color=colour, va="center",
+                          fontsize=size, fontweight=weight,
+                          bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8})
     return svg(figure, f"{title} against {TOTALS[axis]}")
+
+
+def free_height(wanted: float, x: float, until: float, placed: list[tuple]) -> float:
+    """The height next to the wanted one, from 0 to 1, at which a text from x to `until` lies on no other."""
+    heights = sorted(np.linspace(0.02, 1, 99), key=lambda height: abs(height - wanted))
+    return next((height for height in heights if all(abs(height - other) > 0.065 or until < first or last < x
+                                                     for first, last, other in placed)), wanted)
 
 
 def certificates_section(names: list[str], seed_dirs: list[Path]) -> str:
     """C1 of every teacher, and C2 before and after every bridge, seed by seed."""
-    ranked, bridged, metrics, bounds = [], [], [], set()
+    ranked, bridged, metrics, bounds = [], [], [], []
     for run in (seed_dir / name for name in names for seed_dir in seed_dirs):
         certificate, place = read_json(run / "certificate.json"), escape(f"{run.parent.name}/{run.name}")
         holds = "holds" if certificate.get("passed") else "does not hold"
@@ -644,10 +657,10 @@ def certificates_section(names: list[str], seed_dirs: list[Path]) -> str:
             bridged.append([swatch(*LINES[len(bridged) % len(LINES)]), place, *kls, f"{certificate['max_kl_nats']:g}",
                             str(certificate["optimiser_steps"]), holds])
             metrics.append(rows)
-            bounds.add(certificate["max_kl_nats"])
+            bounds.append(certificate["max_kl_nats"])
     c1 = f"<h3>C1 of every teacher</h3>{html_table(['', interval_axis(1), 'AUC within prompts', 'C1'], ranked, (2,))}"
     head = ["", "bridge", "before", "after", "bound", "steps", "C2"]
-    plots = "".join(draw_curve(metrics, key, bounds.pop() if len(bounds) == 1 else None)
+    plots = "".join(draw_curve(metrics, key, the_one(bounds))
                     for key in ("c2_reverse_kl_nats", "forward_kl_nats") if any(series(rows, key) for rows in metrics))
     c2 = f"""<h2>C2: is the student near the teacher?</h2><p>KL(student‖teacher), nats per token [95% interval], exact
         over the vocabulary, on the student’s own rollouts to held-out prompts, before and after the bridge.</p>
