@@ -306,7 +306,7 @@ def draw_curve(runs: list[list[dict]], key: str, max_kl: float | None = None) ->
             every += [(step, bounds[1])]
     steps, values = np.array(every).T
     highest, use_log = values.max(), not is_share and bool(0 < 30 * values.min() < values.max())
-    if key == "c2_reverse_kl_nats" and max_kl is not None:
+    if key == "c2_reverse_kl_nats" and (max_kl or 0) > values.min() / 30:             # else far below the plot
         axes.axhline(max_kl, color=INK, linestyle=(0, (4, 3)), linewidth=1)
         axes.annotate(f"bound {max_kl:g}", (0.02, max_kl), xycoords=("axes fraction", "data"), xytext=(0, 3),
                       textcoords="offset points", fontsize=7.5)

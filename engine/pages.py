@@ -52,7 +52,7 @@ pre i{font-style:normal;color:#66717e} pre,.tokens{white-space:pre-wrap;overflow
 .ticks{display:flex;justify-content:space-between;font-size:12px;color:#66717e}
 footer{margin-top:48px;padding-top:12px;border-top:1px solid #dde2e7}
 @media (max-width:700px){.grid,.two,.rollout{grid-template-columns:minmax(0,1fr)}.flags{columns:1}
- .wide>svg{min-width:680px}.wide>table{min-width:760px}}
+ .wide>svg{min-width:680px}.wide>table{min-width:640px}}
 @media (prefers-color-scheme:dark){body{background:#14181c;color:#e3e7eb}a{color:#6cb6f0}pre{background:#1d2329}
  th,td,h2,footer{border-color:#333c45}figure svg,td svg,th svg{filter:invert(.92) hue-rotate(180deg) brightness(1.2)}
  .muted,.kicker,footer,th,td small,tr.reference td,.ticks,.tiles span,pre i{color:#9aa5b1} .tokens span{color:#14181c}}
