@@ -511,8 +511,12 @@ def is_reference(row: dict, rows: list[dict]) -> bool:
 
 def teacher_runs(row: dict, seed_dir: Path) -> list[str]:
     """The runs of a row that made its teacher: those before stage 2."""
-    shapes = [i for i, name in enumerate(row["runs"]) if script_of(seed_dir / name) == "stage2_shape.py"]
+    shapes = [i for i, name in enumerate(row["runs"]) if is_shape(seed_dir / name)]
     return row["runs"][:shapes[0]] if shapes else []
+
+
+def is_shape(run: Path) -> bool:
+    return read_json(run / "certificate.json").get("condition") == "C1"
 
 
 def score_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> str:
@@ -672,7 +676,7 @@ def seconds_by_phase(run: Path) -> dict[str, float]:
     """What a run's seconds went into, as far as it logged them apart."""
     rows, total = read_jsonl(run / "metrics.jsonl"), read_json(run / "DONE").get("seconds", 0.0)
     sampling, update = (sum(row.get(key) or 0.0 for row in rows) for key in ("sample_seconds", "train_seconds"))
-    rest = "stage 2: sampling and scoring" if script_of(run) == "stage2_shape.py" else "measuring C2"
+    rest = "stage 2: sampling and scoring" if is_shape(run) else "measuring C2"
     return {"sampling": sampling, "scoring and update": update, rest: max(total - sampling - update, 0.0)}
 
 
