@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from common import FlagParser
-from engine.files import read_jsonl, write_text
+from engine.files import read_jsonl, read_record, write_text
 from engine.pages import (
     INK, LINES, MUTED, PALETTE, html_table, interval_axis, interval_plot, new_figure, number, page, svg, swatch,
     with_interval,
@@ -446,7 +446,8 @@ def write_table_page(out: Path) -> None:
     sections = [f"<p class='lead'>{escape(table['about'])}</p><figure class=wide>{figure}</figure><ul>{sentences}</ul>",
                 f"<h2>At one setting: {escape(chosen)}</h2>" if len(settings) > 1 else "",
                 score_section(rows, colours, seed_dirs), learning_section(trained, colours, seed_dirs),
-                *([certificate_section(seed_dirs[0] / shaped[0])] if shaped else []),
+                certificate_section(seed_dirs[0] / shaped[0]) if shaped else "",
+                f"<p class='muted'>Drawn: {seed_dirs[0].name}/{shaped[0]}, the first seed’s.</p>" if shaped else "",
                 certificates_section(names, seed_dirs), length_section(trained, colours, seed_dirs),
                 time_section(names, seed_dirs), dense_rewards_section(seed_dirs[0] / shaped[0]) if shaped else "",
                 runs_section(names, seed_dirs, table, out)]
@@ -682,6 +683,8 @@ def seconds_by_phase(run: Path) -> dict[str, float]:
 
 def time_section(names: list[str], seed_dirs: list[Path]) -> str:
     """A bar a run, in phases; of several seeds, their mean."""
+    if not names:
+        return ""
     spent = {name: [seconds_by_phase(seed_dir / name) for seed_dir in seed_dirs] for name in names}
     figure = new_figure(10, 0.9 + 0.24 * len(names))
     axes, left = figure.subplots(), np.zeros(len(names))
@@ -716,7 +719,7 @@ def runs_section(names: list[str], seed_dirs: list[Path], table: dict, out: Path
 
 def is_run(directory: Path) -> bool:
     """Of a stage, from its first moment on."""
-    return (directory / "args.json").is_file() and (script_of(directory).startswith("stage") or any(
+    return read_record(directory) is not None and (script_of(directory).startswith("stage") or any(
         (directory / name).is_file() for name in ("metrics.jsonl", "certificate.json")))
 
 

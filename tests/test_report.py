@@ -133,6 +133,22 @@ def test_seconds_are_shared_out_over_the_phases(table):
     assert report.seconds_by_phase(table / "seed0" / "shape")["stage 2: sampling and scoring"] == 10.0
 
 
+def test_no_label_of_a_curve_lies_on_another():
+    placed = []
+    for x in (1.0, 1.0, 1.2, 1.0, 5.0):
+        placed.append((x, x + 1, report.free_height(0.0, x, x + 1, placed)))
+    assert all(abs(one[2] - other[2]) > 0.06 for i, one in enumerate(placed[:4]) for other in placed[:i]) and placed[4][2] == placed[0][2] < 0.05
+    assert all(0 <= height <= 1 for *_, height in placed)
+
+
+def test_a_table_that_was_kept_without_its_runs_has_a_page(table, tmp_path):
+    kept = json.loads((table / "table.json").read_text())
+    kept["rows"].append(kept["rows"][0] | {"row": "base", "runs": []})
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "table.json").write_text(json.dumps(kept))
+    assert "It holds." in page_of(tmp_path / "kept") and "base" in page_of(tmp_path / "kept")
+
+
 def test_an_unfinished_run_says_how_far_it_is(tmp_path):
     begun = write_run(tmp_path / "begun", "stage1_grpo.py", [], done=False)
     assert "Not finished: nothing logged yet" in page_of(begun)
