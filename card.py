@@ -9,15 +9,10 @@ import re
 from pathlib import Path
 
 from engine.files import read_json, read_jsonl, write_text
+from engine.pages import with_interval
 from engine.ranks import say
 
 # ---------------------------------------------------------------- certificates in words
-
-
-def with_interval(value, interval) -> str:
-    if value is None or interval[0] is None:
-        return "not defined"
-    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def c1_in_words(certificate: dict) -> str:

@@ -3,23 +3,29 @@
 Each is one self-contained file: plots as inline SVG, no script, nothing from the network.  Every figure on it comes
 from the files of the directory.  Needs matplotlib; the stages and reproduce.py do without it where it is missing.
 
-    python report.py runs/teacher      writes the page of a run anew (any stage), and its model's card
-    python report.py runs/main         writes the page of a table anew, and the pages of its runs that have none
+    python report.py runs/teacher                   # the page of a run anew (any stage), finished or not
+    python report.py runs/main                      # the page of a table anew, and those of its runs that have none
+    python report.py runs/a runs/b --out ab.html    # the curves of several runs, finished or not, side by side
 """
+import argparse
 import importlib.util
-import io
 import json
 import math
 import os
-import re
+import time
 from html import escape
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
-from card import c1_in_words, c2_in_words, with_interval, write_card
+from card import c1_in_words, c2_in_words, write_card
 from common import FlagParser
-from engine.files import read_json, read_jsonl, write_text
+from engine.files import read_json, read_jsonl, read_record, write_text
+from engine.pages import (
+    INK, LINES, MUTED, PALETTE, html_table, interval_axis, interval_plot, new_figure, number, page, svg, swatch,
+    with_interval,
+)
 from engine.ranks import fail, rank, say
 
 TOTALS = {"optimiser_steps": "optimiser steps", "labels_seen": "labels seen", "tokens_sampled": "tokens sampled",
@@ -39,136 +45,24 @@ CURVES = {  # key of metrics.jsonl -> title, y axis with its unit, whether that 
     "sampler_gap_max_nats": ("Largest sampler–trainer gap", "nats, one token", False),
     "tokens_per_second": ("Speed", "tokens per second", False)}
 
-INK, MUTED, RULE = "#1c2530", "#66717e", "#dde2e7"
-PALETTE = ["#0072b2", "#c08a00", "#d55e00", "#00805e", "#a8578a", "#3d98cf"]    # colour-blind readers tell these apart
 POSITIVE, NEGATIVE = (96, 168, 220), (240, 146, 84)                             # of the dense reward, under dark text
 
-STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 8, "lines.linewidth": 1.6, "text.color": INK,
-    "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.edgecolor": "#aab3bd",
-    "axes.labelcolor": MUTED, "axes.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#edf0f3", "grid.linewidth": 0.7,
-    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.major.width": 0.7, "ytick.major.width": 0.7}
-
-CSS = """
-@page{margin:14mm} *{box-sizing:border-box}
-body{max-width:1000px;margin:40px auto 64px;padding:0 20px;color:#1c2530;background:#fff;print-color-adjust:exact;
- font:15px/1.55 system-ui,-apple-system,"Segoe UI","Helvetica Neue",Arial,sans-serif;-webkit-print-color-adjust:exact}
-h1{font-size:26px;line-height:1.2;margin:0 0 10px} h3{font-size:14px;margin:18px 0 6px}
-h2{font-size:18px;margin:44px 0 10px;padding-top:14px;border-top:1px solid #dde2e7}
-p{margin:8px 0;max-width:840px} a{color:#00609a} .lead{font-size:18px;line-height:1.5;max-width:none}
-.muted,.kicker,footer{color:#66717e;font-size:13px} .kicker{margin:0 0 4px}
-.tiles{display:flex;flex-wrap:wrap;gap:10px 44px;margin:18px 0} .tiles b{display:block;font-size:22px;line-height:1.2}
-.tiles span{color:#66717e;font-size:13px} svg{display:block} svg text{font-family:inherit!important}
-figure{margin:14px 0;break-inside:avoid} figure svg{width:100%;height:auto} .grid figure{margin:0}
-.grid{display:grid;gap:18px 20px;grid-template-columns:repeat(3,1fr)}
-.two{display:grid;gap:0 26px;grid-template-columns:repeat(2,minmax(0,1fr))}
-table{border-collapse:collapse;width:100%;font-size:14px;margin:12px 0}
-th,td{padding:6px 16px 6px 0;border-bottom:1px solid #e9edf0;text-align:left} td svg,th svg{overflow:visible}
-th{font-size:12.5px;line-height:1.3;color:#66717e;vertical-align:bottom} tr{break-inside:avoid}
-.n{text-align:right;font-variant-numeric:tabular-nums} td.n{white-space:nowrap} tr>:last-child{padding-right:0}
-tr.reference td{color:#7d8792} td small{color:#66717e;display:block;line-height:1.35}
-pre,code,.tokens{font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
-pre{background:#f6f8f9;border-radius:4px;padding:8px 10px;margin:4px 0 12px;max-height:260px;overflow:auto}
-pre i{font-style:normal;color:#66717e} pre,.tokens{white-space:pre-wrap;overflow-wrap:anywhere}
-.flags{columns:3;font-size:12.5px;padding:0;list-style:none} .flags li{break-inside:avoid;overflow-wrap:anywhere}
-.rollout{display:grid;grid-template-columns:140px minmax(0,1fr);gap:0 14px;padding:5px 0;break-inside:avoid}
-.rollout .says{font-size:13px;line-height:1.35} .rollout pre{margin:14px 0 0} .prompt{padding-top:14px}
-.tokens{line-height:1.75;max-height:420px;overflow:auto} .tokens span{border-radius:2px;padding:1px 0}
-.tokens.short span{display:inline-block;white-space:pre;text-align:center;min-width:38px;margin:0 2px 4px 0;
- padding:3px 4px 2px;line-height:1.25;border:1px solid #e6eaee}
-.tokens small{display:block;font-size:10px;color:#3c4753}
-.scale{height:12px;border-radius:2px;width:340px}
-.ticks{display:flex;justify-content:space-between;width:340px;font-size:12px;color:#66717e}
-footer{margin-top:48px;padding-top:12px;border-top:1px solid #dde2e7}
-@media (max-width:700px){.grid,.two,.rollout{grid-template-columns:1fr}.flags{columns:1}}
-@media (prefers-color-scheme:dark){body{background:#14181c;color:#e3e7eb}a{color:#6cb6f0}pre{background:#1d2329}
- th,td,h2,footer{border-color:#333c45}figure svg,td svg,th svg{filter:invert(.92) hue-rotate(180deg)}
- .tokens span{color:#14181c}}
-@media print{body{margin:0;font-size:12px}pre,.tokens{max-height:none}h2,h3{break-after:avoid}}
-"""
-
 # ---------------------------------------------------------------- small parts
-
-
-def number(value) -> str:
-    """A figure for people: thousands separated, else three digits."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 100 else f"{value:.3g}"
 
 
 def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def the_one(values: list):
+    """The value that all have that have one; None if they differ."""
+    values = set(values) - {None}
+    return values.pop() if len(values) == 1 else None
+
+
 def model_text(text: str, longest: int = 4000) -> str:
     """What a model wrote or read: escaped, and cut where it is very long."""
     return escape(text if len(text) <= longest else text[:longest] + " …")
-
-
-def page(title: str, kicker: str, sections: list[str], directory: Path) -> str:
-    newline = "\n"
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title><style>{CSS}</style></head><body>
-<p class="kicker">{escape(kicker)}</p><h1>{escape(title)}</h1>
-{newline.join(sections)}
-<footer>Every figure here was read from the files of this directory.  This page anew:
-<code>python report.py {escape(str(directory))}</code></footer></body></html>
-"""
-
-
-def html_table(head: list[str], rows: list[list[str]], numeric=(), classes=()) -> str:
-    """Cells are HTML already; `numeric` columns are set flush right."""
-    def line(cells: list[str], tag: str) -> str:
-        return "".join(f"<{tag}{' class=n' * (i in numeric)}>{cell}</{tag}>" for i, cell in enumerate(cells))
-    classes = classes or [""] * len(rows)
-    body = "\n".join(f"<tr class='{name}'>{line(cells, 'td')}</tr>" for cells, name in zip(rows, classes))
-    return f"<table><thead><tr>{line(head, 'th')}</tr></thead>\n<tbody>{body}</tbody></table>"
-
-
-def new_figure(width: float, height: float):
-    """-> a matplotlib figure, in inches.  Imported here: the stages do without where it is missing."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams.update(STYLE)
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def svg(figure, label: str) -> str:
-    """Inline SVG as wide as its place on the page; its text is text, in the page's font."""
-    file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = file.getvalue()
-    text = re.sub(r' (width|height)="[\d.]+pt"', "", text[text.index("<svg"):], count=2)
-    return f"<figure>{text.replace('<svg', f'<svg role=img aria-label={json.dumps(escape(label))}', 1)}</figure>"
-
-
-def interval_plot(points: list[tuple], top: float, colour: str, threshold: float | None = None) -> str:
-    """A line for each (value, interval), on an axis from 0 to `top`; of several, a tall tick marks the mean."""
-    def line(low, high, y1, y2, style):
-        return f"<line x1='{4 + 202 * low / top:.1f}' x2='{4 + 202 * high / top:.1f}' y1='{y1}' y2='{y2}' {style}/>"
-    points = [(value, interval) for value, interval in points if value is not None and interval[0] is not None]
-    height = 12 * max(len(points), 1) + 8
-    parts = [line(tick, tick, 0, height, f"stroke='{RULE}'") for tick in np.linspace(0, top, 6)]
-    if threshold is not None:
-        parts.append(line(threshold, threshold, 0, height, f"stroke='{INK}' stroke-dasharray='3 2'"))
-    for y, (value, (low, high)) in zip(range(10, height, 12), points):
-        parts.append(line(low, high, y, y, f"stroke='{colour}' stroke-width='5' stroke-opacity='.4'"))
-        parts.append(f"<circle cx='{4 + 202 * value / top:.1f}' cy='{y}' r='2.5' fill='{colour}'/>")
-    if len(points) > 1:
-        mean = float(np.mean([value for value, _ in points]))
-        parts.append(line(mean, mean, 2, height - 2, f"stroke='{colour}' stroke-width='2'"))
-    return f"<svg width='210' height='{height}'>{''.join(parts)}</svg>"
-
-
-def interval_axis(top: float) -> str:
-    """The numbers above a column of interval_plot."""
-    style = f"y='11' font-size='11' text-anchor='middle' fill='{MUTED}'"
-    texts = [f"<text x='{4 + 202 * tick / top:.1f}' {style}>{tick:.2g}</text>" for tick in np.linspace(0, top, 6)]
-    return f"<svg width='210' height='14'>{''.join(texts)}</svg>"
 
 
 # ---------------------------------------------------------------- what stage 2 writes for its page
@@ -181,12 +75,13 @@ def write_samples(path: Path, rows: list[dict], tokenizer, count: int = 8) -> No
         "finished": row["finished"], "reward": row["reward"]}) + "\n" for row in rows[:count]))
 
 
-def write_dense_rewards(path: Path, rows: list[dict], tokenizer, samples_per_prompt: int, count: int = 8) -> None:
-    """dense_rewards.jsonl: each token of a right and a wrong completion beside its reward, nats.
-
-    Prompts with both outcomes come first.
+def write_rewards(out: Path, rows: list[dict], tokenizer, samples_per_prompt: int, count: int = 8) -> None:
+    """What C1 ranked, in implicit_rewards.jsonl: a line a prompt, R of each completion in nats, and its reward; and of
+    `count` prompts, those with both outcomes first, a right and a wrong completion by token in dense_rewards.jsonl.
     """
     groups = [rows[start:start + samples_per_prompt] for start in range(0, len(rows), samples_per_prompt)]
+    write_text(out / "implicit_rewards.jsonl", "".join(json.dumps({"id": group[0]["id"], **{
+        key: [row[key] for row in group] for key in ("implicit_reward_nats", "reward")}}) + "\n" for group in groups))
     groups.sort(key=lambda group: len({row["reward"] for row in group}), reverse=True)
     lines = []
     for group in groups[:count]:
@@ -196,7 +91,7 @@ def write_dense_rewards(path: Path, rows: list[dict], tokenizer, samples_per_pro
                 "tokens": [tokenizer.decode([token]) for token in row["completion_ids"]],
                 "dense_rewards_nats": row["dense_rewards_nats"],
                 "implicit_reward_nats": row["implicit_reward_nats"]}) + "\n")
-    write_text(path, "".join(lines))
+    write_text(out / "dense_rewards.jsonl", "".join(lines))
 
 
 # ---------------------------------------------------------------- the page of a run
@@ -219,11 +114,39 @@ def write_run_page(run: Path) -> None:
     totals = read_json(run / "DONE") or (rows[-1] if rows else {})        # without DONE, so far
     tiles = "".join(f"<div><b>{number(totals[key])}</b><span>{name}</span></div>"
                     for key, name in TOTALS.items() if key in totals)
-    sections = [f"<p class='lead'>{finding(run)}</p><div class='tiles'>{tiles}</div>",
-                certificate_section(read_json(run / "certificate.json")),
-                curves_section(rows, record.get("args", {})), dense_rewards_section(run),
-                samples_section(read_jsonl(run / "samples.jsonl")), origin_section(run, record)]
+    sections = [f"<p class='state'>{state_of(run)}</p>" * (state_of(run) != "finished"),
+                f"<p class='lead'>{finding(run)}</p><div class='tiles'>{tiles}</div>",
+                certificate_section(run), curves_section([rows], record.get("args", {}).get("max_kl")),
+                dense_rewards_section(run), samples_section(read_jsonl(run / "samples.jsonl")),
+                origin_section(run, record)]
     write_text(run / "report.html", page(run.resolve().name, f"A run of {script_of(run)}", sections, run))
+
+
+def write_runs_page(runs: list[Path], out: Path) -> None:
+    """The curves of several runs, finished or not: a panel a metric, a line a run."""
+    common = os.path.commonpath([run.absolute() for run in runs])
+    names = [os.path.relpath(run, common) for run in runs]
+    metrics = [read_jsonl(run / "metrics.jsonl") for run in runs]
+    lines = [[swatch(*style), f"<a href='{escape(os.path.relpath(run / 'report.html', out.parent))}'>{escape(name)}</a>"
+              if (run / "report.html").is_file() else escape(name), script_of(run), state_of(run), finding(run)]
+             for run, name, style in zip(runs, names, cycle(LINES))]
+    bounds = [read_json(run / "args.json").get("args", {}).get("max_kl") for run in runs]
+    sections = [html_table(["", "run", "script", "state", "what came of it"], lines),
+                curves_section(metrics, the_one(bounds)) or "<p>None of them has logged a step yet.</p>"]
+    as_of = f"As of {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    write_text(out, page(f"{len(runs)} runs", as_of, sections, *runs, "--out", out))
+
+
+def state_of(run: Path) -> str:
+    """finished, or how far a run without DONE has come."""
+    if (run / "DONE").is_file():
+        return "finished"
+    file, steps = run / "metrics.jsonl", read_json(run / "args.json").get("args", {}).get("max_steps")
+    if not (rows := read_jsonl(file)):
+        return "Not finished: nothing logged yet."
+    logged = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(file.stat().st_mtime))
+    of = f" of {steps:,}" if steps else ""
+    return f"Not finished: step {rows[-1]['step']:,}{of}, logged {logged}; still running, or stopped."
 
 
 def script_of(run: Path) -> str:
@@ -252,8 +175,9 @@ def finding(run: Path) -> str:
     return " ".join(sentences) or "This run logged nothing that tells how it went."
 
 
-def certificate_section(certificate: dict) -> str:
+def certificate_section(run: Path) -> str:
     """The certificate in figures; the page's first sentence says whether it holds."""
+    certificate = read_json(run / "certificate.json")
     if certificate.get("condition") == "C2":
         figures = {key: number(certificate.get(key)) for key in
                    ("max_kl_nats", "c2_tokens", "c2_prompts", "forward_kl_on_teacher_rollouts_nats")}
@@ -278,52 +202,96 @@ def certificate_section(certificate: dict) -> str:
         of each of {certificate["num_prompts"]:,} prompts, sampled from the
         {escape(certificate.get("certified_on", "teacher"))}; {certificate["accuracy"]:.1%} are right, and R is
         {number(certificate["mean_implicit_reward_nats"])} nats on average.  C1 holds if the interval in the first row
-        lies above {certificate["min_auc"]:g} (dashed).  A teacher equal to its reference gives 0.5.</p>{table}"""
+        lies above {certificate["min_auc"]:g} (dashed).  A teacher equal to its reference gives 0.5.</p>{table}
+        {draw_implicit_rewards(read_jsonl(run / "implicit_rewards.jsonl"), certificate)}"""
 
 
-def curves_section(rows: list[dict], flags: dict) -> str:
-    figures = [draw_curve(rows, key, flags.get("max_kl")) for key in CURVES if series(rows, key)]
+def draw_implicit_rewards(rows: list[dict], certificate: dict) -> str:
+    """How R lies over right and over wrong completions: all of them, and each beside its prompt's mean."""
+    if not rows:
+        return ""
+    groups = [(np.array(row["implicit_reward_nats"]), np.array(row["reward"]) > 0) for row in rows]
+    mixed = [(scores - scores.mean(), right) for scores, right in groups if len(set(right)) > 1]
+    plots, auc = "", certificate["sum"]
+    for parts, title, unit, area in (
+            (groups, "All completions", "R, nats", auc["pooled_auc"]),
+            (mixed, "Of prompts with both outcomes", "R less its prompt’s mean, nats", auc["within_prompt_auc"])):
+        figure = new_figure(4.9, 2.4)
+        axes = figure.subplots()
+        scores, right = map(np.concatenate, zip(*parts or [(np.empty(0), np.empty(0, bool))]))
+        low, high = np.percentile(scores, (0.5, 99.5)) if parts else (0, 0)
+        low, high = (low, high) if high > low else (low - 1, high + 1)
+        for name, those, colour in (("wrong", ~right, PALETTE[2]), ("right", right, PALETTE[0])):
+            share = np.full(those.sum(), 1 / max(those.sum(), 1))
+            axes.hist(scores[those].clip(low, high), np.linspace(low, high, 41), weights=share, color=colour, alpha=0.4,
+                      label=f"{name}: {those.sum():,}")
+            axes.hist(scores[those].clip(low, high), np.linspace(low, high, 41), weights=share, color=colour,
+                      histtype="step", linewidth=1.2)
+        axes.set(title=f"{title}: AUC {number(area['value'])}", xlabel=unit, ylabel="share of each kind")
+        axes.legend(frameon=False, labelcolor=MUTED)
+        plots += svg(figure, f"{title}: R of the right and of the wrong")
+    return f"""<div class=two>{plots}</div><p class='muted'>The AUC is the chance that a right completion’s R exceeds a
+        wrong one’s: of all completions, then of two of the same prompt, averaged over prompts, which is what C1 is
+        about.  The outermost bars hold what lies beyond.</p>"""
+
+
+def smoothed(points: np.ndarray) -> np.ndarray:
+    """Of 60 points or more, the mean of a sliding tenth, shorter at both ends.  (points, 2) -> (points, 2)"""
+    if len(points) < 60:
+        return points
+    window, (places, values) = np.ones(len(points) // 10), points.T
+    counts = np.convolve(np.ones(len(points)), window, "same")
+    return np.stack([places, np.convolve(values, window, "same") / counts], axis=1)
+
+
+def curves_section(runs: list[list[dict]], max_kl: float | None) -> str:
+    """A small plot a metric.  runs: the rows of metrics.jsonl of each."""
+    figures = [draw_curve(runs, key, max_kl) for key in CURVES if any(series(rows, key) for rows in runs)]
     caption = "<p class='muted'>Pale: each step.  Strong: the mean of a sliding tenth of the run.</p>"
-    caption *= any(len(series(rows, key)) >= 60 for key in CURVES)
+    caption *= any(len(series(rows, key)) >= 60 for key in CURVES for rows in runs)
     return f"<h2>Curves</h2>{caption}<div class='grid'>{''.join(figures)}</div>" if figures else ""
 
 
-def draw_curve(rows: list[dict], key: str, max_kl: float | None) -> str:
-    """One small plot.  Values that are not finite are left out, and counted below it."""
-    (title, unit, is_share), points = CURVES[key], series(rows, key)
-    steps, values = np.array(points, dtype=float).T
-    figure = new_figure(3.3, 2.1)
-    axes, tenth = figure.subplots(), len(points) // 10
-    if len(points) < 60:
-        axes.plot(steps, values, color=PALETTE[0], marker="o" if len(points) <= 20 else None, markersize=3)
-    else:
-        axes.plot(steps, values, color=PALETTE[0], alpha=0.35, linewidth=0.8)
-        window = np.ones(tenth) / tenth
-        axes.plot(*(np.convolve(column, window, "valid") for column in (steps, values)), color=PALETTE[0])
-    highest = values.max()
-    if key == "c2_reverse_kl_nats":
-        for row in rows:
-            if None not in (bounds := row.get("c2_interval_nats", [None])):
-                axes.plot([row["step"]] * 2, bounds, color=PALETTE[0], alpha=0.45, linewidth=3)
-                highest = max(highest, bounds[1])
-        if max_kl is not None:
-            axes.axhline(max_kl, color=INK, linestyle=(0, (4, 3)), linewidth=1)
-            axes.annotate(f"bound {max_kl:g}", (0.02, max_kl), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                          textcoords="offset points", fontsize=7.5)
-            highest = max(highest, max_kl)
-    use_log = not is_share and bool(0 < 30 * values.min() < values.max())
+def draw_curve(runs: list[list[dict]], key: str, max_kl: float | None = None) -> str:
+    """One small plot, a line a run.  Values that are not finite are left out, and counted below it."""
+    (title, unit, is_share), figure, every, lost = CURVES[key], new_figure(3.3, 2.1), [], 0
+    axes = figure.subplots()
+    for rows, (colour, dash) in zip(runs, cycle(LINES)):
+        if not (points := series(rows, key)):
+            continue
+        style, points = {"color": colour, "linestyle": dash}, np.array(points, dtype=float)
+        lost += sum(key in row for row in rows) - len(points)
+        if len(points) < 60:
+            axes.plot(*points.T, marker="o" if len(points) <= 20 else None, markersize=3, **style)
+        else:
+            axes.plot(*points.T, color=colour, alpha=0.35 if len(runs) == 1 else 0.15, linewidth=0.8)
+            axes.plot(*smoothed(points).T, **style)
+        every += points.tolist()
+        intervals = [(row["step"], row["c2_interval_nats"]) for row in rows if key == "c2_reverse_kl_nats"
+                     and None not in row.get("c2_interval_nats", [None])]
+        for step, bounds in intervals:
+            axes.plot([step] * 2, bounds, color=colour, alpha=0.45, linewidth=3)
+            every += [(step, bounds[1])]
+    steps, values = np.array(every).T
+    highest, use_log = values.max(), not is_share and bool(0 < 30 * values.min() < values.max())
+    if key == "c2_reverse_kl_nats" and (max_kl or 0) > values.min() / 30:             # else far below the plot
+        axes.axhline(max_kl, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+        axes.annotate(f"bound {max_kl:g}", (0.02, max_kl), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                      textcoords="offset points", fontsize=7.5)
+        highest = max(highest, max_kl)
     if use_log:
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter("")
     else:
         axes.set_ylim(min(-0.03 * is_share, values.min()), 1.06 if is_share else 1.1 * highest if highest > 0 else 1)
-    if len(points) == 1:
+    if steps.min() == steps.max():
         axes.set_xlim(steps[0] - 1, steps[0] + 1)
     axes.locator_params("x", nbins=5, integer=True, steps=[1, 2, 5, 10])
-    lost = sum(key in row for row in rows) - len(points)
     axes.set(title=title, ylabel=unit + ", log scale" * use_log,
              xlabel="optimiser step" + f" ({lost} not finite)" * (lost > 0))
-    axes.annotate(number(values[-1]), (1, 1.02), xycoords="axes fraction", ha="right", va="bottom", color=PALETTE[0])
+    if len(runs) == 1:
+        axes.annotate(number(series(runs[0], key)[-1][1]), (1, 1.02), xycoords="axes fraction", ha="right", va="bottom",
+                      color=PALETTE[0])
     return svg(figure, f"{title} ({unit}) against optimiser steps")
 
 
@@ -443,10 +411,13 @@ def write_table_page(out: Path) -> None:
     shaped = [row["runs"][len(teachers)] for row in rows if (teachers := teacher_runs(row, seed_dirs[0]))]
     sentences = "".join(f"<li>{escape(ordering['sentence'])}</li>" for ordering in table["orderings"])
     figure = (out / "figure.svg").read_text(encoding="utf-8") if (out / "figure.svg").is_file() else ""
-    sections = [f"<p class='lead'>{escape(table['about'])}</p><figure>{figure}</figure><ul>{sentences}</ul>",
+    sections = [f"<p class='lead'>{escape(table['about'])}</p><figure class=wide>{figure}</figure><ul>{sentences}</ul>",
                 f"<h2>At one setting: {escape(chosen)}</h2>" if len(settings) > 1 else "",
                 score_section(rows, colours, seed_dirs), learning_section(trained, colours, seed_dirs),
-                dense_rewards_section(seed_dirs[0] / shaped[0]) if shaped else "",
+                certificate_section(seed_dirs[0] / shaped[0]) if shaped else "",
+                f"<p class='muted'>Drawn: {seed_dirs[0].name}/{shaped[0]}, the first seed’s.</p>" if shaped else "",
+                certificates_section(names, seed_dirs), length_section(trained, colours, seed_dirs),
+                time_section(names, seed_dirs), dense_rewards_section(seed_dirs[0] / shaped[0]) if shaped else "",
                 runs_section(names, seed_dirs, table, out)]
     title = f"{capital(table['table'])} table, {table['scale']} scale"
     write_text(out / "report.html", page(title, "Sparse-to-dense reward post-training", sections, out))
@@ -456,7 +427,8 @@ def write_table_figure(out: Path) -> None:
     """OUT/figure.svg: accuracy over labels with bands, or each row's score with its interval, a panel a setting."""
     table = read_json(out / "table.json")
     figure = labels_figure(table) if len({scope["labels"] for scope in table["scopes"]}) > 1 else rows_figure(table)
-    write_text(out / "figure.svg", svg(figure, table["about"]).removeprefix("<figure>").removesuffix("</figure>"))
+    text = svg(figure, table["about"])
+    write_text(out / "figure.svg", text[text.index("<svg"):].removesuffix("</figure>"))
 
 
 def labels_figure(table: dict):
@@ -508,8 +480,12 @@ def is_reference(row: dict, rows: list[dict]) -> bool:
 
 def teacher_runs(row: dict, seed_dir: Path) -> list[str]:
     """The runs of a row that made its teacher: those before stage 2."""
-    shapes = [i for i, name in enumerate(row["runs"]) if script_of(seed_dir / name) == "stage2_shape.py"]
+    shapes = [i for i, name in enumerate(row["runs"]) if is_shape(seed_dir / name)]
     return row["runs"][:shapes[0]] if shapes else []
+
+
+def is_shape(run: Path) -> bool:
+    return read_json(run / "certificate.json").get("condition") == "C1"
 
 
 def score_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> str:
@@ -549,29 +525,29 @@ def evaluation_settings(seed_dir: Path) -> str:
     return ""
 
 
-def row_curves(row: dict, seed_dir: Path, axis: str) -> dict[str, np.ndarray]:
-    """run -> (points, 2), the row's cost so far and the accuracy: each run goes on at the cost of those before it."""
-    curves, spent, last = {}, 0.0, []
+def row_curves(row: dict, seed_dir: Path, axis: str, key: str = "eval_accuracy") -> dict[str, np.ndarray]:
+    """run -> (points, 2), the row's cost so far and the metric: each run goes on at the cost of those before it."""
+    curves, spent, last = {}, 0.0, np.empty((0, 2))
     for name in row["runs"]:
-        points = [[spent + line[axis], line["eval_accuracy"]] for line in read_jsonl(seed_dir / name / "metrics.jsonl")
-                  if axis in line and line.get("eval_accuracy") is not None]
+        points = [[spent + line[axis], line[key]] for line in read_jsonl(seed_dir / name / "metrics.jsonl")
+                  if axis in line and line.get(key) is not None]
         spent += read_json(seed_dir / name / "DONE").get(axis, 0)
         if points:
-            curves[name] = np.array(last + points)
-            last = [] if name in teacher_runs(row, seed_dir) else points[-1:]    # a student is not its teacher
-    return curves
+            points = np.array(points)
+            curves[name] = np.concatenate([last, points if key == "eval_accuracy" else smoothed(points)])
+            last = np.empty((0, 2)) if name in teacher_runs(row, seed_dir) else curves[name][-1:]    # a student is not
+    return curves                                                                                   # its teacher
 
 
 def mean_curve(curves: list[np.ndarray]) -> np.ndarray:
-    """The mean of the seeds' curves, of cost as of accuracy, at equal fractions of each run: seeds differ in length."""
-    if len(curves) == 1:
-        return curves[0]
-    grids = [np.linspace(curve[0, 0], curve[-1, 0], 200) for curve in curves]
-    return np.mean([[grid, np.interp(grid, *curve.T)] for grid, curve in zip(grids, curves)], axis=0).T
+    """The mean of the seeds' curves, of cost as of metric, at equal fractions of each run: seeds differ in length."""
+    places = np.linspace(0, 1, max(map(len, curves)))
+    return np.mean([[np.interp(places, np.linspace(0, 1, len(curve)), column) for column in curve.T]
+                    for curve in curves], axis=0).T
 
 
 def learning_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> str:
-    """Held-out accuracy while training, against optimiser steps and against seconds."""
+    """Held-out accuracy while training, against each cost."""
     measured = [seed_dirs[0] / name for row in rows for name in row_curves(row, seed_dirs[0], "seconds")]
     if not measured:
         return "<h2>Learning curves</h2><p>None: these runs were not evaluated while training (--eval-problems).</p>"
@@ -580,18 +556,25 @@ def learning_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> 
     return f"""<h2>Learning curves</h2><p>Accuracy on {names_of(args["eval_problems"])} while training,
         {args["eval_samples"]} completions a problem at temperature {args["temperature"]:g} (the scores above have
         settings of their own, given there).  A student whose teacher had to be trained begins where that (dashed) and
-        the teacher’s sampling end.  Seconds are those of training on {device}, without these evaluations.
+        the teacher’s sampling end.  A label counts each time that it is seen; distillation sees none, so it rises
+        upright.  Seconds are those of training on {device}, without these evaluations.
         {"Thin: each seed; thick: their mean." * (len(seed_dirs) > 1)}</p>
-        {draw_learning(rows, colours, seed_dirs, "optimiser_steps")}
-        {draw_learning(rows, colours, seed_dirs, "seconds")}"""
+        {"".join(draw_learning(rows, colours, seed_dirs, axis) for axis in TOTALS if axis != "tokens_sampled")}"""
 
 
-def draw_learning(rows: list[dict], colours: dict, seed_dirs: list[Path], axis: str) -> str:
+def length_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> str:
+    """Completion length and truncation while training."""
+    plots = "".join(draw_learning(rows, colours, seed_dirs, "optimiser_steps", key)
+                    for key in ("mean_length_tokens", "truncated_fraction"))
+    return f"<h2>Length and truncation</h2><p>Of the completions that were trained on.</p>{plots}" if plots else ""
+
+
+def draw_learning(rows: list[dict], colours: dict, seed_dirs: list[Path], axis: str, key: str = "eval_accuracy") -> str:
     """One wide plot, each curve named at its end and, in a row of several runs, each run named beside its part."""
-    figure = new_figure(10, 3.5)
-    axes, ends = figure.subplots(), []
+    figure, (title, unit, is_share) = new_figure(10, 3.5), CURVES[key]
+    axes, parts, ends, highest = figure.subplots(), [], [], 0.0
     for row in rows[::-1]:
-        seeds, colour = [row_curves(row, seed_dir, axis) for seed_dir in seed_dirs], colours[row["row"]]
+        seeds, colour = [row_curves(row, seed_dir, axis, key) for seed_dir in seed_dirs], colours[row["row"]]
         names, mean = [name for name in row["runs"] if all(name in seed for seed in seeds)], None
         for name in names:
             style = {"color": colour, "linestyle": (0, (4, 2)) if name in teacher_runs(row, seed_dirs[0]) else "-"}
@@ -599,23 +582,95 @@ def draw_learning(rows: list[dict], colours: dict, seed_dirs: list[Path], axis: 
                 axes.plot(*curve.T, linewidth=0.7, alpha=0.5, **style)
             mean = mean_curve([seed[name] for seed in seeds])
             axes.plot(*mean.T, linewidth=2.2, **style)
-            if len(names) > 1:
-                axes.annotate(name, mean[len(mean) // 2], (8, -10), textcoords="offset points", color=colour,
-                              fontsize=7.5,
-                              bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})     # it may lie on a curve
+            highest = max(highest, *(seed[name][:, 1].max() for seed in seeds))
+            if len(names) > 1 and mean[-1, 0] > mean[0, 0]:
+                parts.append((*mean[len(mean) // 2], name, colour))
         if mean is not None:
-            axes.plot(*mean[-1], "o", color=colour, markersize=5)
+            axes.plot(*mean[-1], "o", color=colour, markersize=5, zorder=4)
             ends.append((*mean[-1], row["row"], colour))
-    right, height = max((end[0] for end in ends), default=1), 1.09
-    axes.set(xlim=(0, 1.22 * right), ylim=(0, 1.05), ylabel="accuracy, fraction right",
+    if not ends:
+        return ""
+    right, top = max(end[0] for end in ends) or 1, 1.05 if is_share and highest > 0.3 else 1.1 * highest or 1
+    axes.set(xlim=(0, 1.22 * right), ylim=(-0.02 * top, top), title=title, ylabel=unit,
              xlabel=f"{TOTALS[axis]}, of every run that led there")
     axes.locator_params("x", nbins=8, integer=True, steps=[1, 2, 5, 10])
-    for place, (x, y, name, colour) in enumerate(sorted(ends, key=lambda end: -end[1])):
-        above, below = 0.04 * (place == 0), 0.05 * (0 < place and x < 0.95 * right)
-        height = min(y + above - below, height - 0.07)                      # from the top, each clear of the last
-        axes.annotate(name, (x, height), (8, 0), textcoords="offset points", color=colour, va="center", fontsize=8.5,
-                      fontweight="bold")
-    return svg(figure, f"accuracy against {TOTALS[axis]}")
+    placed = []                                                     # (from, to, height) of what is written already
+    for labels, size, weight in ((ends, 8.5, "bold"), (parts, 7.5, "normal")):
+        for x, y, name, colour in sorted(labels, key=lambda label: -label[1]):
+            until = x + 0.0011 * size * len(name) * right
+            height = free_height(y / top - 0.05 * (x < 0.95 * right), x, until, placed)     # a curve may go on above it
+            placed.append((x, until, height))
+            axes.annotate(name, (x, height * top), (8, 0), textcoords="offset points", color=colour, va="center",
+                          fontsize=size, fontweight=weight,
+                          bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8})
+    return svg(figure, f"{title} against {TOTALS[axis]}")
+
+
+def free_height(wanted: float, x: float, until: float, placed: list[tuple]) -> float:
+    """The height next to the wanted one, from 0 to 1, at which a text from x to `until` lies on no other."""
+    heights = sorted(np.linspace(0.02, 1, 99), key=lambda height: abs(height - wanted))
+    return next((height for height in heights if all(abs(height - other) > 0.065 or until < first or last < x
+                                                     for first, last, other in placed)), wanted)
+
+
+def certificates_section(names: list[str], seed_dirs: list[Path]) -> str:
+    """C1 of every teacher, and C2 before and after every bridge, seed by seed."""
+    ranked, bridged, metrics, bounds = [], [], [], []
+    for run in (seed_dir / name for name in names for seed_dir in seed_dirs):
+        certificate, place = read_json(run / "certificate.json"), escape(f"{run.parent.name}/{run.name}")
+        holds = "holds" if certificate.get("passed") else "does not hold"
+        if certificate.get("condition") == "C1":
+            within = certificate["sum"]["within_prompt_auc"]
+            plot = interval_plot([(within["value"], within["interval"])], 1, PALETTE[0], certificate["min_auc"])
+            ranked.append([place, plot, with_interval(within["value"], within["interval"]), holds])
+        elif certificate.get("condition") == "C2":
+            rows = read_jsonl(run / "metrics.jsonl")
+            kls = [with_interval(row["c2_reverse_kl_nats"], row.get("c2_interval_nats", [None]))
+                   for row in ([row for row in rows if "c2_reverse_kl_nats" in row][:1] + [certificate])]
+            bridged.append([swatch(*LINES[len(bridged) % len(LINES)]), place, *kls, f"{certificate['max_kl_nats']:g}",
+                            str(certificate["optimiser_steps"]), holds])
+            metrics.append(rows)
+            bounds.append(certificate["max_kl_nats"])
+    c1 = f"<h3>C1 of every teacher</h3>{html_table(['', interval_axis(1), 'AUC within prompts', 'C1'], ranked, (2,))}"
+    head = ["", "bridge", "before", "after", "bound", "steps", "C2"]
+    plots = "".join(draw_curve(metrics, key, the_one(bounds))
+                    for key in ("c2_reverse_kl_nats", "forward_kl_nats") if any(series(rows, key) for rows in metrics))
+    c2 = f"""<h2>C2: is the student near the teacher?</h2><p>KL(student‖teacher), nats per token [95% interval], exact
+        over the vocabulary, on the student’s own rollouts to held-out prompts, before and after the bridge.</p>
+        {html_table(head, bridged, range(2, 6))}<div class=grid>{plots}</div>"""
+    return c1 * bool(ranked) + c2 * bool(bridged)
+
+
+def seconds_by_phase(run: Path) -> dict[str, float]:
+    """What a run's seconds went into, as far as it logged them apart."""
+    rows, total = read_jsonl(run / "metrics.jsonl"), read_json(run / "DONE").get("seconds", 0.0)
+    sampling, update = (sum(row.get(key) or 0.0 for row in rows) for key in ("sample_seconds", "train_seconds"))
+    rest = "stage 2: sampling and scoring" if is_shape(run) else "measuring C2"
+    return {"sampling": sampling, "scoring and update": update, rest: max(total - sampling - update, 0.0)}
+
+
+def time_section(names: list[str], seed_dirs: list[Path]) -> str:
+    """A bar a run, in phases; of several seeds, their mean."""
+    if not names:
+        return ""
+    spent = {name: [seconds_by_phase(seed_dir / name) for seed_dir in seed_dirs] for name in names}
+    figure = new_figure(10, 0.9 + 0.24 * len(names))
+    axes, left = figure.subplots(), np.zeros(len(names))
+    phases = dict.fromkeys(phase for seeds in spent.values() for seed in seeds for phase in seed)
+    for phase, colour in zip(phases, PALETTE):
+        seconds = np.array([np.mean([seed.get(phase, 0.0) for seed in seeds]) for seeds in spent.values()])
+        if seconds.sum() > 0.005 * sum(left):
+            axes.barh(names, seconds, left=left, color=colour, label=phase, height=0.7)
+        left += seconds
+    for place, seconds in enumerate(left):
+        axes.annotate(number(float(seconds)), (seconds, place), (5, 0), textcoords="offset points", va="center")
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set(xlabel="seconds", xlim=(0, 1.08 * max(left) or 1))
+    axes.legend(frameon=False, labelcolor=MUTED)
+    return f"""<h2>Time by phase</h2><p>Seconds of each run{", mean over seeds" * (len(seed_dirs) > 1)}.  Scoring is
+        what the teacher says to a completion, or the judge.  Loading, saving and evaluation are in none of them.</p>
+        {svg(figure, "seconds of each run by phase")}"""
 
 
 def runs_section(names: list[str], seed_dirs: list[Path], table: dict, out: Path) -> str:
@@ -630,21 +685,43 @@ def runs_section(names: list[str], seed_dirs: list[Path], table: dict, out: Path
         <p class="muted">On a directory that is there it goes on where it stopped; --dry-run prints the commands.</p>"""
 
 
-def main(directory: Path) -> None:
+def is_run(directory: Path) -> bool:
+    """Of a stage, from its first moment on."""
+    return read_record(directory) is not None and (script_of(directory).startswith("stage") or any(
+        (directory / name).is_file() for name in ("metrics.jsonl", "certificate.json")))
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = FlagParser(__doc__)
+    parser.add_argument("directories", metavar="DIRECTORY", type=Path, nargs="+",
+                        help="a run, or the --out of reproduce.py: its report.html; or several runs: one page of all")
+    parser.add_argument("--out", type=Path, help="file to write for several runs (default: report.html, here)")
+    return parser.parse_args(argv)
+
+
+def main(args) -> None:
     if not importlib.util.find_spec("matplotlib"):
         fail("the pages need matplotlib: pip install matplotlib")
-    is_run = any((directory / name).is_file() for name in ("metrics.jsonl", "certificate.json"))
-    if (directory / "table.json").is_file():
-        write_table_page(directory)
-    elif is_run and (directory / "args.json").is_file():
-        write_card(directory)
-        write_run_page(directory)
-    else:
-        fail(f"{directory}: neither a table (table.json) nor the run of a stage (args.json, metrics or a certificate)")
-    print(directory / "report.html")
+    first, *others = args.directories
+    if args.out and not others:
+        fail(f"--out is for several runs; the page of one directory is {first / 'report.html'}")
+    out = (args.out or Path("report.html")) if others else first / "report.html"
+    if out.is_dir() or not out.parent.is_dir():
+        fail(f"--out {out}: give a file in a directory that is there")
+    is_table = not others and (first / "table.json").is_file()
+    for directory in args.directories:
+        if not is_table and not is_run(directory):
+            fail(f"{directory}: neither the run of a stage (args.json, metrics or a certificate) nor, alone, a table")
+    try:
+        if others:
+            write_runs_page(args.directories, out)
+        else:
+            write_table_page(first) if is_table else write_run_page(first)
+            write_card(first)
+    except json.JSONDecodeError as error:
+        fail(f"{' '.join(map(str, args.directories))}: a file there is not JSON ({error})")
+    print(out)
 
 
 if __name__ == "__main__":
-    parser = FlagParser(__doc__)
-    parser.add_argument("directory", type=Path, help="a run, or the --out of reproduce.py")
-    main(parser.parse_args().directory)
+    main(parse_args())

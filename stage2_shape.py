@@ -18,8 +18,8 @@ label, --weight reward weighs a rollout by its reward over its prompt's mean, so
         --certify-problems toy/heldout.jsonl --out runs/shape
     torchrun --nproc_per_node=8 stage2_shape.py …                          # the ranks share the problems
 
-Reads two models and problems; writes rollouts.jsonl (token ids, reward, logprob sums), certificate.json and, for
-reading, dense_rewards.jsonl (every token with its reward).  Exit code 1 if C1 does not hold.
+Reads two models and problems; writes rollouts.jsonl (token ids, reward, logprob sums), certificate.json and, to read,
+implicit_rewards.jsonl (what C1 ranked) and dense_rewards.jsonl (some of it by token).  Exit code 1 if C1 does not hold.
 """
 import argparse
 import json
@@ -42,7 +42,7 @@ from engine.problems import INSTRUCTION, check_runs_prompts, digest, template_ar
 from engine.ranks import fail, from_rank_0, gather_list, rank, say, setup_distributed
 from engine.rollouts import even_micro_batches
 from engine.runs import finish_run, keep_rows, kept_rows, leave_if_asked, open_run
-from report import draw_page, write_dense_rewards, write_samples
+from report import draw_page, write_rewards, write_samples
 
 MODELS = ["teacher", "reference"]
 
@@ -250,7 +250,7 @@ def main(args) -> None:
     if rank() == 0:
         write_samples(args.out / "samples.jsonl", rows, ready.tokenizer)
         write_rollouts(args.out / "rollouts.jsonl", rows, args)
-        write_dense_rewards(args.out / "dense_rewards.jsonl", certify_rows, ready.tokenizer, args.samples_per_prompt)
+        write_rewards(args.out, certify_rows, ready.tokenizer, args.samples_per_prompt)
         write_json(args.out / "certificate.json", certificate)
     finish_run(args.out, optimiser_steps=0, labels_seen=len(unseen) + len(problems) * selected,
                tokens_sampled=sum(len(row["completion_ids"]) for row in rows + certify_rows),

@@ -13,7 +13,7 @@ import stage3_kl
 import stage4_distill
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = ["stage1_grpo", "stage2_shape", "stage3_kl", "stage4_distill", "eval", "prepare", "reproduce", "plan"]
+SCRIPTS = ["stage1_grpo", "stage2_shape", "stage3_kl", "stage4_distill", "eval", "prepare", "reproduce", "plan", "report"]
 
 
 def commands():

@@ -51,6 +51,11 @@ def test_four_stages_in_a_row(toy, tmp_path):
     for stage in ("teacher", "shape", "bridge", "student"):
         page = (tmp_path / stage / "report.html").read_text()
         assert "<svg" in page and "What ran" in page and "nan" not in page.lower().replace("finan", "")
+    certificate = json.loads((tmp_path / "shape" / "certificate.json").read_text())
+    ranked = [json.loads(line) for line in (tmp_path / "shape" / "implicit_rewards.jsonl").read_text().splitlines()]
+    scores, right = torch.tensor([row["implicit_reward_nats"] for row in ranked]), torch.tensor([row["reward"] for row in ranked]) > 0
+    assert scores.shape == (certificate["num_prompts"], certificate["samples_per_prompt"]) and float(scores.mean()) == pytest.approx(certificate["mean_implicit_reward_nats"], rel=1e-5)
+    assert stage2_shape.auc(scores.flatten().numpy(), right.flatten().numpy()) == pytest.approx(certificate["sum"]["pooled_auc"]["value"])
     parents = json.loads((tmp_path / "student" / "args.json").read_text())["parents"]
     assert parents["student"]["run"] == str(tmp_path / "bridge") and parents["teacher"]["run"] == str(tmp_path / "teacher")
     done = json.loads((tmp_path / "teacher" / "DONE").read_text())
