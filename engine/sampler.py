@@ -224,7 +224,8 @@ def invert_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
 def draw_truncated(probs: Tensor, uniforms: Tensor, top_p: float, top_k: int, guess: int = 256) -> Tensor:
     """Draw among the top_k, and of these among the fewest that hold the share top_p.  (B, V), (B, 2) -> (B,).
 
-    Top-p alone sorts the `guess` likeliest, and all only in rows where these do not reach top_p.
+    Top-p alone sorts the `guess` likeliest, and all only in rows where these do not reach top_p: whether there are any
+    is one more wait for the device.
     """
     count = min(top_k if top_k > 0 else guess, probs.shape[-1])
     top, ids = probs.topk(count, dim=-1)                # the largest first
