@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.attention import same_attention_again
 from engine.checkpoints import (
-    WeightFiles, allocate_parameters, check_finite, empty_model, find_model, first_line, generation_config, load_whole,
+    WeightFiles, allocate_parameters, check_finite, empty_model, find_model, generation_config, load_whole,
     parameters_on_meta, read_object, text_config,
 )
 from engine.logprobs import Head, linear_divergence, linear_logprobs
@@ -21,7 +21,7 @@ from engine.problems import (
     Problem, check_runs_prompts, check_teacher_prompts, contents, encode_prompts, load_problems, longest_completion,
     prompt_inputs, with_readable_golds,
 )
-from engine.ranks import balanced_share, fail, random_generator, say, world_size
+from engine.ranks import balanced_share, fail, first_line, random_generator, say, world_size
 from engine.rollouts import Rollouts
 from engine.sampler import sample
 from engine.sharding import sampling_weights, shard

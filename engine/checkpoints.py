@@ -23,7 +23,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from engine.files import empty_directory, file_digest, put_in_place, read_record, saving, write_json
-from engine.ranks import fail, from_rank_0, gather_list, rank, say
+from engine.ranks import fail, first_line, from_rank_0, gather_list, rank, say
 from engine.sampler import is_sharded
 from engine.sharding import whole_state
 
@@ -175,11 +175,6 @@ def check_readable(path: Path) -> None:
         fail(f"{path} cannot be read ({error.strerror})")
     if start == b"version https://git-lfs":
         fail(f"{path} is a git-lfs pointer in place of the file: run `git lfs pull` there")
-
-
-def first_line(error: BaseException) -> str:
-    """An error of a library for a sentence of ours: its type and the beginning of what it says."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]).rstrip(".:")
 
 
 @contextmanager

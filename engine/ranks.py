@@ -141,6 +141,11 @@ def fail(sentence: str) -> None:
     raise SystemExit(2)
 
 
+def first_line(error: BaseException) -> str:
+    """An error of a library for a sentence of ours: its type and the beginning of what it says."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]).rstrip(".:")
+
+
 def random_generator(*key, device="cpu") -> torch.Generator:
     """A random stream that is a function of its key, such as (seed, "rollouts", step, rank).
 

@@ -45,6 +45,7 @@ from engine import hardware
 from engine.attention import (
     NotPlain, agrees, attention_implementation, check_arguments, check_windows, configs_of, is_sharded, tell,
 )
+from engine.ranks import fail, first_line
 from engine.rollouts import Rollouts, pad, positions
 
 # ================================================================ the loop
@@ -81,6 +82,8 @@ def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_
     # Inference mode spares each operation some bookkeeping, but FSDP's own tensors must not come out of it.
     with hardware.quick_linears(model), torch.inference_mode(not is_sharded(model)):
         kind = SharedPrefixCache if queue and has_plain_attention(model) else PlainCache
+        if queue and kind is PlainCache:
+            check_own_cache(model)
         cache = kind(model, prompt_ids.shape[1], max_new_tokens)
         rollout_tokens = rollout_tokens or measured_bound(
             model, len(queue) * cache.tokens_per_prompt + num_rollouts * cache.tokens_per_row)
@@ -254,13 +257,13 @@ class PlainCache:
         self.cache = DynamicCache(config=self.model.config)
         logits, mask = prefill(self.model, prompts, self.cache)
         source = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(mask.device)
-        self.cache.batch_select_indices(source)
+        self.cache.reorder_cache(source)
         self.mask = mask[source]
         return logits[source]
 
     def leave(self, order: Tensor) -> None:
         order = order.to(self.mask.device)
-        self.cache.batch_select_indices(order)
+        self.cache.reorder_cache(order)
         self.mask = self.mask[order]
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -477,24 +480,40 @@ def stack_left_padded(tensors: tuple[Tensor, ...]) -> Tensor:
 
 def has_plain_attention(model) -> bool:
     """Two steps with shared prefixes beside the model's own forward pass, once for each class and config."""
-    return agrees(model, "sampler", compare_with_own_forward)
+    return agrees(model, "sampler", functools.partial(compare_with_own_forward, kind=SharedPrefixCache))
 
 
-def compare_with_own_forward(model) -> None:
+CHECKED: set[str] = set()                               # classes and configs whose own cache has been tried
+
+
+def check_own_cache(model) -> None:
+    """End where a model's own cache cannot be used as PlainCache does, or not without other logits."""
+    name = f"{type(model).__name__} {model.config.to_json_string()}"
+    try:
+        if name not in CHECKED:
+            compare_with_own_forward(model, PlainCache)
+    except Exception as error:
+        fail(f"{type(model).__name__} cannot be sampled from here: {first_line(error)} (tried with its own cache; see "
+             "docs/architectures.md for what is served)")
+    CHECKED.add(name)
+
+
+def compare_with_own_forward(model, kind) -> None:
+    """Two prompts of unequal length, three rows, two steps: the last logits beside those of each row alone."""
     config = model.config.get_text_config()
     prompts, steps = [[1, 2, 3, 4], [5, 6]], [[7, 8, 9], [10, 11, 12]]         # (rows, then tokens of each step)
     steps = [[token % config.vocab_size for token in tokens] for tokens in steps]
     prompts = [[token % config.vocab_size for token in prompt] for prompt in prompts]
-    cache = SharedPrefixCache(model, 4, 4)
+    cache = kind(model, 4, 4)
     cache.join(prompts, [2, 1])
     for tokens in steps:
         logits = cache.forward(torch.tensor(tokens, device=model.device))
-    check_windows(config, cache.windows)
-    ids, mask = pad([prompts[row // 2] + [tokens[row] for tokens in steps] for row in range(3)], 0, model.device, True)
-    whole = functools.partial(model, ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
-    expected = whole().logits[:, -1].float()
-    with attention_implementation(cache.configs, "eager"):
-        eager = whole().logits[:, -1].float()
+    check_windows(config, getattr(cache, "windows", set()))
+    rows = [torch.tensor([prompts[row // 2] + [tokens[row] for tokens in steps]], device=model.device)
+            for row in range(3)]
+    expected = torch.cat([model(row, use_cache=False).logits[:, -1] for row in rows]).float()
+    with attention_implementation(configs_of(model), "eager"):
+        eager = torch.cat([model(row, use_cache=False).logits[:, -1] for row in rows]).float()
     error, rounding = ((x.float() - expected).norm() / expected.norm() for x in (logits, eager))
     if not error <= 4 * rounding + max(3e-4, torch.finfo(model.dtype).eps):
         raise NotPlain(f"its logits differ by {error:.2g}, and by {rounding:.2g} from those of its eager attention")
