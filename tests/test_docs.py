@@ -4,6 +4,7 @@
 """
 import ast
 import doctest
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -45,6 +46,20 @@ def test_links_name_the_lines_of_their_functions(page):
 def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     assert targets and all((page.parent / target).exists() for target in targets), targets
+
+
+def test_tables_are_those_of_the_results():
+    """`python results/cut_tables.py` cuts them."""
+    spec = importlib.util.spec_from_file_location("cut_tables", ROOT / "results" / "cut_tables.py")
+    cut_tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cut_tables)
+    for page in cut_tables.PAGES:
+        text = page.read_text()
+        assert cut_tables.with_tables(text) == text and "<!-- end -->" in text, f"{page}: python results/cut_tables.py"
+    changed = text.replace("| full workflow | ", "| full workflow | 1", 1)
+    assert changed != text and cut_tables.with_tables(changed) == text
+    shown = set(re.findall(r"<!-- results/(\S+)/table.md -->", text))
+    assert shown == {path.parent.name for path in (ROOT / "results").glob("*/table.md")}, "results/README.md shows all"
 
 
 def test_every_equation_is_on_the_map():
