@@ -2,11 +2,11 @@
 
     python bench/laptop_sweep.py --base BASE --out runs/sweep [--dtype bfloat16] [--seed 100] [--steps 20]
 
-BASE is what `prepare.py laptop` wrote: the stages learn from its sweep.jsonl, and sweep_heldout.jsonl measures them.  Each
-cell is one command of a stage, the scale's own but for what is swept, with few steps.  The teacher's and the student's
-RL come first; from the teacher that is right most often the rollouts are sampled and the bridges are built; from the
-bridge that is nearest to it the students are distilled.  Writes OUT/sweep.md, commands and outcomes.  A cell that is
-done is not run again; one that was interrupted goes on.
+BASE is what `prepare.py laptop` wrote: the stages learn from its sweep.jsonl and are measured on sweep_heldout.jsonl.
+Each cell is one command of a stage, the scale's own but for what is swept, with few steps.  The teacher's and the
+student's RL come first; from the teacher that is right most often the rollouts are sampled and the bridges are built;
+from the bridge that is nearest to it the students are distilled.  Writes OUT/sweep.md, commands and outcomes.  A cell
+that is done is not run again; one that was interrupted goes on.
 """
 import json
 import os
