@@ -24,15 +24,17 @@ Seeds are tried from --seed up until one is accepted; the pair in toy_base/ is t
 --student-style make a student of another kind, whose skill phase ends 0.06 below the lower bound; --teacher-size and
 --family change the models.  What is not pretrained anew is the shipped pair's.
 
-laptop: a real pair for a laptop's CPU, the toy's situation in English.  MAWPS, one- and two-step word problems, is read
-from --data, as published (MAWPS_IS_AT) or as mawps_train.jsonl, mawps_heldout.jsonl, mawps_test.jsonl.  A problem may
-be answered by `\boxed{9}` alone or worked, `34 - 7 = 27. 27 / 3 = 9. \boxed{9}`.  Both models are SmolLM2-135M-Instruct
-after --epochs of cross-entropy on the same --num-examples training problems.  The rule, fixed before any of them was
-trained further: the teacher has all layers and saw one example in five worked; the student saw one in twenty worked,
-and has the first number of --student-layers (the first ones and the last two of the 30) at which plain fine-tuning on
-the worked solutions of all training problems, the upper bound, is right in 15% of held-out answers at temperature 1.
-pretraining.json says how all of them came out.  Of the other training problems 256 go to sweep.jsonl and
-sweep_heldout.jsonl, on which learning rates are chosen, and the rest to train.jsonl.  No problem is in two files.
+laptop: a real pair for a laptop's CPU, the toy's situation in English.  MAWPS, one- and two-step word problems, is
+read from --data, as published (github.com/LYH-YF/MWPToolkit, dataset/mawps: trainset.json, validset.json,
+testset.json) or as mawps_train.jsonl, mawps_heldout.jsonl, mawps_test.jsonl (problem, answer, equation).  A problem
+may be answered by `\boxed{9}` alone or worked, `34 - 7 = 27. 27 / 3 = 9. \boxed{9}`.  Both models are
+SmolLM2-135M-Instruct after --epochs of cross-entropy on the same --num-examples training problems.  The rule, fixed
+before any of them was trained further: the teacher has all layers and saw one example in five worked; the student saw
+one in twenty worked, and has the first number of --student-layers (the first ones and the last two of the 30) at which
+plain fine-tuning on the worked solutions of all training problems, the upper bound, is right in 15% of held-out
+answers at temperature 1. pretraining.json says how all of them came out.  Of the other training problems 256 go to
+sweep.jsonl and sweep_heldout.jsonl, on which learning rates are chosen, and the rest to train.jsonl.  No problem is
+in two files.
 
 labels: problems drawn by --seed, the fewer among the more.  labelled.jsonl has --num-labels of them, and these make up
 rl.jsonl, three quarters, and certify.jsonl, one quarter; more.jsonl has as many others, as far as there are;
@@ -351,7 +353,7 @@ def prepare_laptop(args, mawps: dict[str, list[dict]], dropped: dict[str, int]) 
     for name, part in files.items():
         kept = part if name == "cold_start" else [{key: row[key] for key in ("problem", "answer")} for row in part]
         write_text(args.out / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
-    if args.smollm2 is None and not (args.out / "smollm2" / "config.json").is_file():
+    if args.smollm2 is None and not (args.out / "smollm2" / "tokenizer.json").is_file():         # it is written last
         write_smollm2(args.out / "smollm2", range(30))
 
     record = {"problems": {name: len(part) for name, part in files.items()}, "dropped": dropped}
@@ -364,7 +366,7 @@ def prepare_laptop(args, mawps: dict[str, list[dict]], dropped: dict[str, int]) 
             fine_tuned(args, record, "student", num_layers, cold_start, args.student_worked)
             return
     fail(f"with {num_layers} layers fine-tuning on all worked solutions is right in {bound['accuracy']:.1%} of the "
-         f"answers, less than --upper-bound {args.upper_bound}; give more --student-layers or --epochs")
+         f"answers, less than --upper-bound {args.upper_bound}; give --overwrite and more --student-layers or --epochs")
 
 
 def first_and_last(num_layers: int, of: int) -> list[int]:

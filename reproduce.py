@@ -171,6 +171,7 @@ def run_all(scopes: list[Scope], cells: Path, jobs: int, threads: int | None,
                 del running[run]
                 if process.returncode:
                     stop(run, process.returncode, running)
+                shutil.rmtree(run / "state", ignore_errors=True)        # only an unfinished run needs it
         if evaluated and todo and time.monotonic() > last_call + REFRESH_SECONDS:
             when_evaluated()
             evaluated, last_call = False, time.monotonic()

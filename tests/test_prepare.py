@@ -2,6 +2,7 @@
 import importlib
 import json
 import shlex
+import shutil
 import types
 from fractions import Fraction
 
@@ -215,3 +216,26 @@ def test_examples_are_asked_as_the_stages_ask(tiny_smollm2):
     worked, bare = prepare.examples(prepare.parse_args(["laptop", "--out", "x"]), tokenizer, rows, 0.5, [256])
     assert tokenizer.decode(worked["prompt_ids"]) == "What?\nGive the result as \\boxed{number}.:"
     assert tokenizer.decode(worked["completion_ids"]) == "34 - 7 = 27. 27 / 3 = 9. \\boxed{9}<eos>" and tokenizer.decode(bare["completion_ids"]) == "\\boxed{9}<eos>"
+
+
+def test_the_laptops_table_at_its_smallest(tiny_smollm2, many_sums, tmp_path, monkeypatch):
+    """Every command of `main`, with the scale's own flags but for the sizes; no model of this size is right."""
+    def start(directory, command, *_, **__):
+        script, *words = shlex.split(command)
+        run(importlib.import_module(script.removesuffix(".py")), *words)
+        return types.SimpleNamespace(poll=lambda: 0, returncode=0)
+
+    for name, value in (("NUM_SWEEP", 6), ("NUM_SWEEP_HELDOUT", 4), ("write_smollm2", lambda out, layers: shutil.copytree(tiny_smollm2, out))):
+        monkeypatch.setattr(prepare, name, value)
+    sizes = {"prepare": SCALES["laptop"]["prepare"].replace("prepare.py laptop", "prepare.py laptop --num-examples 10 --epochs 1 --student-layers 4 --upper-bound 0"),
+             "labels": 8, "grpo_steps": 1, "opd_steps": 1, "plateau_steps": 1}
+    changes = {"grpo": "--prompts-per-step 2 --samples-per-prompt 2 --save-every 1", "shape": "--num-problems 2 --samples-per-prompt 2",
+               "bridge": "--max-steps 1 --rollouts-per-step 2 --num-certify-problems 2", "opd": "--prompts-per-step 2", "eval": "--samples 2"}
+    monkeypatch.setitem(SCALES, "laptop", SCALES["laptop"] | sizes | {
+        name: f"{SCALES['laptop'][name]} {change} --max-new-tokens 8" for name, change in changes.items()})
+    monkeypatch.setattr(reproduce, "start", start)
+    run(reproduce, "main", "--scale", "laptop", "--data", many_sums, "--dtype", "bfloat16", "--out", tmp_path / "table")
+    table = json.loads((tmp_path / "table" / "table.json").read_text())
+    assert [row["row"] for row in table["rows"]] == [
+        "base student", "raw teacher", "RL teacher", "raw-teacher transfer", "direct GRPO, equal steps", "direct GRPO, plateau", "full workflow"]
+    assert len(table["orderings"]) == 3 and not list((tmp_path / "cells").glob("*/state"))
