@@ -347,6 +347,7 @@ def provenance(args) -> dict:
     flags = [args.table, "--scale", args.scale, "--seeds", str(args.seeds)]
     for flag in ("first_seed", "labels", "data"):
         flags += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))] * bool(getattr(args, flag))
+    flags += ["--dtype", args.dtype] * (args.dtype != "float32")
     return {"command": f"python reproduce.py {' '.join(flags)} --jobs {args.jobs} --out DIR", "commit": git_commit(),
             "machine": f"{os.cpu_count()} cores of {cpu}", "date": time.strftime("%Y-%m-%d")}
 
