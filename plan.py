@@ -35,7 +35,7 @@ from engine.checkpoints import read_object
 from engine.ranks import fail
 from engine.logprobs import WORKSPACE_BYTES
 from reproduce import fill, lines_of, needs, wanted, with_numbers
-from tables import SCALES, TABLES
+from tables import SCALES, TABLES, table_at
 
 GIB = 2**30
 WORKSPACE = WORKSPACE_BYTES["cuda"]             # of logits alive at a time
@@ -109,6 +109,7 @@ MODELS = {
     "Qwen3-8B": qwen3(4096, 12288, 36, 32),
     "Qwen3-14B": qwen3(5120, 17408, 40, 40),
     "Qwen3-32B": qwen3(5120, 25600, 64, 64),
+    "SmolLM2-135M": Model(49152, 576, 1536, 30, 9, 3, 64, tied=True),
     "Llama-3.1-8B-Instruct": Model(128256, 4096, 14336, 32, 32, 8, 128),
     "Llama-3.3-70B-Instruct": Model(128256, 8192, 28672, 80, 64, 8, 128),
 }
@@ -635,14 +636,15 @@ def plan_command(command: str, models: dict[str, Model], gpu: GPU, args) -> Plan
 
 def plan_table(args, gpu: GPU) -> list[Planned]:
     """Every command of the table at its scale, in order; figures that come from runs come from the plans before."""
-    table = TABLES[args.table]
+    table = table_at(args.table, args.scale)
     scale = SCALES[args.scale] | {"data": "data", "models": "models", "seed": 0, "dtype": args.dtype}
     settings = scale.get(table.over, {"": {}})
     if (setting := args.setting or next(iter(settings))) not in settings:
         fail(f"--setting {setting}: `{args.table}` has {', '.join(settings)} at this scale")
     scale |= settings[setting]
     names = {role: plain(fill(scale[role], scale)) for role in ("teacher", "student")}
-    models = {name: find(getattr(args, role) or args.model or name) for role, name in names.items()}
+    shapes = names | {names[role]: shape for role, shape in scale.get("shapes", {}).items()}
+    models = {name: find(getattr(args, role) or args.model or shapes.get(name, name)) for role, name in names.items()}
     lines, planned = lines_of(table, scale), {}
     for name in wanted(lines, list(table.rows)):
         if not lines[name].startswith("prepare.py"):
@@ -759,7 +761,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--activation-checkpointing", action="store_true", help="keep one tensor a block")
     group.add_argument("--offload-teacher", action="store_true", help="models that only read lie on the CPU")
     group.add_argument("--sample-on-shards", action="store_true", help="gather blocks, not the whole policy")
-    group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype (smollm2)")
+    group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="(smollm2, laptop)")
     group = parser.add_argument_group("assumptions")
     group.add_argument("--max-prompt-tokens", type=positive, default=2048, help="for memory")
     group.add_argument("--mean-prompt-tokens", type=positive, default=200, help="for time")

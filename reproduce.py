@@ -2,6 +2,7 @@
 
     python reproduce.py main --scale toy --out runs/main                 # minutes on a laptop's CPU
     python reproduce.py labels --scale toy --seeds 5 --out runs/labels   # accuracy against labels, about an hour
+    python reproduce.py main --scale laptop --data DATA --out runs/laptop --dtype bfloat16   # one night on a CPU
     python reproduce.py main --scale smollm2 --data DATA --out runs/smollm2    # a few steps on a real 135M model
     python reproduce.py main --scale paper --data DATA --out runs/paper --dry-run      # print the paper's own commands
 
@@ -14,7 +15,8 @@ Every row says what it cost, the teacher's RL included: optimiser steps, labels 
 runs (loading and evaluation apart).  Over several seeds: mean and 95% interval (Student's t), and for each ordering
 that the paper claims the mean difference on the same seeds, with its interval.
 
-Writes OUT/table.json, OUT/table.md, OUT/figure.svg, OUT/report.html; with --results also DIR/TABLE-SCALE/, to be kept.
+Writes OUT/table.json, OUT/table.md, OUT/figure.svg, OUT/report.html, anew each time that a row has come in; at the end
+with --results also DIR/TABLE-SCALE/, to be kept.
 """
 import argparse
 import hashlib
@@ -38,19 +40,23 @@ from common import FlagParser, positive
 from engine.files import read_jsonl, write_json, write_text
 from engine.ranks import fail, say
 from engine.runs import git_commit
+from prepare import find_mawps
 from report import write_table_figure, write_table_page
-from tables import DRAWN, EVALUATE, SCALES, TABLES, Table, budgets
+from tables import DRAWN, EVALUATE, SCALES, TABLES, Table, budgets, table_at
 
 HERE = Path(__file__).parent
+REFRESH_SECONDS = 60
 COSTS = ("optimiser_steps", "labels_seen", "tokens_sampled", "seconds")
 
 # ---------------------------------------------------------------- from a table's text to commands
 
+SETTING = r"(?<!\\boxed)\{(\w+)\}"
+
 
 def fill(text: str, values: dict) -> str:
-    """Replace {name} until none is left: a scale's flags name paths, which name others."""
-    while re.search(r"\{\w+\}", text):
-        text = re.sub(r"\{(\w+)\}", lambda match: str(values[match[1]]), text)
+    """Replace {name} until none is left: a scale's flags name paths, which name others.  Not what a box holds."""
+    while re.search(SETTING, text):
+        text = re.sub(SETTING, lambda match: str(values[match[1]]), text)
     return text
 
 
@@ -140,17 +146,22 @@ def link(place: Path, target: Path) -> None:
     place.symlink_to(os.path.relpath(target, place.parent))
 
 
-def run_all(scopes: list[Scope], cells: Path, jobs: int, threads: int | None) -> None:
-    """Every wanted run of every scope, up to `jobs` at a time.  Ends the table if one fails."""
+def run_all(scopes: list[Scope], cells: Path, jobs: int, threads: int | None,
+            when_evaluated=lambda: None) -> None:
+    """Every wanted run of every scope, up to `jobs` at a time.  Ends the table if one fails.
+
+    when_evaluated() is called after evaluations, at most once in REFRESH_SECONDS.
+    """
     todo, running = [(scope, name) for scope in scopes for name in scope.names], {}
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    bar = tqdm(total=len(todo), unit="run", desc="table", disable=jobs == 1)
+    bar, evaluated, last_call = tqdm(total=len(todo), unit="run", desc="table", disable=jobs == 1), False, -1e9
     cells.mkdir(parents=True, exist_ok=True)
     while todo or running:
         for scope, name in list(todo):
             ready = scope.resolve(name, cells)
             if ready and is_done(ready[0]):
                 todo.remove((scope, name))
+                evaluated |= name.startswith("eval_")
                 bar.update()
             elif ready and ready[0] not in running and len(running) < jobs:
                 running[ready[0]] = start(*ready, scope.values, environment, to_log=jobs > 1)
@@ -160,6 +171,10 @@ def run_all(scopes: list[Scope], cells: Path, jobs: int, threads: int | None) ->
                 del running[run]
                 if process.returncode:
                     stop(run, process.returncode, running)
+                shutil.rmtree(run / "state", ignore_errors=True)        # only an unfinished run needs it
+        if evaluated and todo and time.monotonic() > last_call + REFRESH_SECONDS:
+            when_evaluated()
+            evaluated, last_call = False, time.monotonic()
         time.sleep(0.05)
     bar.close()
 
@@ -233,12 +248,12 @@ def mean_and_interval(values: list[float]) -> tuple[float, list[float] | None]:
 
 
 def collect(table: Table, scopes: list[Scope]) -> list[dict]:
-    """table.json's rows, each at a setting."""
+    """table.json's rows, each at a setting, with the seeds that are done."""
     rows = []
     for setting in dict.fromkeys(scope.values["setting"] for scope in scopes):
         for name, (_, runs) in table.rows.items():
             those = [scope for scope in scopes
-                     if scope.values["setting"] == setting and f"eval_{slug(name)}" in scope.cells]
+                     if scope.values["setting"] == setting and is_done(scope.cells.get(f"eval_{slug(name)}"))]
             if those:
                 seeds = [result_of(scope, name, runs.split()) for scope in those]
                 mean, interval = mean_and_interval([seed["value"] for seed in seeds])
@@ -253,8 +268,11 @@ def orderings(table: Table, rows: list[dict]) -> list[dict]:
     found = []
     for lower, higher in table.orderings:
         for high in (row for row in rows if row["row"] == higher):
-            low = next(row for row in rows if row["row"] == lower and row["setting"] in (None, high["setting"]))
-            pairs = [(b["value"], a["value"]) for a, b in zip(low["seeds"], high["seeds"], strict=True)]
+            low = [seed for row in rows if row["row"] == lower and row["setting"] in (None, high["setting"])
+                   for seed in row["seeds"]]
+            pairs = [(b["value"], a["value"]) for a in low for b in high["seeds"] if a["seed"] == b["seed"]]
+            if not pairs:                               # while the table is running
+                continue
             difference, interval = mean_and_interval([b - a for b, a in pairs])
             count = sum(b > a for b, a in pairs)
             if interval is None:
@@ -279,7 +297,7 @@ def score(row: dict) -> str:
 
 def as_markdown(table: Table, rows: list[dict], sentences: list[str], title: str) -> str:
     """The table for people: a line a row or, if it goes through settings, a line a setting."""
-    seeds = len(rows[0]["seeds"])
+    seeds = max(len(row["seeds"]) for row in rows)
     over = f"mean over {seeds} seeds [95% interval, Student's t]" if seeds > 1 else "one seed [95% over problems]"
     lines = [f"## {title}", "", f"{table.about}  {rows[0]['metric']}, {over}.", ""]
     lines += setting_lines(table, rows) if table.over else row_lines(rows)
@@ -301,17 +319,17 @@ def setting_lines(table: Table, rows: list[dict]) -> list[str]:
     lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
     for setting in dict.fromkeys(row["setting"] for row in rows if row["setting"]):
         of = {row["row"]: row for row in rows if row["setting"] == setting}
-        cells = [setting, *(score(of[name]) for name in names)]
+        cells = [setting, *(score(of[name]) if name in of else "" for name in names)]
         if of_direct:
-            cells += [f"{mean_of(of['direct GRPO, plateau'], key):.3f}"
+            cells += [f"{mean_of(of['direct GRPO, plateau'], key):.3f}" if "direct GRPO, plateau" in of else ""
                       for key in ("best_on_the_way", "training_reward")]
-        held = [seed["c1_passed"] for seed in of["full workflow"]["seeds"]]
+        held = [seed["c1_passed"] for row in rows if row is of.get("full workflow") for seed in row["seeds"]]
         lines.append(f"| {' | '.join(cells)} | {sum(held)} of {len(held)} |")
     if table.once:
         same = "; ".join(f"{row['row']} {score(row)}" for row in rows if not row["setting"])
         lines += ["", f"The same for all: {same}."]
     lines.append("")
-    for name in (name for name in names if table.rows[name][1]):
+    for name in (name for name in names if table.rows[name][1] and any(row["row"] == name for row in rows)):
         took = [[seed[key] for row in rows if row["row"] == name for seed in row["seeds"]]
                 for key in ("optimiser_steps", "seconds")]
         steps, seconds = (" to ".join(dict.fromkeys((f"{min(each):,.0f}", f"{max(each):,.0f}"))) for each in took)
@@ -329,14 +347,18 @@ def provenance(args) -> dict:
     flags = [args.table, "--scale", args.scale, "--seeds", str(args.seeds)]
     for flag in ("first_seed", "labels", "data"):
         flags += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))] * bool(getattr(args, flag))
+    flags += ["--dtype", args.dtype] * (args.dtype != "float32")
     return {"command": f"python reproduce.py {' '.join(flags)} --jobs {args.jobs} --out DIR", "commit": git_commit(),
             "machine": f"{os.cpu_count()} cores of {cpu}", "date": time.strftime("%Y-%m-%d")}
 
 
-def write_table(args, table: Table, scopes: list[Scope]) -> None:
-    rows = collect(table, scopes)
+def write_table(args, table: Table, scopes: list[Scope], running: bool = False) -> None:
+    """All that is written in --out; of a table that is running, what has come in so far."""
+    if not (rows := collect(table, scopes)):
+        return
     ordered, title, origin = orderings(table, rows), f"{args.table}, {args.scale} scale", provenance(args)
     title += "" if table.over == "budgets" else f", {scopes[0].values['labels']} labels"
+    title += ", so far" if running else ""
     write_json(args.out / "table.json", {
         "table": args.table, "scale": args.scale, "about": table.about, **origin, "rows": rows, "orderings": ordered,
         "scopes": [{**{key: scope.values[key] for key in ("seed", "setting", "labels")},
@@ -344,10 +366,13 @@ def write_table(args, table: Table, scopes: list[Scope]) -> None:
     text = as_markdown(table, rows, [each["sentence"] for each in ordered], title)
     write_text(args.out / "table.md", text + f"\n`{origin['command']}`, commit {(origin['commit'] or 'unknown')[:10]}, "
                f"{origin['machine']}, {origin['date']}.\n")
-    say("\n" + (args.out / "table.md").read_text())
     if importlib.util.find_spec("matplotlib"):
         write_table_figure(args.out)
         write_table_page(args.out)
+    if running:
+        return
+    say("\n" + (args.out / "table.md").read_text())
+    if importlib.util.find_spec("matplotlib"):
         say(f"Read {args.out / 'report.html'}: the figure, learning curves, the teacher's dense reward token by token.")
     else:
         say("No figure and no report.html: they need matplotlib (pip install 'sparse-to-dense[report]').")
@@ -373,15 +398,18 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="copy table and figure to a directory there")
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     parser.add_argument("--data", type=Path,
-                        help="folder with gsm8k_train.jsonl, gsm8k_test.jsonl, math500.jsonl (smollm2, small, paper)")
+                        help="folder with gsm8k_train.jsonl, gsm8k_test.jsonl, math500.jsonl (smollm2, small, paper), "
+                             "or with MAWPS (laptop)")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder with Qwen3-1.7B, Qwen3-8B (paper)")
     parser.add_argument("--gpus", type=positive, default=8, help="processes on this node (small, paper)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype (smollm2)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="(smollm2, laptop)")
     return parser.parse_args(argv)
 
 
 def check_data(scale: dict, data: Path | None) -> None:
     """Refuse to begin without the files that a scale reads from --data."""
+    if "prepare.py laptop" in scale["prepare"]:
+        find_mawps(data)
     files = sorted({name for setting in scale.values() for name in re.findall(r"\{data\}/([\w.-]+)", str(setting))})
     if files and data is None:
         fail(f"--data: give the folder that holds {' and '.join(files)}")
@@ -409,7 +437,7 @@ def scopes_of(args, table: Table, scale: dict) -> list[Scope]:
 
 
 def main(args) -> None:
-    scale, table = SCALES[args.scale], TABLES[args.table]
+    scale, table = SCALES[args.scale], table_at(args.table, args.scale)
     scopes = scopes_of(args, table, scale)
     if args.dry_run:
         for scope in scopes:
@@ -418,7 +446,8 @@ def main(args) -> None:
         return
     check_data(scale, args.data)
     threads = 1 if args.scale == "toy" else max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else None
-    run_all(scopes, args.cells or args.out.parent / "cells", args.jobs, threads)    # tiny matrices: threads only wait
+    run_all(scopes, args.cells or args.out.parent / "cells", args.jobs, threads,     # tiny matrices: threads only wait
+            when_evaluated=lambda: write_table(args, table, scopes, running=True))
     write_table(args, table, scopes)
 
 

@@ -25,8 +25,13 @@ Fixed before any table was run (toy):
                 the student's size, the shipped one's and a larger one, by the rule's words on teachers; in `regime`
                 students of three bands of skill and three shares of worked answers, by its words on students.
     C1          where so few problems cannot certify it, the run goes on, and the table says on how many seeds it held.
+
+Fixed before any table was run (laptop):
+    models      by the rule that `prepare.py --help` states.  labels: 256; 64, 256 and 768 of 830 in `labels`.
+    settings    learning rates and batches by bench/laptop_sweep.py, on problems and a seed that no table has.
+    left out    direct GRPO in the workflow's seconds: a night holds its row with as many steps, and its plateau.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,13 @@ TABLES = {
 # ================================================================ the scales
 
 
+def table_at(name: str, scale: str) -> Table:
+    """The table without the rows that its scale does without."""
+    table, without = TABLES[name], SCALES[scale].get("without", ())
+    return replace(table, rows={row: how for row, how in table.rows.items() if row not in without},
+                   orderings=tuple(pair for pair in table.orderings if not {*pair} & {*without}))
+
+
 # What `prepare.py labels` writes.
 DRAWN = {"rl": "@labels/rl.jsonl", "certify": "@labels/certify.jsonl", "labelled": "@labels/labelled.jsonl",
          "more": "@labels/more.jsonl", "prompts": "@labels/prompts.jsonl"}
@@ -156,6 +168,8 @@ def budgets(*numbers: int) -> dict[str, dict]:
 TOY_FLAGS = "--max-new-tokens 16 --micro-batch-size 128 --seed {seed}"
 TOY_CURVE = "--weight-decay 0 --eval-problems {heldout} --eval-every 10 --eval-samples 2"
 SMOL_FLAGS = "--temperature 0.5 --max-new-tokens 128 --micro-batch-size 4 --dtype {dtype} --seed {seed}"
+LAPTOP_FLAGS = r"--instruction 'Give the result as \boxed{number}.' --max-new-tokens 64 --dtype {dtype} --seed {seed}"
+LAPTOP_CURVE = "--weight-decay 0 --eval-problems {heldout} --eval-every 20 --eval-samples 1"
 PAPER_FLAGS = "--max-new-tokens 8192 --micro-batch-size 2 --rollout-tokens 300000 --dtype bfloat16 --seed {seed}"
 PAPER_CURVE = "--eval-problems {test} --eval-every 5 --eval-samples 4 --save-every 20"
 
@@ -190,6 +204,7 @@ SCALES = {
             base_student    prepare.py smollm2 --num-layers 27
             labels          prepare.py labels --problems {data}/gsm8k_train.jsonl --num-labels {labels} --seed {seed}""",
         "teacher": "@base_teacher", "student": "@base_student", "labels": 256, "budgets": budgets(64, 256),
+        "shapes": {"teacher": "SmolLM2-135M", "student": "SmolLM2-135M"},
         **DRAWN, "heldout": "{data}/gsm8k_test.jsonl", "test": "{data}/gsm8k_test.jsonl",
         "grpo": f"--prompts-per-step 2 --samples-per-prompt 4 --steps-per-rollout 2 --lr 1e-5 --give-up-after 0 {SMOL_FLAGS}",
         "shape": f"--num-problems 8 --num-certify-problems 4 --samples-per-prompt 2 --prompts-per-step 8 {SMOL_FLAGS}",
@@ -197,6 +212,22 @@ SCALES = {
         "opd": f"--prompts-per-step 8 --lr 1e-4 {SMOL_FLAGS}",
         "eval": "--samples 2 --num-problems 4 --temperature 0.5 --max-new-tokens 128 --dtype {dtype}",
         "grpo_steps": 2, "opd_steps": 2, "plateau_steps": 6, "student_rl_steps": 2,
+        "launch": "{python}", "if_failed": "--allow-failed-certificate"},
+    # A night on a laptop's CPU, minutes on a GPU: SmolLM2-135M on MAWPS, the toy's situation in English.
+    "laptop": {
+        "prepare": """
+            base    prepare.py laptop --data {data} --dtype {dtype}
+            labels  prepare.py labels --problems @base/train.jsonl --num-labels {labels} --seed {seed}""",
+        "teacher": "@base/teacher", "student": "@base/student", "labels": 256, "budgets": budgets(64, 256, 768),
+        "shapes": {"teacher": "SmolLM2-135M", "student": "SmolLM2-135M"},
+        **DRAWN, "heldout": "@base/heldout.jsonl", "test": "@base/test.jsonl",
+        "grpo": f"--prompts-per-step 16 --samples-per-prompt 8 --steps-per-rollout 1 --micro-batch-size 32 --lr 1e-5 {LAPTOP_FLAGS} {LAPTOP_CURVE}",
+        "shape": f"--num-problems 256 --samples-per-prompt 4 --prompts-per-step 64 --micro-batch-size 32 {LAPTOP_FLAGS}",
+        "bridge": f"--max-kl 0.1 --max-steps 40 --rollouts-per-step 64 --micro-batch-size 16 --lr 2e-5 --num-certify-problems 64 {LAPTOP_FLAGS} {LAPTOP_CURVE.replace('-every 20', '-every 10')}",
+        "opd": f"--prompts-per-step 64 --micro-batch-size 16 --lr 1e-5 {LAPTOP_FLAGS} {LAPTOP_CURVE}",
+        "eval": r"--samples 8 --temperature 1 --top-p 1 --top-k 0 --instruction 'Give the result as \boxed{number}.' --max-new-tokens 64 --dtype {dtype}",
+        "without": ("direct GRPO, equal time",),
+        "grpo_steps": 60, "opd_steps": 80, "plateau_steps": 300, "student_rl_steps": 40,
         "launch": "{python}", "if_failed": "--allow-failed-certificate"},
     # One 80 GB GPU and about a day: Qwen3 of 1.7B teaches 0.6B, on GSM8K; tested on MATH-500.
     "small": {

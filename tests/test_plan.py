@@ -14,7 +14,7 @@ from engine.packed import Packed
 from engine.rollouts import Rollouts
 from plan import GPUS, MODELS, Model, Stage, Wave, moments, num_params, peak, remedy, total, usable
 
-CLASSES = {"Qwen3": Qwen3Config, "Llama": LlamaConfig}
+CLASSES = {"Qwen3": Qwen3Config, "Llama": LlamaConfig, "SmolLM2": LlamaConfig}
 
 
 def config_of(model: Model, config_class, **others):
@@ -31,7 +31,7 @@ def count_on_meta(config) -> int:
 # The numbers that the models' own cards and index files give.
 PUBLISHED = {"Qwen3-0.6B": 596_049_920, "Qwen3-1.7B": 1_720_574_976, "Qwen3-4B": 4_022_468_096, "Qwen3-8B": 8_190_735_360,
              "Qwen3-14B": 14_768_307_200, "Qwen3-32B": 32_762_123_264, "Llama-3.1-8B-Instruct": 8_030_261_248,
-             "Llama-3.3-70B-Instruct": 70_553_706_496}
+             "Llama-3.3-70B-Instruct": 70_553_706_496, "SmolLM2-135M": 134_515_008}
 
 
 @pytest.mark.parametrize("name", list(MODELS))

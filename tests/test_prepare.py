@@ -1,10 +1,20 @@
-"""Problems and base models: the toy task by hand, the pretraining texts, DAPO's parquet columns."""
+"""Problems and base models: the toy task by hand, the pretraining texts, DAPO's parquet columns, MAWPS and its pair."""
+import importlib
 import json
+import shlex
+import shutil
+import types
+from fractions import Fraction
 
+import pytest
 import torch
 from conftest import run
+from safetensors.torch import load_file
 
+from bench import laptop_sweep
 import prepare
+import reproduce
+from tables import SCALES
 
 
 def test_toy_problems_by_hand():
@@ -52,3 +62,180 @@ def test_dapo_parquet(tmp_path):
     train, heldout = ([json.loads(line) for line in (tmp_path / "dapo" / f"{name}.jsonl").read_text().splitlines()] for name in ("train", "heldout"))
     assert len(train) == 8 and len(heldout) == 2
     assert sorted((row["problem"], row["answer"]) for row in train + heldout) == sorted((f"What is\n\n{i} + 1?", str(i + 1)) for i in range(10))
+
+
+# ---------------------------------------------------------------- MAWPS and the laptop's pair
+
+EQUATIONS = [("If 14 of 22 customers left and 4 sat at each table , how many tables ?", "X=((22.0-14.0)/4.0)", 2.0),
+             ("Benny worked 3 hours for 6 days . How many hours ?", "x=3*6", "18"),
+             ("A book is $ 2.50 . What do 4 books and a pen of $ 1 cost ?", "x=2.5*4+1", 11.0),
+             ("7 = 3 and what ?", "4=X", 4.0), ("Three more than what is 7 ?", "7=3+x", 4.0),
+             ("12 in all , 5 gone . How many left ?", "12-5=x", 7.0), ("Half a pie and none ?", "x=0.5*1", 0.5),
+             ("One of us cannot count : 2 and 2 ?", "x=2+2", 5.0), ("Ten thirds , three times ?", "x=(10/3)*3", 10.0),
+             ("Benny worked 3 hours for 6 days. How many hours?", "x=6*3", 18.0)]
+
+
+def write_mawps(folder, form):
+    """Ten rows as training file, as published or as JSON lines; other numbers in the other two files."""
+    folder.mkdir(exist_ok=True)
+    for name, names in prepare.MAWPS_FILES.items():
+        keys = [("original_text", "equation", "ans"), ("problem", "equation", "answer")][form]
+        extra = {"train": EQUATIONS, "heldout": [("What is 1 and 8 ?", "x=1+8", 9.0)] + EQUATIONS[5:6], "test": [("What is 2 and 8 ?", "x=2+8", 10.0)]}
+        rows = [dict(zip(keys, (text, equation, answer if form == 0 else str(answer)))) for text, equation, answer in extra[name]]
+        (folder / names[form]).write_text(json.dumps(rows) if form == 0 else "".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize("equation, lines, value", [
+    ("X=((22.0-14.0)/4.0)", ["22 - 14 = 8", "8 / 4 = 2"], 2), ("x=48.5/2-0.25", ["48.5 / 2 = 24.25", "24.25 - 0.25 = 24"], 24),
+    ("x = 2 + 3 * (7 - 4)", ["7 - 4 = 3", "3 * 3 = 9", "2 + 9 = 11"], 11), ("3-5+10=X", ["3 - 5 = -2", "-2 + 10 = 8"], 8),
+    ("x=-2+0.1+0.2", ["-2 + 0.1 = -1.9", "-1.9 + 0.2 = -1.7"], Fraction(-17, 10)), ("x=100000*12", ["100000 * 12 = 1200000"], 1200000)])
+def test_a_worked_solution_by_hand(equation, lines, value):
+    assert prepare.worked_solution(equation) == (lines, value)
+
+
+@pytest.mark.parametrize("equation", ["x=5", "7=3+x", "x=1/0", "x=10/3", "x=2**9999999", "x=7//2", "x=(2+", "x=__import__('os')", "x=", "", "x=y+1",
+                                      "x=" + "(" * 9999 + "1" + ")" * 9999, "x=" + "-" * 9999 + "1+1", "x=1.2.3+1", "x=007+1"])
+def test_what_is_no_arithmetic_is_no_working(equation):
+    assert prepare.worked_solution(equation) is None
+
+
+def test_both_forms_of_mawps_are_the_same_problems_and_bad_rows_are_counted(tmp_path):
+    published, dropped = prepare.read_mawps(prepare.find_mawps(write_mawps(tmp_path / "published", 0)))
+    lines, dropped_lines = prepare.read_mawps(prepare.find_mawps(write_mawps(tmp_path / "lines", 1)))
+    assert published == lines and dropped == dropped_lines
+    assert sorted(row["answer"] for row in published["train"]) == ["11", "18", "2"]
+    assert [row["problem"] for row in published["heldout"]] == ["12 in all, 5 gone. How many left?", "What is 1 and 8?"]
+    reasons = {"whole": 1, "steps": 3, "does not give": 1, "already": 2}       # 0.5; two without a step, and 10 / 3; 2 + 2; two texts
+    assert {word: sum(count for reason, count in dropped.items() if word in reason) for word in reasons} == reasons
+    original = {"iindex": 1, "squestion": "What is 2 and 8 ?", "lequations": ["X=2+8"], "lsolutions": [10.0]}
+    assert prepare.mawps_fields(original, "") == ("What is 2 and 8?", "X=2+8", "10.0")
+
+
+def test_mawps_that_is_missing_is_one_sentence(tmp_path, capsys):
+    for main in (lambda: run(prepare, "laptop", "--data", tmp_path, "--out", tmp_path / "out"), lambda: run(prepare, "laptop", "--out", tmp_path / "out"),
+                 lambda: run(reproduce, "main", "--scale", "laptop", "--data", tmp_path, "--out", tmp_path / "out")):
+        with pytest.raises(SystemExit) as stop:
+            main()
+        told = capsys.readouterr().err
+        assert stop.value.code == 2 and told.count("\n") == 1 and prepare.MAWPS_IS_AT in told and "trainset.json" in told and "mawps_train.jsonl" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_instruction_is_the_same_in_every_stage():
+    for name in ("grpo", "shape", "bridge", "opd", "eval"):
+        flags = shlex.split(SCALES["laptop"][name])
+        assert flags[flags.index("--instruction") + 1] == prepare.LAPTOP_INSTRUCTION == "Give the result as \\boxed{number}."
+
+
+def test_the_sweeps_commands_parse_and_their_problems_are_of_no_table(tmp_path):
+    flags = types.SimpleNamespace(base=tmp_path / "base", out=tmp_path, dtype="bfloat16", seed=100, steps=20)
+    cells = {"teacher": laptop_sweep.RL_CELLS, "student": laptop_sweep.RL_CELLS, "shape": [""], "bridge": laptop_sweep.BRIDGE_CELLS,
+             "distill": laptop_sweep.DISTILL_CELLS}
+    assert cells.keys() == laptop_sweep.COMMANDS.keys()
+    for stage, changes in cells.items():
+        for change in changes:
+            script, *words = shlex.split(f"{reproduce.fill(laptop_sweep.COMMANDS[stage], laptop_sweep.settings(flags))} {change} --out x")
+            args = importlib.import_module(script.removesuffix(".py")).parse_args(words)
+            assert args.seed == 100 and {path.name for path in args.problems} <= {"sweep.jsonl", "sweep_heldout.jsonl"}
+            assert f"lr={args.lr:g}" == f"lr={float(change.split()[1]):g}" if change else stage == "shape"
+
+
+@pytest.fixture
+def tiny_smollm2(tmp_path):
+    """A random Llama of six layers with a tokenizer of bytes and a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<eos>"])}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<eos>")
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}:{% endfor %}"
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=257, hidden_size=32, intermediate_size=32, num_hidden_layers=6, num_attention_heads=1,
+                                         num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=True, eos_token_id=256, bos_token_id=None))
+    model.save_pretrained(tmp_path / "smollm2")
+    tokenizer.save_pretrained(tmp_path / "smollm2")
+    return tmp_path / "smollm2"
+
+
+@pytest.fixture
+def many_sums(tmp_path):
+    """MAWPS' files with forty training problems."""
+    folder = write_mawps(tmp_path / "data", 1)
+    rows = [{"problem": f"What is {i} and 8 ?", "equation": f"x={i}+8", "answer": str(i + 8)} for i in range(40)]
+    (folder / "mawps_train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_the_laptops_pair(tiny_smollm2, many_sums, tmp_path, monkeypatch):
+    """Layers are the first and the last, problems are in one file each, an interruption costs no model that is there, and the rule takes the first number
+    of layers at which the upper bound is reached."""
+    monkeypatch.setattr(prepare, "NUM_SWEEP", 6)
+    monkeypatch.setattr(prepare, "NUM_SWEEP_HELDOUT", 4)
+    accuracies, tried = iter([0.01, 0.14, 0.15, 0.02]), []
+
+    def figures(args, model, tokenizer, stop):
+        tried.append(model.config.num_hidden_layers)
+        if len(tried) == 3 and not stopped:
+            stopped.append(True)
+            tried.pop()
+            raise KeyboardInterrupt
+        return {"accuracy": next(accuracies), "works": 0.0}
+
+    stopped: list[bool] = []
+    measured = prepare.heldout_figures
+    monkeypatch.setattr(prepare, "heldout_figures", figures)
+    flags = ("laptop", "--data", many_sums, "--smollm2", tiny_smollm2, "--num-examples", 10, "--epochs", 1, "--student-layers", 3, 4, 5, "--out", tmp_path / "base")
+    with pytest.raises(KeyboardInterrupt):
+        run(prepare, *flags)
+    run(prepare, *flags)
+    assert tried == [6, 3, 4, 4]
+    record = json.loads((tmp_path / "base" / "pretraining.json").read_text())
+    assert record["student"]["layers"] == [0, 1, 4, 5] and record["teacher"]["layers"] == list(range(6)) and record["upper bound, 3 layers"]["layers"] == [0, 4, 5]
+    assert (record["teacher"]["worked"], record["student"]["worked"], record["upper bound, 4 layers"]["worked"]) == (2, 0, 38)
+    whole, cut = (load_file(path / "model.safetensors") for path in (tiny_smollm2, tmp_path / "base" / "student"))
+    name = "model.layers.{}.mlp.up_proj.weight"
+    for place, layer in enumerate([0, 1, 4, 5]):                                # a few steps have moved them a little
+        assert (whole[name.format(layer)] - cut[name.format(place)]).abs().max() < 5e-3 < (whole[name.format(2)] - cut[name.format(place)]).abs().max()
+    files = {name: {json.loads(line)["problem"] for line in (tmp_path / "base" / f"{name}.jsonl").read_text().splitlines()} for name in record["problems"]}
+    assert {name: len(texts) for name, texts in files.items()} == record["problems"] == {
+        "cold_start": 10, "sweep": 6, "sweep_heldout": 4, "train": 18, "heldout": 2, "test": 1}
+    assert len(set().union(*files.values())) == sum(map(len, files.values()))
+    assert not (tmp_path / "base" / "states" / "student").exists()
+    args = prepare.parse_args([str(flag) for flag in flags])
+    tokenizer = prepare.load_tokenizer(tmp_path / "base" / "student")
+    model = prepare.load_model(tmp_path / "base" / "student", tokenizer, "float32", torch.device("cpu"))
+    found = measured(args, model, tokenizer, [256])
+    assert found["answers"] == 8 and 0 <= found["accuracy"] <= 1 and found["mean_length_tokens"] > 0
+
+
+def test_examples_are_asked_as_the_stages_ask(tiny_smollm2):
+    tokenizer = prepare.load_tokenizer(tiny_smollm2)
+    rows = [{"problem": "What?", "answer": "9", "working": ["34 - 7 = 27", "27 / 3 = 9"]}] * 2
+    worked, bare = prepare.examples(prepare.parse_args(["laptop", "--out", "x"]), tokenizer, rows, 0.5, [256])
+    assert tokenizer.decode(worked["prompt_ids"]) == "What?\nGive the result as \\boxed{number}.:"
+    assert tokenizer.decode(worked["completion_ids"]) == "34 - 7 = 27. 27 / 3 = 9. \\boxed{9}<eos>" and tokenizer.decode(bare["completion_ids"]) == "\\boxed{9}<eos>"
+
+
+def test_the_laptops_table_at_its_smallest(tiny_smollm2, many_sums, tmp_path, monkeypatch):
+    """Every command of `main`, with the scale's own flags but for the sizes; no model of this size is right."""
+    def start(directory, command, *_, **__):
+        script, *words = shlex.split(command)
+        run(importlib.import_module(script.removesuffix(".py")), *words)
+        return types.SimpleNamespace(poll=lambda: 0, returncode=0)
+
+    for name, value in (("NUM_SWEEP", 6), ("NUM_SWEEP_HELDOUT", 4), ("write_smollm2", lambda out, layers: shutil.copytree(tiny_smollm2, out))):
+        monkeypatch.setattr(prepare, name, value)
+    sizes = {"prepare": SCALES["laptop"]["prepare"].replace("prepare.py laptop", "prepare.py laptop --num-examples 10 --epochs 1 --student-layers 4 --upper-bound 0"),
+             "labels": 8, "grpo_steps": 1, "opd_steps": 1, "plateau_steps": 1}
+    changes = {"grpo": "--prompts-per-step 2 --samples-per-prompt 2 --save-every 1", "shape": "--num-problems 2 --samples-per-prompt 2",
+               "bridge": "--max-steps 1 --rollouts-per-step 2 --num-certify-problems 2", "opd": "--prompts-per-step 2", "eval": "--samples 2"}
+    monkeypatch.setitem(SCALES, "laptop", SCALES["laptop"] | sizes | {
+        name: f"{SCALES['laptop'][name]} {change} --max-new-tokens 8" for name, change in changes.items()})
+    monkeypatch.setattr(reproduce, "start", start)
+    run(reproduce, "main", "--scale", "laptop", "--data", many_sums, "--dtype", "bfloat16", "--out", tmp_path / "table")
+    table = json.loads((tmp_path / "table" / "table.json").read_text())
+    assert [row["row"] for row in table["rows"]] == [
+        "base student", "raw teacher", "RL teacher", "raw-teacher transfer", "direct GRPO, equal steps", "direct GRPO, plateau", "full workflow"]
+    assert len(table["orderings"]) == 3 and not list((tmp_path / "cells").glob("*/state"))

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import types
@@ -97,7 +98,7 @@ def test_every_printed_command_parses(table, scale, tmp_path, capsys):
     assert len(lines) > len(TABLES[table].rows) and not (tmp_path / "out").exists()
     written = set()
     for line in lines:
-        words = re.sub("<.*?>", "1", line).split()
+        words = shlex.split(re.sub("<.*?>", "1", line))
         script = next(word for word in words if word.endswith(".py"))
         args = modules[script].parse_args(words[words.index(script) + 1:])
         used = {path for path in re.findall(rf"{tmp_path}/[\w/.]*?seed0/\w+", line)} - {str(args.out)}
@@ -118,7 +119,7 @@ def test_intervals_and_verdicts_by_hand():
     assert mean == pytest.approx(0.2) and high - mean == pytest.approx(mean - low) == pytest.approx(4.303 * 0.1 / 3**0.5)
     assert reproduce.mean_and_interval([0.5]) == (0.5, None)
     def row(name, values):
-        return {"row": name, "setting": "", "seeds": [{"value": value} for value in values]}
+        return {"row": name, "setting": "", "seeds": [{"seed": seed, "value": value} for seed, value in enumerate(values)]}
     table = Table("", "", {}, (("low", "high"), ("high", "low"), ("low", "noisy")))
     found = reproduce.orderings(table, [row("low", [0.1, 0.2, 0.3]), row("high", [0.5, 0.61, 0.7]), row("noisy", [0.0, 0.9, 0.1])])
     assert [each["verdict"] for each in found] == ["holds", "is reversed", "is not shown"] and found[2]["seeds_for"] == 1
@@ -147,11 +148,15 @@ def test_a_small_table_is_made_goes_on_where_it_stopped_and_shares_its_runs(tmp_
         return types.SimpleNamespace(poll=lambda: 0, returncode=0)
 
     monkeypatch.setattr(reproduce, "start", start)
+    monkeypatch.setattr(reproduce, "REFRESH_SECONDS", 0)
     args = reproduce.parse_args(["labels", "--scale", "toy", "--out", str(tmp_path / "labels"), "--jobs", "2", "--results", str(tmp_path / "results")])
     scopes = reproduce.scopes_of(args, TABLES["labels"], SCALES["toy"])
     scopes[0].names = scopes[0].names[:4]
     reproduce.run_all(scopes[:1], tmp_path / "cells", 2, 1)                # an interruption
     interrupted = len(starts)
+    reproduce.write_table(args, TABLES["labels"], scopes, running=True)
+    assert "so far" in (tmp_path / "labels" / "table.md").read_text() and (tmp_path / "labels" / "report.html").is_file()
+    assert not (tmp_path / "results").exists()
     reproduce.main(args)
     assert len(starts) == len(set(starts)) > interrupted >= 3
     table = json.loads((tmp_path / "labels" / "table.json").read_text())
@@ -159,6 +164,7 @@ def test_a_small_table_is_made_goes_on_where_it_stopped_and_shares_its_runs(tmp_
     paid = {(row["row"], row["labels"]): row["seeds"][0]["labels_seen"] for row in table["rows"]}
     assert paid["full workflow", 8] == 4 * 4 + 2 and paid["direct GRPO, plateau", 8] == 4 * 4, "C1 is counted, too"
     text = (tmp_path / "results" / "labels-toy" / "table.md").read_text()
+    assert "so far" not in text
     assert "| 8 labels |" in text and "| 16 labels |" in text and "8 labels: direct GRPO, plateau < full workflow" in text
     page = (tmp_path / "labels" / "report.html").read_text()
     assert page.count("<svg") > 3 and (tmp_path / "labels" / "8_labels" / "seed0" / "teacher" / "report.html").is_file()
