@@ -198,6 +198,8 @@ def measure(name: str) -> dict:
             except Exception as error:
                 row[column] = first_line(error)
         attempt("sampler", lambda: sampler_column(load(folder / "teacher")))
+        if row["sampler"].startswith("error:"):         # so would all the others say
+            return row
         attempt("passes", lambda: passes_column(load(folder / "teacher")))
 
         def stages() -> str:
