@@ -1,6 +1,7 @@
 """The model card: README.md in a run's model/, from which models, data and commands it came, and what is known of it.
 
-A stage writes it when it ends, eval.py anew whenever it has evaluated that run (its scores stand in RUN/scores.jsonl).
+A stage writes it when it has ended, `python report.py RUN` at any time, and eval.py whenever it has evaluated that run,
+whose scores then stand in RUN/scores.jsonl.
 Every line comes from the files of the run and of those that led to it; none tells the time, so that the same run has
 the same card.
 """

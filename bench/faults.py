@@ -9,9 +9,9 @@ SIGKILL at one of three kinds of moment, in turn, and the same command until its
     file    at a drawn one of all file operations in the run directory
     clock   after a drawn share of the time that the undisturbed run took
 
-Compared: every file of model/, metrics.jsonl and DONE without their clock (CLOCK below), samples, rollouts, dense
-rewards, certificates, completions, scores, failures.html.  Not compared: args.json (when it began), state/ and .lock.
-Exit code 1 if any outcome differs.  No run page is drawn, to save time.
+Compared: every file of model/ but the card (which like the page is written after DONE), metrics.jsonl and DONE without
+their clock (CLOCK below), samples, rollouts, dense rewards, certificates, completions, scores, failures.html.  Not
+compared: args.json (when it began), state/ and .lock.  Exit code 1 if any outcome differs.  No run page is drawn.
 """
 import hashlib
 import json
@@ -123,7 +123,7 @@ def outcome(out: Path) -> dict:
     found = {}
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
-        if not path.is_file() or name in ("args.json", ".lock") or name.startswith("state/"):
+        if not path.is_file() or name in ("args.json", ".lock", "model/README.md") or name.startswith("state/"):
             continue
         content = path.read_bytes()
         if name in ("metrics.jsonl", "DONE"):

@@ -62,10 +62,10 @@ def undisturbed(flags_of, tmp_path_factory):
 
 
 def assert_alike(one: Path, other: Path) -> None:
-    """Every file but args.json and the page, and in metrics.jsonl and DONE all but the clock."""
+    """Every file but args.json, the page and the card, and in metrics.jsonl and DONE all but the clock."""
     def content(out):
         files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-        files = {name: text for name, text in files.items() if not name.startswith(("state/", "args.json", "report.html", ".lock"))}
+        files = {name: text for name, text in files.items() if not name.startswith(("state/", "args.json", "report.html", ".lock", "model/README"))}
         for name in {"metrics.jsonl", "DONE"} & set(files):
             rows = [json.loads(line) for line in (files[name].splitlines() if name == "metrics.jsonl" else [files[name]])]
             files[name] = [{key: value for key, value in row.items() if key not in CLOCK} for row in rows]
