@@ -12,8 +12,8 @@ from torch import Tensor
 
 from engine.attention import same_attention_again
 from engine.checkpoints import (
-    WeightFiles, allocate_parameters, check_finite, empty_model, find_model, first_line, generation_config, load_whole,
-    parameters_on_meta, read_object, text_config,
+    WeightFiles, allocate_parameters, check_finite, check_served, empty_model, find_model, first_line,
+    generation_config, load_whole, parameters_on_meta, read_object, text_config,
 )
 from engine.logprobs import Head, linear_divergence, linear_logprobs
 from engine.packed import Padded, layout
@@ -175,6 +175,7 @@ def load_model(model_dir: Path, tokenizer, dtype: str, device, trainable: bool =
         model = cut_vocabulary(load_whole(model_dir, model.config, weights_dtype), vocab_size).to(device)
         model = shard(model, compute_dtype, trainable) if world_size() > 1 else model
     check_finite(model.eval(), model_dir, dtype)
+    check_served(model, model_dir, dtype)
     model.requires_grad_(trainable)
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": same_attention_again})

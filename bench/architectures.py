@@ -29,7 +29,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 import torch
@@ -42,7 +41,8 @@ import stage2_shape
 import stage3_kl
 import stage4_distill
 from common import completion_logprobs, load_model, load_tokenizer, sample
-from engine import attention, ranks
+from engine import ranks
+from engine.checkpoints import first_line
 from engine.files import write_text
 from engine.packed import Packed, layout
 from engine.sampler import has_plain_attention
@@ -80,16 +80,18 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     "gpt-oss": ("gpt_oss", {**EXPERTS, **TWO_KINDS, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
     "Mixtral": ("mixtral", EXPERTS),
     "Qwen3-MoE": ("qwen3_moe", EXPERTS),
-    "DeepSeek-V3": ("deepseek_v3", {**LATENT, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2,
-                                    "moe_intermediate_size": 16, "first_k_dense_replace": 1, "num_key_value_heads": 4}),
+    "DeepSeek-V3": ("deepseek_v3", {**EXPERTS, **LATENT, "n_routed_experts": 4, "n_group": 2, "topk_group": 1,
+                                    "first_k_dense_replace": 1, "num_key_value_heads": 4}),
     "Qwen3-Next": ("qwen3_next", {**EXPERTS, **DELTA, "shared_expert_intermediate_size": 16,
                                   "layer_types": ["linear_attention", "full_attention"]}),
     "LFM2": ("lfm2", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
     "Falcon-H1": ("falcon_h1", STATE),
+    "Mamba": ("mamba", {"state_size": 8}),
     "Mamba 2": ("mamba2", {"num_heads": 8, "n_groups": 1, "state_size": 8}),
     "RWKV": ("rwkv", {}),
 }
 PROMPTS = [[5, 6, 2], [7] * 9, [8], [9, 10, 11, 2], [5, 6, 2], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 3, 4]]
+STOP = [prepare.EOS, 6, 9]                               # several, so that some completions end
 IDS = torch.arange(12)[None] + 2
 
 
@@ -114,6 +116,7 @@ def make(name: str, directory: Path, seed: int = 0) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
+    model.generation_config.eos_token_id = STOP
     model.save_pretrained(directory)
     prepare.toy_tokenizer().save_pretrained(directory)
     return directory
@@ -149,7 +152,7 @@ def load(directory: Path, trainable: bool = False):
 
 def draw(model, samples_per_prompt: int, temperature: float):
     return sample(model, PROMPTS, samples_per_prompt=samples_per_prompt, max_new_tokens=16, temperature=temperature,
-                  eos_ids=[prepare.EOS, 6, 9], pad_id=prepare.PAD, generator=torch.Generator().manual_seed(0))
+                  eos_ids=STOP, pad_id=prepare.PAD, generator=torch.Generator().manual_seed(0))
 
 
 def as_generate(model) -> bool:
@@ -157,7 +160,7 @@ def as_generate(model) -> bool:
     rollouts = draw(model, 1, 0.0)
     for prompt, completion in zip(PROMPTS, rollouts.completions()):
         expected = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=16, repetition_penalty=1.0,
-                                  eos_token_id=[prepare.EOS, 6, 9], pad_token_id=prepare.PAD)
+                                  eos_token_id=STOP, pad_token_id=prepare.PAD)
         if completion != expected[0, len(prompt):].tolist():
             return False
     return True
@@ -189,7 +192,7 @@ def sampler_and_training(directory: Path) -> dict:
 
 
 def stage1_with_gradient(directory: Path, out: Path) -> tuple[list[torch.Tensor], float | None]:
-    """Stage 1's main(), one step.  -> its gradient, whole; on one rank, how far what it saved is from what it trained."""
+    """One step of stage 1's main().  -> its gradient, whole; on one rank, how far off what it saved reloads."""
     gradients, kept = [], []
     step, save_model = torch.optim.AdamW.step, stage1_grpo.save_model
 
@@ -206,7 +209,7 @@ def stage1_with_gradient(directory: Path, out: Path) -> tuple[list[torch.Tensor]
     try:
         torch.optim.AdamW.step, stage1_grpo.save_model = keep_gradient, keep_logits
         run(stage1_grpo, "--model", directory, "--problems", directory.parent / "problems.jsonl", "--out", out,
-            "--samples-per-prompt", 4, "--prompts-per-step", 6, "--steps-per-rollout", 1, "--give-up-after", 0,
+            "--samples-per-prompt", 6, "--prompts-per-step", 6, "--steps-per-rollout", 1, "--give-up-after", 0,
             "--max-grad-norm", 1e9, "--lr", 1e-3)
     finally:
         torch.optim.AdamW.step, stage1_grpo.save_model = step, save_model
@@ -227,53 +230,52 @@ def run(module, *flags) -> None:
     module.main(module.parse_args([*map(str, flags), *more]))
 
 
-def steps(directory: Path, teacher: Path) -> list:
-    """What each stage does, the sentence or the error with which it ends where it does not."""
-    parent, given = directory.parent, directory.parent / "problems.jsonl"
-    pair, allow = ["--student", directory, "--teacher", teacher], "--allow-failed-certificate"
+def other_stages(directory: Path, teacher: Path) -> list:
+    """Stages 2, 3 and 4, each a function to be called."""
+    folder, given = directory.parent, directory.parent / "problems.jsonl"
+    allow, pair = "--allow-failed-certificate", ["--student", directory, "--teacher", teacher]
     return [
-        lambda: run(stage2_shape, "--teacher", teacher, "--reference", directory, "--problems", given, "--samples-per-prompt",
-                    2, "--certify-problems", given, "--out", parent / "shape", allow),
-        lambda: run(stage3_kl, *pair, "--rollouts", parent / "shape" / "rollouts.jsonl", "--problems", given, "--max-kl",
-                    1e9, "--out", parent / "bridge", allow),
-        lambda: run(stage4_distill, *pair, "--problems", given, "--out", parent / "taught")]
+        lambda: run(stage2_shape, "--teacher", teacher, "--reference", directory, "--problems", given,
+                    "--certify-problems", given, "--samples-per-prompt", 2, "--out", folder / "shape", allow),
+        lambda: run(stage3_kl, *pair, "--problems", given, "--rollouts", folder / "shape" / "rollouts.jsonl", "--max-kl", 1e9,
+                    "--out", folder / "bridge", allow),
+        lambda: run(stage4_distill, *pair, "--problems", given, "--out", folder / "taught")]
 
 
 def attempt(function):
-    """-> what the function returns, None; or None and the sentence of a refusal, or the error."""
+    """-> what the function returns and None; or None and the sentence of a refusal, or else the error."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), quiet():
             return function(), None
     except SystemExit as end:
-        sentence = next((line for line in said.getvalue().splitlines() if line.startswith("error: ")), f"exit {end.code}")
-        return None, sentence.removeprefix("error: ")
+        sentences = [line for line in said.getvalue().splitlines() if line.startswith("error: ")]
+        return None, sentences[0].removeprefix("error: ") if end.code == 2 and sentences else f"exit code {end.code}"
     except Exception as error:
-        if os.environ.get("TRACEBACKS"):
-            traceback.print_exc()
-        return None, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        return None, first_line(error)
 
 
 def measure(name: str, folder: Path) -> dict:
-    """One row, but for the two ranks, and why it is as it is."""
+    """A row of the table, but for the two ranks, and what there is to say of it."""
     print(f"{name} …", flush=True)
     directory, teacher = make(name, folder / "student"), make(name, folder / "teacher", seed=1)
     write_problems(folder / "problems.jsonl")
-    told = io.StringIO()
+    row, told = {"name": name, "steps": [], "reasons": {}, "problems": []}, io.StringIO()
     with contextlib.redirect_stdout(told):
-        row, problem = attempt(lambda: sampler_and_training(directory))
-        row = {"name": name, "reasons": {}, **(row or {})}
-        done, refusal = attempt(lambda: stage1_with_gradient(directory, folder / "rl"))
-        if done:
-            torch.save(done[0], folder / "gradient.pt")
-            row["saved"] = done[1]
-        ends = [refusal, *(attempt(step)[1] for step in steps(directory, teacher))]
-    row["steps"] = [stage for stage, end in enumerate(ends, 1) if end is None]
-    row["problems"] = list(dict.fromkeys(filter(None, [problem, *ends])))
+        done, problem = attempt(lambda: stage1_with_gradient(directory, folder / "rl"))
+        if problem:
+            return row | {"problems": [problem.removeprefix(f"{directory}: ")]}
+        gradient, row["saved"] = done
+        assert max(part.abs().max() for part in gradient) > 0, "no group had both outcomes: nothing was measured"
+        torch.save(gradient, folder / "gradient.pt")
+        row |= sampler_and_training(directory)
+        problems = [None, *(attempt(stage)[1] for stage in other_stages(directory, teacher))]
+    row["steps"] = [stage for stage, problem in enumerate(problems, 1) if problem is None]
+    row["problems"] = list(dict.fromkeys(filter(None, problems)))
     for line in told.getvalue().splitlines():
-        purpose, _, reason = line.partition(": ")
-        if purpose in ("sampler", "training", "scoring"):
-            row["reasons"][purpose] = reason.split("slower: ")[-1]
+        purpose, colon, reason = line.partition(": ")
+        if colon and purpose in ("sampler", "training") and "plain way" in reason:
+            row["reasons"].setdefault(reason.split("slower: ")[-1], []).append(purpose)
     return row
 
 
@@ -281,10 +283,11 @@ def measure(name: str, folder: Path) -> dict:
 
 def on_two_ranks(folders: dict[str, Path]) -> dict[str, str | float]:
     """name -> the difference of the gradient, or the error; all of them under one torchrun."""
-    environment = os.environ | {"PYTHONPATH": str(PAGE.parent.parent), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    root = PAGE.parent.parent
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     jobs = json.dumps({name: str(folder) for name, folder in folders.items()})
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__,
-                           "--rank-of", jobs], capture_output=True, text=True, env=environment)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*launch, __file__, "--rank-of", jobs], capture_output=True, text=True, env=environment)
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"two')]
     answers = {answer["two"]: answer["answer"] for answer in answers}
     if missing := folders.keys() - answers.keys():
@@ -307,31 +310,27 @@ def rank_of(folders: dict[str, str]) -> None:
 
 # ---------------------------------------------------------------- the table
 
+HEADS = {"architecture": "---", "sampler": "---", "`generate()`": "---", "nats off": "---:", "training": "---",
+         "nats off ": "---:", "stages": "---", "saved": "---:", "two ranks": "---:"}
+
+
 def table(rows: list[dict]) -> str:
-    lines = ["| architecture | sampler | as `generate()` | its logprobs | training | its logprobs | stages | saved | two ranks |",
-             "| --- | --- | --- | ---: | --- | ---: | --- | ---: | ---: |"]
+    lines = [f"| {' | '.join(map(str.strip, part))} |" for part in (HEADS, HEADS.values())]
     for row in rows:
-        cells = [row["name"], row.get("sampler"), row.get("generate"), number(row.get("sampler_nats")), row.get("training"),
-                 number(row.get("training_nats")), " ".join(map(str, row["steps"])), number(row.get("saved")),
-                 number(row.get("two_ranks"))]
-        lines.append(f"| {' | '.join(str(cell or '–') for cell in cells)} |")
+        cells = [row["name"], row.get("sampler"), row.get("generate"), number(row.get("sampler_nats")),
+                 row.get("training"), number(row.get("training_nats")), " ".join(map(str, row["steps"])) or "refused",
+                 number(row.get("saved")), number(row.get("two_ranks"))]
+        lines.append(f"| {' | '.join(str(cell or '') for cell in cells)} |")
     lines.append("")
     for row in rows:
-        reasons = [f"{' and '.join(sorted(purposes))}: {reason}" for reason, purposes in grouped(row["reasons"]).items()]
+        reasons = [f"plain {' and '.join(sorted(purposes))}: {reason}" for reason, purposes in row["reasons"].items()]
         if said := [*reasons, *row["problems"]]:
-            lines.append(f"- {row['name']}: " + "; ".join(said) + ".")
+            lines.append(f"- {row['name']}: {'; '.join(said)}.")
     return "\n".join(lines) + "\n"
 
 
-def grouped(reasons: dict[str, str]) -> dict[str, list[str]]:
-    purposes: dict[str, list[str]] = {}
-    for purpose, reason in reasons.items():
-        purposes.setdefault(reason, []).append(purpose)
-    return purposes
-
-
-def number(x) -> str | None:
-    return x if x is None or isinstance(x, str) else "0" if x == 0 else f"{x:.0e}"
+def number(x: float | None) -> str | None:
+    return x if x is None else "0" if x == 0 else f"{x:.0e}"
 
 
 def versions() -> str:
@@ -359,7 +358,8 @@ def main() -> None:
         answers = on_two_ranks({row["name"]: folders[row["name"]] for row in rows if 1 in row["steps"]})
         for row in rows:
             answer = answers.get(row["name"], "no answer" if 1 in row["steps"] else None)
-            row |= {"two_ranks": answer} if not isinstance(answer, str) else {"problems": [*row["problems"], f"two ranks: {answer}"]}
+            row["two_ranks"] = answer if not isinstance(answer, str) else None
+            row["problems"] += [f"two ranks: {answer}"] if isinstance(answer, str) else []
     shutil.rmtree(folder)
     text = f"{versions()}, float32 on a CPU:\n\n{table(rows)}"
     print(text)

@@ -19,12 +19,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from engine.files import empty_directory, file_digest, put_in_place, read_record, saving, write_json
+from engine.packed import Padded, few_rollouts
 from engine.ranks import fail, from_rank_0, gather_list, rank, say
-from engine.sampler import is_sharded
+from engine.sampler import PlainCache, is_sharded
 from engine.sharding import whole_state
 
 # ================================================================ finding
@@ -258,6 +259,67 @@ def check_finite(model, model_dir: Path, dtype: str) -> None:
              "another --dtype")
 
 
+@torch.no_grad()
+def check_served(model, model_dir: Path, dtype: str) -> None:
+    """Refuse a model that makes something else of a row in a batch, padded or with its cache, than of the row alone.
+
+    These are the plain ways of scoring and of sampling, on which everything falls back; the shared ways are compared
+    with them.  A class that has no place for a mask or a cache ignores it, and would train on noise.
+    """
+    def in_a_batch() -> Tensor:
+        padded = Padded(rollouts)
+        return padded.predicting(padded.call(model, model, **padded.inputs).logits)
+
+    def by_steps() -> Tensor:
+        return step_by_step(model, rollouts)
+
+    rollouts, name = few_rollouts(model.config.get_text_config().vocab_size, model.device), type(model).__name__
+    expected = torch.cat([alone(model, *row) for row in zip(rollouts.prompts(), rollouts.completions())])
+    # Experts are chosen, and rounding chooses another now and then; what is wrong is off by half and more.
+    bound = 0.05 if dtype == "float32" else 0.25
+    for way, logits_of in {"in a padded batch": in_a_batch, "with its cache": by_steps}.items():
+        try:
+            logits = logits_of()
+        except Exception as error:                      # whatever a class does not take
+            fail(f"{model_dir}: a {name} is not served here: its forward pass {way} fails ({first_line(error)})")
+        if not (error := distance(logits, expected)) <= bound:
+            fail(f"{model_dir}: a {name} is not served here: {way} its logits are off by {error:.0%} from those of a "
+                 "row alone")
+    if is_sharded(model):
+        model.reshard()
+
+
+def alone(model, prompt: list[int], completion: list[int]) -> Tensor:
+    """Logits that predict a completion's tokens, by the model's own forward pass of this one row.  -> (C, V)"""
+    ids = torch.tensor([prompt + completion], device=model.device)
+    return model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1:-1]
+
+
+def step_by_step(model, rollouts) -> Tensor:
+    """The same of rollouts, row after row, by the cache that the plain way samples with; rows leave as they end."""
+    prompts, completions = rollouts.prompts(), rollouts.completions()
+    distinct = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))]
+    cache, rows, logits = PlainCache(model, 0, 0), list(range(len(prompts))), [[] for _ in prompts]
+    step = cache.join(distinct, [prompts.count(prompt) for prompt in distinct])
+    while True:
+        for row, one in zip(rows, step):
+            logits[row].append(one)
+        stay = [place for place, row in enumerate(rows) if len(logits[row]) < len(completions[row])]
+        if not stay:
+            return torch.stack(sum(logits, []))
+        if len(stay) < len(rows):
+            cache.leave(torch.tensor(stay))
+        rows = [rows[place] for place in stay]
+        tokens = [completions[row][len(logits[row]) - 1] for row in rows]
+        step = cache.forward(torch.tensor(tokens, device=model.device))
+
+
+def distance(got: Tensor, expected: Tensor) -> float:
+    """Of the token that is off most, as a share of the norm; what all its logits have in common is in no softmax."""
+    got, expected = (x.float() - x.float().mean(-1, keepdim=True) for x in (got, expected))
+    return float(((got - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+
+
 def several(names: list[str], what: str) -> str:
     """"1 tensor (a)", "7 tensors (a, b, c, …)"."""
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
@@ -415,7 +477,7 @@ class WeightFiles:
                 tensor.copy_(source.get_slice(name)[:len(tensor)] if tensor.dim() else source.get_tensor(name))
 
 
-def stored_tensors(model) -> dict[torch.Tensor, list[str]]:
+def stored_tensors(model) -> dict[Tensor, list[str]]:
     """The model's parameters and persistent buffers; each with its names, several where weights are tied."""
     names: dict = {}
     state = model.state_dict().keys()

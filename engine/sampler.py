@@ -253,19 +253,21 @@ class PlainCache:
         self.cache = DynamicCache(config=self.model.config)
         logits, mask = prefill(self.model, prompts, self.cache)
         source = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(mask.device)
-        self.cache.batch_select_indices(source)
+        self.cache.reorder_cache(source)                # keys, values and states: batch_select_indices knows no states
+        self.attends = any(getattr(layer, "keys", None) is not None for layer in self.cache.layers)
         self.mask = mask[source]
         return logits[source]
 
     def leave(self, order: Tensor) -> None:
         order = order.to(self.mask.device)
-        self.cache.batch_select_indices(order)
+        self.cache.reorder_cache(order)
         self.mask = self.mask[order]
 
     def forward(self, tokens: Tensor) -> Tensor:
         self.mask = F.pad(self.mask, (0, 1), value=True)
-        return self.model(tokens[:, None], attention_mask=self.mask, position_ids=positions(self.mask)[:, -1:],
-                          **with_cache(self.model, self.cache)).logits[:, -1]
+        # A state holds no padding; Mamba multiplies whatever mask it is given with this one token.
+        return self.model(tokens[:, None], attention_mask=self.mask if self.attends else None,
+                          position_ids=positions(self.mask)[:, -1:], **with_cache(self.model, self.cache)).logits[:, -1]
 
 
 def prefill(model, prompts: list[list[int]], cache) -> tuple[Tensor, Tensor]:
@@ -414,6 +416,8 @@ class SharedPrefixCache:
         check_arguments(others)
         self.windows.add(sliding_window)
         (prefix_keys, prefix_values), (keys, values) = self.prefix[module.layer_idx], self.suffix[module.layer_idx]
+        if keys.shape[1::2] != key.shape[1::2] or values.shape[1::2] != value.shape[1::2]:
+            raise NotPlain("its cache holds something else than the keys and values of its attention")
         now = self.column if torch.is_tensor(self.column) else slice(self.column, self.column + 1)
         keys[:len(key), :, now], values[:len(key), :, now] = key, value
         keys, values = keys[:len(key), :, :self.width], values[:len(key), :, :self.width]

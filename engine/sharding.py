@@ -40,9 +40,13 @@ def shard(model, compute_dtype: torch.dtype, trainable: bool):
 
 
 def blocks(model) -> list[nn.Module]:
-    """The modules that the architecture names as not to be split: its transformer blocks."""
-    names = set(model._no_split_modules or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
+    """The modules that the architecture names as not to be split: its transformer blocks, not also their parts."""
+    names, found, inside = set(model._no_split_modules or ()), [], set()
+    for module in model.modules():                              # a module comes before what is inside of it
+        if type(module).__name__ in names and module not in inside:
+            found.append(module)
+            inside.update(module.modules())
+    return found
 
 
 # ================================================================ using
