@@ -237,8 +237,8 @@ def other_stages(directory: Path, teacher: Path) -> list:
     return [
         lambda: run(stage2_shape, "--teacher", teacher, "--reference", directory, "--problems", given,
                     "--certify-problems", given, "--samples-per-prompt", 2, "--out", folder / "shape", allow),
-        lambda: run(stage3_kl, *pair, "--problems", given, "--rollouts", folder / "shape" / "rollouts.jsonl", "--max-kl", 1e9,
-                    "--out", folder / "bridge", allow),
+        lambda: run(stage3_kl, *pair, "--problems", given, "--rollouts", folder / "shape" / "rollouts.jsonl",
+                    "--max-kl", 1e9, "--out", folder / "bridge", allow),
         lambda: run(stage4_distill, *pair, "--problems", given, "--out", folder / "taught")]
 
 

@@ -97,6 +97,7 @@ def agrees(model, purpose: str, compare) -> bool:
             compare(model)
             VERDICTS[name] = True
         except Exception as error:                      # whatever it is: the model's own way will do
-            tell(name, f"{purpose}: {type(model).__name__} takes the plain way, which is slower: {error}")
+            reason = error if isinstance(error, NotPlain) else f"its attention is not exchanged ({error!r})"
+            tell(name, f"{purpose}: {type(model).__name__} takes the plain way, which is slower: {reason}")
             VERDICTS[name] = False
     return VERDICTS[name]

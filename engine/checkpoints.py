@@ -250,7 +250,7 @@ def check_finite(model, model_dir: Path, dtype: str) -> None:
         fail(f"{model_dir}: {several(names, 'tensor')} with numbers that are NaN or infinite in {dtype}; "
              "the checkpoint is damaged, or needs another --dtype")
     ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
-    with torch.autocast(model.device.type, compute_dtype, enabled=model.dtype != compute_dtype):
+    with torch.autocast(model.device.type, compute_dtype, enabled=model.dtype != compute_dtype), served(model, model_dir):
         logits = model(input_ids=ids, use_cache=False).logits
     if is_sharded(model):
         model.reshard()                                 # its root stays gathered after a forward pass
@@ -266,27 +266,32 @@ def check_served(model, model_dir: Path, dtype: str) -> None:
     These are the plain ways of scoring and of sampling, on which everything falls back; the shared ways are compared
     with them.  A class that has no place for a mask or a cache ignores it, and would train on noise.
     """
-    def in_a_batch() -> Tensor:
-        padded = Padded(rollouts)
-        return padded.predicting(padded.call(model, model, **padded.inputs).logits)
-
-    def by_steps() -> Tensor:
-        return step_by_step(model, rollouts)
-
-    rollouts, name = few_rollouts(model.config.get_text_config().vocab_size, model.device), type(model).__name__
-    expected = torch.cat([alone(model, *row) for row in zip(rollouts.prompts(), rollouts.completions())])
-    # Experts are chosen, and rounding chooses another now and then; what is wrong is off by half and more.
+    rollouts = few_rollouts(model.config.get_text_config().vocab_size, model.device)
+    rows = zip(rollouts.prompts(), rollouts.completions())
+    # Experts are chosen, and rounding chooses another now and then; what is wrong is off by a quarter and more.
     bound = 0.05 if dtype == "float32" else 0.25
-    for way, logits_of in {"in a padded batch": in_a_batch, "with its cache": by_steps}.items():
-        try:
-            logits = logits_of()
-        except Exception as error:                      # whatever a class does not take
-            fail(f"{model_dir}: a {name} is not served here: its forward pass {way} fails ({first_line(error)})")
+    with served(model, model_dir):
+        expected = torch.cat([alone(model, *row) for row in rows])
+    for way, logits_of in {" in a padded batch": padded, " with its cache": step_by_step}.items():
+        with served(model, model_dir, way):
+            logits = logits_of(model, rollouts)
         if not (error := distance(logits, expected)) <= bound:
-            fail(f"{model_dir}: a {name} is not served here: {way} its logits are off by {error:.0%} from those of a "
-                 "row alone")
+            fail(f"{model_dir}: a {type(model).__name__} is not served here: its logits{way} are off by {error:.0%} "
+                 "from those of a row alone")
     if is_sharded(model):
         model.reshard()
+
+
+@contextmanager
+def served(model, model_dir: Path, way: str = ""):
+    """Whatever a class does not take ends in one sentence; memory that is too small does not, it differs by rank."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        fail(f"{model_dir}: a {type(model).__name__} is not served here: its forward pass{way} fails "
+             f"({first_line(error)})")
 
 
 def alone(model, prompt: list[int], completion: list[int]) -> Tensor:
@@ -295,8 +300,14 @@ def alone(model, prompt: list[int], completion: list[int]) -> Tensor:
     return model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1:-1]
 
 
+def padded(model, rollouts) -> Tensor:
+    """The same of rollouts, row after row, in one batch.  -> (N, V)"""
+    form = Padded(rollouts)
+    return form.predicting(form.call(model, model, **form.inputs).logits)
+
+
 def step_by_step(model, rollouts) -> Tensor:
-    """The same of rollouts, row after row, by the cache that the plain way samples with; rows leave as they end."""
+    """The same by the cache that the plain way samples with; rows leave as they end.  -> (N, V)"""
     prompts, completions = rollouts.prompts(), rollouts.completions()
     distinct = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))]
     cache, rows, logits = PlainCache(model, 0, 0), list(range(len(prompts))), [[] for _ in prompts]
