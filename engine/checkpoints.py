@@ -250,7 +250,8 @@ def check_finite(model, model_dir: Path, dtype: str) -> None:
         fail(f"{model_dir}: {several(names, 'tensor')} with numbers that are NaN or infinite in {dtype}; "
              "the checkpoint is damaged, or needs another --dtype")
     ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
-    with torch.autocast(model.device.type, compute_dtype, enabled=model.dtype != compute_dtype), served(model, model_dir):
+    autocast = torch.autocast(model.device.type, compute_dtype, enabled=model.dtype != compute_dtype)
+    with autocast, served(model, model_dir):
         logits = model(input_ids=ids, use_cache=False).logits
     if is_sharded(model):
         model.reshard()                                 # its root stays gathered after a forward pass
@@ -268,8 +269,7 @@ def check_served(model, model_dir: Path, dtype: str) -> None:
     """
     rollouts = few_rollouts(model.config.get_text_config().vocab_size, model.device)
     rows = zip(rollouts.prompts(), rollouts.completions())
-    # Experts are chosen, and rounding chooses another now and then; what is wrong is off by a quarter and more.
-    bound = 0.05 if dtype == "float32" else 0.25
+    bound = 0.05 if dtype == "float32" else 0.15        # wide: where experts are chosen, rounding may choose another
     with served(model, model_dir):
         expected = torch.cat([alone(model, *row) for row in rows])
     for way, logits_of in {" in a padded batch": padded, " with its cache": step_by_step}.items():
