@@ -12,8 +12,8 @@ from torch import Tensor
 
 from engine.attention import same_attention_again
 from engine.checkpoints import (
-    WeightFiles, allocate_parameters, check_finite, empty_model, find_model, generation_config, load_whole,
-    parameters_on_meta, read_object, text_config,
+    WeightFiles, allocate_parameters, check_finite, check_served, empty_model, find_model, generation_config,
+    load_whole, parameters_on_meta, read_object, text_config,
 )
 from engine.logprobs import Head, linear_divergence, linear_logprobs
 from engine.packed import Padded, layout
@@ -175,6 +175,7 @@ def load_model(model_dir: Path, tokenizer, dtype: str, device, trainable: bool =
         model = cut_vocabulary(load_whole(model_dir, model.config, weights_dtype), vocab_size).to(device)
         model = shard(model, compute_dtype, trainable) if world_size() > 1 else model
     check_finite(model.eval(), model_dir, dtype)
+    check_served(model, model_dir, dtype)
     model.requires_grad_(trainable)
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": same_attention_again})
@@ -306,7 +307,7 @@ def forward_with_head(model, rollouts: Rollouts, function):
 
     def forward(**inputs):
         if known:
-            hidden, head = form.call(model, model.base_model, **inputs).last_hidden_state, head_of(model)
+            hidden, head = form.call(model, body_of(model), **inputs).last_hidden_state, head_of(model)
         else:                                           # the states are the logits
             inputs |= {"logits_to_keep": form.logits_to_keep}
             hidden, head = form.call(model, plain_forward, **inputs).logits, Head(None)
@@ -329,6 +330,11 @@ def replaced_forward(model, forward):
             model.forward = before
 
 
+def body_of(model):
+    """All but the head.  A class whose base_model_prefix names none of its modules is its own base_model."""
+    return model.base_model if model.base_model is not model else model.get_decoder()
+
+
 def head_of(model) -> Head:
     output = model.get_output_embeddings()
     return Head(output.weight, getattr(output, "bias", None), getattr(model.config, "final_logit_softcapping", None))
@@ -338,11 +344,13 @@ def head_of(model) -> Head:
 def has_known_head(model) -> bool:
     """Whether `head_of` tells all that the model does to its hidden states: some scale.  Tried once, on a few ids."""
     def compare(input_ids, use_cache):
-        hidden = model.base_model(input_ids=input_ids, use_cache=use_cache).last_hidden_state[0]
+        hidden = body_of(model)(input_ids=input_ids, use_cache=use_cache).last_hidden_state[0]
         expected = plain_forward(input_ids=input_ids, use_cache=use_cache).logits[0]
         got = head_of(model).logits(hidden).to(expected.dtype)
         return torch.tensor(got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-2, atol=1e-3))
 
+    if body_of(model) is model:
+        return False
     if not hasattr(model, "_has_known_head"):
         plain_forward = model.forward
         with replaced_forward(model, compare):

@@ -1,247 +1,379 @@
-"""Which causal LMs of Hugging Face are served, and how: tiny random models of many architectures go through everything.
+"""Which Hugging Face causal LMs are served, and in which way: a matrix of tiny random models of many architectures.
 
-    python bench/architectures.py [--only "Gemma 2" Mixtral] [--write]
+    python bench/architectures.py                            # prints the table, in some minutes on one core
+    python bench/architectures.py --write                    # and puts it into docs/architectures.md
+    python bench/architectures.py --only "Gemma 2" LFM2      # of these
 
-For each, in a fresh process, with the toy world's tokenizer and problems:
+Each model has a few thousand random weights and the toy vocabulary, sliding windows shorter than its texts, and prompts
+of unequal length.  It is saved, and measured as the scripts load it, in float32:
 
-    sampler     prompts shared by their samples, or the model's own cache; whether greedy tokens are generate()'s
-    passes      each prompt once a group (packed), or a padded row a rollout; the largest difference of a logprob from
-                that of a forward pass of the rollout alone, nats
-    stages      one optimiser step of stage 1, a round of stage 2, one step of stages 3 and 4, by their own scripts
-    reload      transformers' from_pretrained of what was saved gives the logits that ours gives
-    two ranks   stages 1 and 4 again with torchrun on two processes: the largest relative difference of loss and norm of
-                the gradient
-
---write puts the table into docs/architectures.md.
+sampler     whether a prompt is prefilled once for its samples (shared) or each row holds a copy (plain); whether greedy
+            completions are those of `generate()`, prompt by prompt; the largest difference of the logprobs of sampled
+            completions from those of the model's own forward pass over each rollout alone, without padding, nats
+training    whether a prompt goes through once for its rollouts (shared) or a padded row a rollout (plain); the same
+            difference of `completion_logprobs`
+steps       which stages take an optimiser step, by their main(); a random model is never right, so an even number of
+            characters counts as right
+saved       the largest difference of the logits of the model that AutoModelForCausalLM loads from what stage 1 has
+            saved, from those of the policy before it was saved
+two ranks   the largest difference of stage 1's gradient on two ranks (FSDP2, gloo) from that on one, as a share of its
+            largest entry
 """
 import argparse
 import contextlib
+import importlib.metadata
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import common  # noqa: E402
-import prepare  # noqa: E402
-import stage1_grpo  # noqa: E402
-import stage2_shape  # noqa: E402
-import stage3_kl  # noqa: E402
-import stage4_distill  # noqa: E402
-from common import FlagParser  # noqa: E402
-from engine.files import read_jsonl, write_text  # noqa: E402
-from engine.packed import Packed  # noqa: E402
-from engine.ranks import first_line  # noqa: E402
-from engine.sampler import has_plain_attention, sample  # noqa: E402
+import common
+import prepare
+import report
+import stage1_grpo
+import stage2_shape
+import stage3_kl
+import stage4_distill
+from common import completion_logprobs, load_model, load_tokenizer, sample
+from engine import ranks
+from engine.checkpoints import first_line
+from engine.files import write_text
+from engine.packed import Packed, layout
+from engine.sampler import has_plain_attention
+from engine.sharding import whole
 
-PAGE = ROOT / "docs" / "architectures.md"
-SIZES = {"vocab_size": 15, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128, "initializer_range": 0.3,
-         "pad_token_id": prepare.PAD, "eos_token_id": prepare.EOS, "bos_token_id": None, "tie_word_embeddings": False}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-WINDOW = {"sliding_window": 5}
-ARCHITECTURES = {                       # name -> model_type, what its config needs beside SIZES
-    "Qwen3": ("qwen3", {}), "Qwen2.5": ("qwen2", {}), "Llama": ("llama", {}),
-    "Llama, tied": ("llama", {"tie_word_embeddings": True}),
-    "Mistral": ("mistral", WINDOW), "Gemma": ("gemma", {}),
-    "Gemma 2": ("gemma2", WINDOW | {"query_pre_attn_scalar": 8}),
-    "Gemma 3": ("gemma3_text", WINDOW | {"query_pre_attn_scalar": 8}), "Phi": ("phi", {}), "Phi-3": ("phi3", {}),
-    "OLMo 2": ("olmo2", {}), "OLMo 3": ("olmo3", WINDOW),
-    "Granite": ("granite", {"embedding_multiplier": 2.0, "logits_scaling": 3.0, "residual_multiplier": 0.5}),
-    "SmolLM3": ("smollm3", {}), "Cohere": ("cohere", {}), "Cohere 2": ("cohere2", WINDOW),
-    "GLM-4": ("glm4", {}), "StableLM": ("stablelm", {}), "StarCoder 2": ("starcoder2", {}),
-    "Nemotron": ("nemotron", {}), "Seed-OSS": ("seed_oss", {}),
-    "ERNIE 4.5": ("ernie4_5", {}), "Hunyuan": ("hunyuan_v1_dense", {}), "GPT-NeoX": ("gpt_neox", {}),
-    "GPT-2": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
-    "OPT": ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 64}), "BLOOM": ("bloom", {"n_layer": 2, "n_head": 4}),
-    "Qwen3-MoE": ("qwen3_moe", EXPERTS), "Mixtral": ("mixtral", {"num_local_experts": 4}),
-    "gpt-oss": ("gpt_oss", WINDOW | {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    "Qwen3-Next": ("qwen3_next", EXPERTS | {
-        "shared_expert_intermediate_size": 16, "linear_num_value_heads": 2, "linear_num_key_heads": 2,
-        "linear_key_head_dim": 8, "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"]}),
-    "LFM2": ("lfm2", {"layer_types": ["conv", "full_attention"]}),
-    "MiniMax": ("minimax", {"num_local_experts": 2, "layer_types": ["linear_attention", "full_attention"]}),
-    "Falcon-H1": ("falcon_h1", {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8}),
-    "Mamba 2": ("mamba2", {"num_heads": 8, "head_dim": 8, "state_size": 8, "expand": 2, "n_groups": 1})}
-PROMPTS = [[5, 6, 2], [7] * 9, [8], [9, 10, 11, 2], [12, 13, 14, 5, 6, 7, 8, 9, 10, 11, 3, 4]]
+PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
+BEGIN, END = "<!-- bench/architectures.py --write -->", "<!-- end -->"
+
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+TWO_KINDS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
+DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+STATE = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+
+# name -> transformers' model_type, what its config has beyond `config_of`'s sizes
+ARCHITECTURES: dict[str, tuple[str, dict]] = {
+    "Qwen3": ("qwen3", {}),
+    "Qwen2.5": ("qwen2", {"tie_word_embeddings": True}),
+    "Llama": ("llama", {}),
+    "Mistral, sliding window": ("mistral", {"sliding_window": 5}),
+    "Phi-3": ("phi3", {}),
+    "OLMo 2": ("olmo2", {}),
+    "SmolLM3": ("smollm3", {"num_hidden_layers": 4}),                       # its fourth layer has no positions
+    "Granite": ("granite", {"logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0,
+                            "attention_multiplier": 0.2}),
+    "Cohere": ("cohere", {"logit_scale": 0.25}),
+    "Cohere2": ("cohere2", {"logit_scale": 0.25, **TWO_KINDS}),
+    "Gemma 2": ("gemma2", {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0,
+                           **TWO_KINDS}),
+    "Gemma 3": ("gemma3_text", {"query_pre_attn_scalar": 8, **TWO_KINDS}),
+    "Gemma 4": ("gemma4_text", {"vocab_size_per_layer_input": 15, "hidden_size_per_layer_input": 8,
+                                "num_kv_shared_layers": 0, "global_head_dim": 8, **TWO_KINDS}),
+    "Llama 4": ("llama4_text", {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 48}),
+    "GPT-NeoX": ("gpt_neox", {}),
+    "GPT-2": ("gpt2", {}),
+    "OPT": ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 48}),
+    "BLOOM, ALiBi": ("bloom", {}),
+    "gpt-oss": ("gpt_oss", {**EXPERTS, **TWO_KINDS, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    "Mixtral": ("mixtral", EXPERTS),
+    "Qwen3-MoE": ("qwen3_moe", EXPERTS),
+    "DeepSeek-V3": ("deepseek_v3", {**EXPERTS, **LATENT, "n_routed_experts": 4, "n_group": 2, "topk_group": 1,
+                                    "first_k_dense_replace": 1, "num_key_value_heads": 4}),
+    "Qwen3-Next": ("qwen3_next", {**EXPERTS, **DELTA, "shared_expert_intermediate_size": 16,
+                                  "layer_types": ["linear_attention", "full_attention"]}),
+    "Qwen3.5": ("qwen3_5_text", {**DELTA, "layer_types": ["linear_attention", "full_attention"]}),
+    "LFM2": ("lfm2", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
+    "Falcon-H1": ("falcon_h1", STATE),
+    "Mamba": ("mamba", {"state_size": 8}),
+    "Mamba 2": ("mamba2", {"num_heads": 8, "n_groups": 1, "state_size": 8}),
+    "MiniMax": ("minimax", {**EXPERTS, "layer_types": ["linear_attention", "full_attention"]}),
+    "RecurrentGemma": ("recurrent_gemma", {"block_types": ["recurrent", "attention"], "attention_window_size": 5,
+                                           "lru_width": 32}),
+    "RWKV": ("rwkv", {}),
+}
+PROMPTS = [[5, 6, 2], [7] * 9, [8], [9, 10, 11, 2], [5, 6, 2], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 3, 4]]
+STOP = [prepare.EOS, 6, 9]                               # several, so that some completions end
+IDS = torch.arange(12)[None] + 2
 
 
-def random_model(name: str, seed: int):
-    from transformers import AutoConfig, AutoModelForCausalLM
+def config_of(name: str):
+    from transformers import AutoConfig
 
     model_type, more = ARCHITECTURES[name]
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "initializer_range": 0.4,
+             "tie_word_embeddings": False, "vocab_size": 15, "pad_token_id": prepare.PAD, "eos_token_id": prepare.EOS,
+             "bos_token_id": None}
+    return AutoConfig.for_model(model_type, **(sizes | more))
+
+
+def make(name: str, directory: Path, seed: int = 0) -> Path:
+    """A checkpoint directory as one would download it; nothing in it is 0 or 1 for lack of training."""
+    from transformers import AutoModelForCausalLM
+
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(SIZES | more))).eval()
+    with quiet():
+        model = AutoModelForCausalLM.from_config(config_of(name), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.generation_config.eos_token_id = STOP
+    model.save_pretrained(directory)
+    prepare.toy_tokenizer().save_pretrained(directory)
+    return directory
 
 
-def save_pair(name: str, folder: Path) -> None:
-    """A teacher and a student, a little apart: what the stages begin from."""
-    other = random_model(name, 1)
-    for role, share in (("teacher", 0.0), ("student", 0.1)):
-        model = random_model(name, 0)
-        with torch.no_grad():
-            for mine, far in zip(model.parameters(), other.parameters()):
-                mine.lerp_(far, share)
-        model.generation_config.eos_token_id, model.generation_config.pad_token_id = prepare.EOS, prepare.PAD
-        model.save_pretrained(folder / role)
-        prepare.toy_tokenizer().save_pretrained(folder / role)
-    rows = prepare.toy_problems(16, seed=0)
-    write_text(folder / "problems.jsonl", "".join(json.dumps(row) + "\n" for row in rows[:8]))
-    write_text(folder / "others.jsonl", "".join(json.dumps(row) + "\n" for row in rows[8:]))
+def write_problems(path: Path) -> None:
+    """Prompts of 2 to 11 tokens."""
+    rows = [{"problem": "3491827546"[:length] + "=", "answer": str(length)} for length in (10, 1, 5, 3, 7, 2)]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+@contextlib.contextmanager
+def quiet():
+    """Without what transformers warns of: kernels that are not installed, positions of scaled RoPE."""
+    import warnings
+
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logging.set_verbosity(verbosity)
 
 
 # ---------------------------------------------------------------- what is measured
 
-
-def load(directory: Path):
-    tokenizer = common.load_tokenizer(directory)
-    return common.load_model(directory, tokenizer, "float32", torch.device("cpu"), trainable=True)
+def load(directory: Path, trainable: bool = False):
+    return load_model(directory, load_tokenizer(directory), "float32", "cpu", trainable=trainable)
 
 
-def sampler_column(model) -> str:
-    rollouts = sample(model, PROMPTS, samples_per_prompt=2, max_new_tokens=12, temperature=0, eos_ids=[], pad_id=0)
-    expected = [model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12, pad_token_id=0,
-                               eos_token_id=None)[0, len(prompt):].tolist() for prompt in PROMPTS for _ in range(2)]
-    kind = "shared prompts" if has_plain_attention(model) else "its own cache"
-    return f"{kind}, {'same tokens' if rollouts.completions() == expected else 'OTHER TOKENS'}"
+def draw(model, samples_per_prompt: int, temperature: float):
+    return sample(model, PROMPTS, samples_per_prompt=samples_per_prompt, max_new_tokens=16, temperature=temperature,
+                  eos_ids=STOP, pad_id=prepare.PAD, generator=torch.Generator().manual_seed(0))
 
 
-def passes_column(model) -> str:
-    rollouts = sample(model, PROMPTS, samples_per_prompt=3, max_new_tokens=12, eos_ids=[prepare.EOS], pad_id=0)
-    largest = 0.0
-    with torch.no_grad():
-        got = common.completion_logprobs(model, rollouts)
-        for row, prompt, completion in zip(got, rollouts.prompts(), rollouts.completions()):
-            logits = model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0]
-            alone = logits[len(prompt) - 1:-1].log_softmax(-1)[range(len(completion)), completion]
-            largest = max(largest, float((row[:len(completion)] - alone).abs().max()))
-    kind = "packed" if isinstance(common.layout(model, rollouts), Packed) else "padded"
-    return f"{kind}, {largest:.0e}"
+def as_generate(model) -> bool:
+    """Greedy completions token by token; rows end at different times, and the last ones take their places."""
+    rollouts = draw(model, 1, 0.0)
+    for prompt, completion in zip(PROMPTS, rollouts.completions()):
+        expected = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=16, repetition_penalty=1.0,
+                                  eos_token_id=STOP, pad_token_id=prepare.PAD)
+        if completion != expected[0, len(prompt):].tolist():
+            return False
+    return True
 
 
-def commands(folder: Path, out: Path) -> dict:
-    """script -> its module and flags: a step of each stage."""
-    short = ["--max-new-tokens", 8, "--seed", 0]
-    step = [*short, "--max-steps", 1, "--lr", "1e-3"]
-    problems, others = folder / "problems.jsonl", folder / "others.jsonl"
-    pair = ["--student", folder / "student", "--teacher", out / "teacher"]
-    return {
-        "stage1_grpo": (stage1_grpo, [
-            "--model", folder / "teacher", "--problems", problems, *step, "--prompts-per-step", 4,
-            "--samples-per-prompt", 4, "--entropy-coef", 0.1, "--kl-coef", 0.1, "--out", out / "teacher"]),
-        "stage2_shape": (stage2_shape, [
-            "--teacher", out / "teacher", "--reference", folder / "teacher", "--problems", problems,
-            "--certify-problems", others, *short, "--samples-per-prompt", 2, "--allow-failed-certificate",
-            "--out", out / "shape"]),
-        "stage3_kl": (stage3_kl, [
-            *pair, "--rollouts", out / "shape" / "rollouts.jsonl", "--problems", others, *step, "--max-kl", "1e-9",
-            "--allow-failed-certificate", "--out", out / "bridge"]),
-        "stage4_distill": (stage4_distill, [
-            *pair, "--problems", problems, *step, "--prompts-per-step", 8, "--out", out / "student"])}
+@torch.no_grad()
+def own_logprobs(model, rollouts) -> torch.Tensor:
+    """By the model's own forward pass, each rollout alone and without padding."""
+    rows = torch.zeros(rollouts.completion_ids.shape)
+    for row, (prompt, completion) in zip(rows, zip(rollouts.prompts(), rollouts.completions())):
+        logits = model(torch.tensor([prompt + completion]), use_cache=False).logits[0, len(prompt) - 1:-1]
+        row[:len(completion)] = logits.float().log_softmax(-1).gather(-1, torch.tensor(completion)[:, None])[:, 0]
+    return rows
 
 
-def reload_column(directory: Path) -> str:
+def sampler_and_training(directory: Path) -> dict:
+    """The first five columns."""
+    model = load(directory)
+    shared = has_plain_attention(model)
+    greedy, rollouts = as_generate(model), draw(model, 4, 1.0)
+    expected = own_logprobs(model, rollouts)
+    model.requires_grad_(True)
+    packed = isinstance(layout(model, rollouts), Packed)
+    scored = completion_logprobs(model, rollouts).detach()
+    return {"parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "sampler": "shared" if shared else "plain", "generate": "yes" if greedy else "no",
+            "sampler_nats": (rollouts.sampler_logprobs - expected).abs().max().item(),
+            "training": "shared" if packed else "plain", "training_nats": (scored - expected).abs().max().item()}
+
+
+def stage1_with_gradient(directory: Path, out: Path) -> tuple[list[torch.Tensor], float | None]:
+    """One step of stage 1's main().  -> its gradient, whole; on one rank, how far off what it saved reloads."""
+    gradients, kept = [], []
+    step, save_model = torch.optim.AdamW.step, stage1_grpo.save_model
+
+    def keep_gradient(optimizer, closure=None):
+        gradients.extend(whole(parameter.grad).clone() for group in optimizer.param_groups
+                         for parameter in group["params"] if parameter.grad is not None)
+        return step(optimizer)
+
+    def keep_logits(model, *rest):
+        with torch.no_grad():
+            kept.append(model(IDS, use_cache=False).logits)
+        save_model(model, *rest)
+
+    try:
+        torch.optim.AdamW.step, stage1_grpo.save_model = keep_gradient, keep_logits
+        run(stage1_grpo, "--model", directory, "--problems", directory.parent / "problems.jsonl", "--out", out,
+            "--samples-per-prompt", 6, "--prompts-per-step", 6, "--steps-per-rollout", 1, "--give-up-after", 0,
+            "--max-grad-norm", 1e9, "--lr", 1e-3)
+    finally:
+        torch.optim.AdamW.step, stage1_grpo.save_model = step, save_model
+    return gradients, difference_when_reloaded(out / "model", kept[0]) if ranks.world_size() == 1 else None
+
+
+def difference_when_reloaded(directory: Path, expected: torch.Tensor) -> float:
     from transformers import AutoModelForCausalLM
 
-    ids = torch.tensor([PROMPTS[-1]])
+    model = AutoModelForCausalLM.from_pretrained(directory)
     with torch.no_grad():
-        ours = load(directory)(input_ids=ids, use_cache=False).logits
-        reloaded = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-        theirs = reloaded(input_ids=ids, use_cache=False).logits
-    return "same logits" if torch.equal(ours, theirs) else f"{(ours - theirs).abs().max():.0e}"
+        return (model(IDS, use_cache=False).logits - expected).abs().max().item()
 
 
-def ranks_column(folder: Path, one: Path) -> str:
-    two, largest = folder / "two", 0.0
-    for script in ("stage1_grpo", "stage4_distill"):
-        module, flags = commands(folder, one)[script]
-        out = two / Path(flags[-1]).name
-        answer = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-             str(ROOT / f"{script}.py"), *map(str, flags[:-1]), str(out)], capture_output=True, text=True)
-        if answer.returncode:
-            return f"{script}: {last_sentence(answer.stderr)}"
-        for key in ("loss", "grad_norm"):
-            a, b = (read_jsonl(run / "metrics.jsonl")[-1][key] for run in (Path(flags[-1]), out))
-            largest = max(largest, abs(a - b) / max(abs(a), 1e-3))
-    return f"{largest:.0e}"
+def run(module, *flags) -> None:
+    more = ["--max-new-tokens", "10", "--micro-batch-size", "5"]
+    more += ["--max-steps", "1"] if module is not stage2_shape else []
+    module.main(module.parse_args([*map(str, flags), *more]))
 
 
-def last_sentence(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("error:") or "Error" in line]
-    return (told or lines or ["?"])[0]
+def other_stages(directory: Path, teacher: Path) -> list:
+    """Stages 2, 3 and 4, each a function to be called."""
+    folder, given = directory.parent, directory.parent / "problems.jsonl"
+    allow, pair = "--allow-failed-certificate", ["--student", directory, "--teacher", teacher]
+    return [
+        lambda: run(stage2_shape, "--teacher", teacher, "--reference", directory, "--problems", given,
+                    "--certify-problems", given, "--samples-per-prompt", 2, "--out", folder / "shape", allow),
+        lambda: run(stage3_kl, *pair, "--problems", given, "--rollouts", folder / "shape" / "rollouts.jsonl",
+                    "--max-kl", 1e9, "--out", folder / "bridge", allow),
+        lambda: run(stage4_distill, *pair, "--problems", given, "--out", folder / "taught")]
 
 
-def measure(name: str) -> dict:
-    """A row of the table; what an architecture does not get through says so in its place."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    row = {}
-    with tempfile.TemporaryDirectory() as place:
-        folder, one = Path(place), Path(place) / "one"
-        save_pair(name, folder)
-        said = io.StringIO()
+def attempt(function):
+    """-> what the function returns and None; or None and the sentence of a refusal, or else the error."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), quiet():
+            return function(), None
+    except SystemExit as end:
+        sentences = [line for line in said.getvalue().splitlines() if line.startswith("error: ")]
+        return None, sentences[0].removeprefix("error: ") if end.code == 2 and sentences else f"exit code {end.code}"
+    except Exception as error:
+        return None, first_line(error)
 
-        def attempt(column: str, function) -> None:
-            try:
-                with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                    row[column] = function()
-            except SystemExit:
-                row[column] = last_sentence(said.getvalue())
-            except Exception as error:
-                row[column] = first_line(error)
-        attempt("sampler", lambda: sampler_column(load(folder / "teacher")))
-        if row["sampler"].startswith("error:"):         # so would all the others say
-            return row
-        attempt("passes", lambda: passes_column(load(folder / "teacher")))
 
-        def stages() -> str:
-            for module, flags in commands(folder, one).values():
-                module.main(module.parse_args([str(flag) for flag in flags]))
-            return "all four"
-        attempt("stages", stages)
-        attempt("reload", lambda: reload_column(one / "student" / "model"))
-        attempt("two ranks", lambda: ranks_column(folder, one))
+def measure(name: str, folder: Path) -> dict:
+    """A row of the table, but for the two ranks, and what there is to say of it."""
+    print(f"{name} …", flush=True)
+    directory, teacher = make(name, folder / "student"), make(name, folder / "teacher", seed=1)
+    write_problems(folder / "problems.jsonl")
+    row, told = {"name": name, "steps": [], "reasons": {}, "problems": []}, io.StringIO()
+    with contextlib.redirect_stdout(told):
+        done, problem = attempt(lambda: stage1_with_gradient(directory, folder / "rl"))
+        if problem:
+            return row | {"problems": [problem.removeprefix(f"{directory}: ")]}
+        gradient, row["saved"] = done
+        assert max(part.abs().max() for part in gradient) > 0, "no group had both outcomes: nothing was measured"
+        torch.save(gradient, folder / "gradient.pt")
+        row |= sampler_and_training(directory)
+        problems = [None, *(attempt(stage)[1] for stage in other_stages(directory, teacher))]
+    row["steps"] = [stage for stage, problem in enumerate(problems, 1) if problem is None]
+    row["problems"] = list(dict.fromkeys(filter(None, problems)))
+    for line in told.getvalue().splitlines():
+        purpose, colon, reason = line.partition(": ")
+        if colon and purpose in ("sampler", "training") and "plain way" in reason:
+            row["reasons"].setdefault(reason.split("slower: ")[-1], []).append(purpose)
     return row
 
 
-def parse_args(argv=None) -> argparse.Namespace:
-    parser = FlagParser(__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(ARCHITECTURES), help="these (default: all)")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/architectures.md")
-    parser.add_argument("--measure", choices=list(ARCHITECTURES), help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+# ---------------------------------------------------------------- two ranks
+
+def on_two_ranks(folders: dict[str, Path]) -> dict[str, str | float]:
+    """name -> the difference of the gradient, or the error; all of them under one torchrun."""
+    root = PAGE.parent.parent
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    jobs = json.dumps({name: str(folder) for name, folder in folders.items()})
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*launch, __file__, "--rank-of", jobs], capture_output=True, text=True, env=environment)
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"two')]
+    answers = {answer["two"]: answer["answer"] for answer in answers}
+    if missing := folders.keys() - answers.keys():
+        print(f"two ranks ended early, without {sorted(missing)}:\n{done.stderr[-3000:]}")
+    return answers
 
 
-COLUMNS = ["sampler", "passes", "stages", "reload", "two ranks"]
+def rank_of(folders: dict[str, str]) -> None:
+    """One of the two processes."""
+    ranks.setup_distributed()
+    for name, folder in folders.items():
+        answer, problem = attempt(lambda: stage1_with_gradient(Path(folder, "student"), Path(folder, "rl2")))  # noqa: B023
+        if answer and ranks.rank() == 0:
+            alone = torch.load(Path(folder, "gradient.pt"))
+            largest = max(gradient.abs().max() for gradient in alone)
+            answer = max(((one - two).abs().max() / largest).item() for one, two in zip(alone, answer[0], strict=True))
+        if ranks.rank() == 0:
+            print("\n" + json.dumps({"two": name, "answer": answer if problem is None else problem}), flush=True)
 
 
-def main(args) -> None:
-    import transformers
+# ---------------------------------------------------------------- the table
 
-    if args.measure:
-        return print(json.dumps(measure(args.measure)))
-    lines = [f"| model | {' | '.join(COLUMNS)} |", "| --- |" + " --- |" * len(COLUMNS)]
-    print("\n".join(lines), flush=True)
-    for name in args.only or ARCHITECTURES:
-        answer = subprocess.run([sys.executable, __file__, "--measure", name], capture_output=True, text=True)
-        failed = {"sampler": last_sentence(answer.stderr)}
-        row = failed if answer.returncode else json.loads(answer.stdout.splitlines()[-1])
-        lines.append(f"| {name} | {' | '.join(row.get(column, '–') for column in COLUMNS)} |")
-        print(lines[-1], flush=True)
+HEADS = {"architecture": "---", "sampler": "---", "`generate()`": "---", "nats off": "---:", "training": "---",
+         "nats off ": "---:", "stages": "---", "saved": "---:", "two ranks": "---:"}
+
+
+def table(rows: list[dict]) -> str:
+    lines = [f"| {' | '.join(map(str.strip, part))} |" for part in (HEADS, HEADS.values())]
+    for row in rows:
+        cells = [row["name"], row.get("sampler"), row.get("generate"), number(row.get("sampler_nats")),
+                 row.get("training"), number(row.get("training_nats")), " ".join(map(str, row["steps"])) or "refused",
+                 number(row.get("saved")), number(row.get("two_ranks"))]
+        lines.append(f"| {' | '.join(str(cell or '') for cell in cells)} |")
+    lines.append("")
+    for row in rows:
+        reasons = [f"plain {' and '.join(sorted(purposes))}: {reason}" for reason, purposes in row["reasons"].items()]
+        if said := [*reasons, *row["problems"]]:
+            lines.append(f"- {row['name']}: {'; '.join(said)}.")
+    return "\n".join(lines) + "\n"
+
+
+def number(x: float | None) -> str | None:
+    return x if x is None else "0" if x == 0 else f"{x:.0e}"
+
+
+def versions() -> str:
+    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES), metavar="NAME")
+    parser.add_argument("--one-rank", action="store_true", help="leave out the last column")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
+    parser.add_argument("--rank-of", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.write and len(args.only) < len(ARCHITECTURES):
+        parser.error("--write puts the whole table down: without --only")
+    torch.set_num_threads(1)
+    common.grade = lambda completion, gold: len(completion) % 2 == 0
+    report.write_run_page = lambda run: None             # drawing takes longer than these runs
+    if args.rank_of:
+        return rank_of(args.rank_of)
+    folder = Path(tempfile.mkdtemp())
+    folders = {name: folder / str(place) for place, name in enumerate(args.only)}
+    rows = [measure(name, folders[name]) for name in folders]
+    if not args.one_rank:
+        answers = on_two_ranks({row["name"]: folders[row["name"]] for row in rows if 1 in row["steps"]})
+        for row in rows:
+            answer = answers.get(row["name"], "no answer" if 1 in row["steps"] else None)
+            row["two_ranks"] = answer if not isinstance(answer, str) else None
+            row["problems"] += [f"two ranks: {answer}"] if isinstance(answer, str) else []
+    shutil.rmtree(folder)
+    text = f"{versions()}, float32 on a CPU:\n\n{table(rows)}"
+    print(text)
     if args.write:
-        text = PAGE.read_text()
-        before, after = text.split("<!-- matrix -->\n", 1)
-        table = "\n".join([*lines, "", f"torch {torch.__version__}, transformers {transformers.__version__}.", ""])
-        write_text(PAGE, f"{before}<!-- matrix -->\n{table}{after[after.index('<!-- end -->'):]}")
+        before, rest = PAGE.read_text().split(BEGIN)
+        write_text(PAGE, before + BEGIN + "\n\n" + text + "\n" + END + rest.split(END)[1])
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main()

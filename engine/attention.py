@@ -18,6 +18,10 @@ def is_sharded(model) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def class_name(model) -> str:
+    return type(model).__name__.removeprefix("FSDP")
+
+
 def configs_of(model) -> list:
     """Those that name the attention of its modules."""
     return list({id(module.config): module.config for module in model.modules() if hasattr(module, "config")}.values())
@@ -97,6 +101,7 @@ def agrees(model, purpose: str, compare) -> bool:
             compare(model)
             VERDICTS[name] = True
         except Exception as error:                      # whatever it is: the model's own way will do
-            tell(name, f"{purpose}: {type(model).__name__} takes the plain way, which is slower: {error}")
+            reason = error if isinstance(error, NotPlain) else f"its attention is not exchanged ({error!r})"
+            tell(name, f"{purpose}: {class_name(model)} takes the plain way, which is slower: {reason}")
             VERDICTS[name] = False
     return VERDICTS[name]

@@ -19,12 +19,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from engine.attention import class_name
 from engine.files import empty_directory, file_digest, put_in_place, read_record, saving, write_json
+from engine.packed import Padded, few_rollouts
 from engine.ranks import fail, first_line, from_rank_0, gather_list, rank, say
-from engine.sampler import is_sharded
+from engine.sampler import PlainCache, is_sharded
 from engine.sharding import whole_state
 
 # ================================================================ finding
@@ -245,13 +247,85 @@ def check_finite(model, model_dir: Path, dtype: str) -> None:
         fail(f"{model_dir}: {several(names, 'tensor')} with numbers that are NaN or infinite in {dtype}; "
              "the checkpoint is damaged, or needs another --dtype")
     ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
-    with torch.autocast(model.device.type, compute_dtype, enabled=model.dtype != compute_dtype):
+    autocast = torch.autocast(model.device.type, compute_dtype, enabled=model.dtype != compute_dtype)
+    with autocast, served(model, model_dir):
         logits = model(input_ids=ids, use_cache=False).logits
     if is_sharded(model):
         model.reshard()                                 # its root stays gathered after a forward pass
     if not logits.float().logsumexp(-1).isfinite().all():
         fail(f"{model_dir}: the model's logits are NaN or infinite in {dtype}; the checkpoint is damaged, or needs "
              "another --dtype")
+
+
+@torch.no_grad()
+def check_served(model, model_dir: Path, dtype: str) -> None:
+    """Refuse a model that makes something else of a row in a batch, padded or with its cache, than of the row alone.
+
+    These are the plain ways of scoring and of sampling, on which everything falls back; the shared ways are compared
+    with them.  A class that has no place for a mask or a cache ignores it, and would train on noise.
+    """
+    rollouts = few_rollouts(model.config.get_text_config().vocab_size, model.device)
+    rows = zip(rollouts.prompts(), rollouts.completions())
+    bound = 0.02 if dtype == "float32" else 0.2         # wide: where experts are chosen, rounding may choose another
+    with served(model, model_dir):
+        expected = torch.cat([alone(model, *row) for row in rows])
+    for way, logits_of in {" in a padded batch": padded, " with its cache": step_by_step}.items():
+        with served(model, model_dir, way):
+            logits = logits_of(model, rollouts)
+        if not (error := distance(logits, expected)) <= bound:
+            fail(f"{model_dir}: a {class_name(model)} is not served here: its logits{way} are off by {error:.0%} "
+                 "from those of a row alone")
+    if is_sharded(model):
+        model.reshard()
+
+
+@contextmanager
+def served(model, model_dir: Path, way: str = ""):
+    """Whatever a class does not take ends in one sentence; memory that is too small does not, it differs by rank."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        fail(f"{model_dir}: a {class_name(model)} is not served here: its forward pass{way} fails "
+             f"({first_line(error)})")
+
+
+def alone(model, prompt: list[int], completion: list[int]) -> Tensor:
+    """Logits that predict a completion's tokens, by the model's own forward pass of this one row.  -> (C, V)"""
+    ids = torch.tensor([prompt + completion], device=model.device)
+    return model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1:-1]
+
+
+def padded(model, rollouts) -> Tensor:
+    """The same of rollouts, row after row, in one batch.  -> (N, V)"""
+    form = Padded(rollouts)
+    return form.predicting(form.call(model, model, **form.inputs).logits)
+
+
+def step_by_step(model, rollouts) -> Tensor:
+    """The same by the cache that the plain way samples with; rows leave as they end.  -> (N, V)"""
+    prompts, completions = rollouts.prompts(), rollouts.completions()
+    distinct = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))]
+    cache, rows, logits = PlainCache(model, 0, 0), list(range(len(prompts))), [[] for _ in prompts]
+    step = cache.join(distinct, [prompts.count(prompt) for prompt in distinct])
+    while True:
+        for row, one in zip(rows, step):
+            logits[row].append(one)
+        stay = [place for place, row in enumerate(rows) if len(logits[row]) < len(completions[row])]
+        if not stay:
+            return torch.stack(sum(logits, []))
+        if len(stay) < len(rows):
+            cache.leave(torch.tensor(stay))
+        rows = [rows[place] for place in stay]
+        tokens = [completions[row][len(logits[row]) - 1] for row in rows]
+        step = cache.forward(torch.tensor(tokens, device=model.device))
+
+
+def distance(got: Tensor, expected: Tensor) -> float:
+    """Of the token that is off most, as a share of the norm; what all its logits have in common is in no softmax."""
+    got, expected = (x.float() - x.float().mean(-1, keepdim=True) for x in (got, expected))
+    return float(((got - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
 
 
 def several(names: list[str], what: str) -> str:
@@ -411,7 +485,7 @@ class WeightFiles:
                 tensor.copy_(source.get_slice(name)[:len(tensor)] if tensor.dim() else source.get_tensor(name))
 
 
-def stored_tensors(model) -> dict[torch.Tensor, list[str]]:
+def stored_tensors(model) -> dict[Tensor, list[str]]:
     """The model's parameters and persistent buffers; each with its names, several where weights are tied."""
     names: dict = {}
     state = model.state_dict().keys()

@@ -45,7 +45,6 @@ from engine import hardware
 from engine.attention import (
     NotPlain, agrees, attention_implementation, check_arguments, check_windows, configs_of, is_sharded, tell,
 )
-from engine.ranks import fail, first_line
 from engine.rollouts import Rollouts, pad, positions
 
 # ================================================================ the loop
@@ -82,8 +81,6 @@ def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_
     # Inference mode spares each operation some bookkeeping, but FSDP's own tensors must not come out of it.
     with hardware.quick_linears(model), torch.inference_mode(not is_sharded(model)):
         kind = SharedPrefixCache if queue and has_plain_attention(model) else PlainCache
-        if queue and kind is PlainCache:
-            check_own_cache(model)
         cache = kind(model, prompt_ids.shape[1], max_new_tokens)
         rollout_tokens = rollout_tokens or measured_bound(
             model, len(queue) * cache.tokens_per_prompt + num_rollouts * cache.tokens_per_row)
@@ -257,7 +254,8 @@ class PlainCache:
         self.cache = DynamicCache(config=self.model.config)
         logits, mask = prefill(self.model, prompts, self.cache)
         source = torch.arange(len(prompts)).repeat_interleave(torch.tensor(counts)).to(mask.device)
-        self.cache.reorder_cache(source)
+        self.cache.reorder_cache(source)                # keys, values and states: batch_select_indices knows no states
+        self.attends = any(getattr(layer, "keys", None) is not None for layer in self.cache.layers)
         self.mask = mask[source]
         return logits[source]
 
@@ -268,8 +266,9 @@ class PlainCache:
 
     def forward(self, tokens: Tensor) -> Tensor:
         self.mask = F.pad(self.mask, (0, 1), value=True)
-        return self.model(tokens[:, None], attention_mask=self.mask, position_ids=positions(self.mask)[:, -1:],
-                          **with_cache(self.model, self.cache)).logits[:, -1]
+        # A state holds no padding; Mamba multiplies whatever mask it is given with this one token.
+        return self.model(tokens[:, None], attention_mask=self.mask if self.attends else None,
+                          position_ids=positions(self.mask)[:, -1:], **with_cache(self.model, self.cache)).logits[:, -1]
 
 
 def prefill(model, prompts: list[list[int]], cache) -> tuple[Tensor, Tensor]:
@@ -418,6 +417,8 @@ class SharedPrefixCache:
         check_arguments(others)
         self.windows.add(sliding_window)
         (prefix_keys, prefix_values), (keys, values) = self.prefix[module.layer_idx], self.suffix[module.layer_idx]
+        if keys.shape[1::2] != key.shape[1::2] or values.shape[1::2] != value.shape[1::2]:
+            raise NotPlain("its cache holds something else than the keys and values of its attention")
         now = self.column if torch.is_tensor(self.column) else slice(self.column, self.column + 1)
         keys[:len(key), :, now], values[:len(key), :, now] = key, value
         keys, values = keys[:len(key), :, :self.width], values[:len(key), :, :self.width]
@@ -480,40 +481,24 @@ def stack_left_padded(tensors: tuple[Tensor, ...]) -> Tensor:
 
 def has_plain_attention(model) -> bool:
     """Two steps with shared prefixes beside the model's own forward pass, once for each class and config."""
-    return agrees(model, "sampler", functools.partial(compare_with_own_forward, kind=SharedPrefixCache))
+    return agrees(model, "sampler", compare_with_own_forward)
 
 
-CHECKED: set[str] = set()                               # classes and configs whose own cache has been tried
-
-
-def check_own_cache(model) -> None:
-    """End where a model's own cache cannot be used as PlainCache does, or not without other logits."""
-    name = f"{type(model).__name__} {model.config.to_json_string()}"
-    try:
-        if name not in CHECKED:
-            compare_with_own_forward(model, PlainCache)
-    except Exception as error:
-        fail(f"{type(model).__name__} cannot be sampled from here: {first_line(error)} (tried with its own cache; see "
-             "docs/architectures.md for what is served)")
-    CHECKED.add(name)
-
-
-def compare_with_own_forward(model, kind) -> None:
-    """Two prompts of unequal length, three rows, two steps: the last logits beside those of each row alone."""
+def compare_with_own_forward(model) -> None:
     config = model.config.get_text_config()
     prompts, steps = [[1, 2, 3, 4], [5, 6]], [[7, 8, 9], [10, 11, 12]]         # (rows, then tokens of each step)
     steps = [[token % config.vocab_size for token in tokens] for tokens in steps]
     prompts = [[token % config.vocab_size for token in prompt] for prompt in prompts]
-    cache = kind(model, 4, 4)
+    cache = SharedPrefixCache(model, 4, 4)
     cache.join(prompts, [2, 1])
     for tokens in steps:
         logits = cache.forward(torch.tensor(tokens, device=model.device))
-    check_windows(config, getattr(cache, "windows", set()))
-    rows = [torch.tensor([prompts[row // 2] + [tokens[row] for tokens in steps]], device=model.device)
-            for row in range(3)]
-    expected = torch.cat([model(row, use_cache=False).logits[:, -1] for row in rows]).float()
-    with attention_implementation(configs_of(model), "eager"):
-        eager = torch.cat([model(row, use_cache=False).logits[:, -1] for row in rows]).float()
+    check_windows(config, cache.windows)
+    ids, mask = pad([prompts[row // 2] + [tokens[row] for tokens in steps] for row in range(3)], 0, model.device, True)
+    whole = functools.partial(model, ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
+    expected = whole().logits[:, -1].float()
+    with attention_implementation(cache.configs, "eager"):
+        eager = whole().logits[:, -1].float()
     error, rounding = ((x.float() - expected).norm() / expected.norm() for x in (logits, eager))
     if not error <= 4 * rounding + max(3e-4, torch.finfo(model.dtype).eps):
         raise NotPlain(f"its logits differ by {error:.2g}, and by {rounding:.2g} from those of its eager attention")

@@ -32,17 +32,25 @@ def shard(model, compute_dtype: torch.dtype, trainable: bool):
     mesh = torch.distributed.device_mesh.init_device_mesh(
         "cuda" if dist.get_backend() == "nccl" else "cpu", (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # Of a frozen bf16 model some weights may stay float32 (a router's), which a unit of one dtype cannot hold.
+    odd = {parameter for parameter in model.parameters() if parameter.dtype != model.dtype}
+    whole_on_each = {"ignored_params": odd} if odd else {}
     for module in [*blocks(model), model]:
-        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=module is not model or not trainable)
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=module is not model or not trainable,
+                    **whole_on_each)
         module.set_gradient_divide_factor(1.0)                  # a sum, not a mean
         module.set_force_sum_reduction_for_comms(True)          # by a plain sum: gloo has no other
     return model
 
 
 def blocks(model) -> list[nn.Module]:
-    """The modules that the architecture names as not to be split: its transformer blocks."""
-    names = set(model._no_split_modules or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
+    """The modules that the architecture names as not to be split: its transformer blocks, not also their parts."""
+    names, found, inside = set(model._no_split_modules or ()), [], set()
+    for module in model.modules():                              # a module comes before what is inside of it
+        if type(module).__name__ in names and module not in inside:
+            found.append(module)
+            inside.update(module.modules())
+    return found
 
 
 # ================================================================ using
