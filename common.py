@@ -60,8 +60,20 @@ def natural(text: str) -> int:
 
 
 def above_zero(text: str) -> float:
-    """The type of --temperature: training samples, it does not decode greedily."""
+    """The type of --temperature, among others: training samples, it does not decode greedily."""
     return bounded(float(text), 0 < float(text) < float("inf"), "give a number above 0")
+
+
+def from_zero(text: str) -> float:
+    return bounded(float(text), 0 <= float(text) < float("inf"), "give a number of 0 or more")
+
+
+def share_of_one(text: str) -> float:
+    return bounded(float(text), 0 <= float(text) <= 1, "give a number from 0 to 1")
+
+
+def finite(text: str) -> float:
+    return bounded(float(text), abs(float(text)) < float("inf"), "give a number")
 
 
 def bounded(number, holds: bool, wanted: str):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from card import add_scores
 from common import (
     FlagParser, bootstrap_interval, grade_rollouts, load_graded_problems, load_prepared, natural, positive, prepare,
-    sample,
+    sample, share_of_one,
 )
 from engine.files import write_json, write_text
 from engine.problems import (
@@ -270,7 +270,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("sampling")
     group.add_argument("--samples", type=positive, default=16, help="completions per problem, the k of avg@k")
     group.add_argument("--temperature", type=float, default=0.7, help="0 is greedy")
-    group.add_argument("--top-p", type=float, default=0.8, help="1 is off")
+    group.add_argument("--top-p", type=share_of_one, default=0.8, help="1 is off")
     group.add_argument("--top-k", type=natural, default=20, help="0 is off")
     group.add_argument("--max-new-tokens", type=positive,
                        help="longest completion, tokens (default: what the context leaves, at most 8192)")
@@ -282,7 +282,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--num-problems", type=natural, default=0, help="evaluate on the first N only; 0: all")
     group.add_argument("--batch-size", type=positive, default=256, help="completions sampled at a time")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
-    group.add_argument("--seed", type=int, default=0, help="of the sampling")
+    group.add_argument("--seed", type=natural, default=0, help="of the sampling")
     parser.add_argument("--allow-failed-certificate", action="store_true", help="take a run whose certificate failed")
     parser.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     return parser.parse_args(argv)

@@ -61,14 +61,14 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import (
-    FlagParser, completion_logprobs, load_model, load_tokenizer, natural, positive, stop_ids,
+    FlagParser, completion_logprobs, from_zero, load_model, load_tokenizer, natural, positive, share_of_one, stop_ids,
 )
 from engine.checkpoints import save_model
 from engine.files import set_modes, write_json, write_text
 from engine.problems import Problem, contents, digest, encode_prompts, load_problems, placed_rows
 from engine.ranks import fail, setup_distributed
 from engine.rollouts import from_rows
-from engine.runs import finish_run, leave_if_asked, load_state, open_run, save_or_leave
+from engine.runs import finish_run, leave_if_asked, load_state, open_run, release_signals, save_or_leave
 from eval import Sampling, evaluate
 
 SHIPPED_PAIR = Path(__file__).parent / "toy_base"
@@ -498,24 +498,24 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--family", choices=["qwen3", "llama"], default="qwen3", help="toy --pretrain: architecture")
     parser.add_argument("--teacher-size", type=width_and_layers, default="96x3", metavar="WIDTHxLAYERS",
                         help="toy --pretrain: of the teacher, in heads of 32")
-    parser.add_argument("--student-skill", type=float, nargs=2, default=[0.86, 0.90], metavar=("LOW", "HIGH"),
+    parser.add_argument("--student-skill", type=share_of_one, nargs=2, default=[0.86, 0.90], metavar=("LOW", "HIGH"),
                         help="toy --pretrain: q of the student after its style")
-    parser.add_argument("--student-style", type=float, default=0.03, help="toy --pretrain: share of worked answers")
-    parser.add_argument("--seed", type=int, default=0, help="of the pretraining (toy), of what is drawn")
+    parser.add_argument("--student-style", type=share_of_one, default=0.03, help="toy --pretrain: share that works")
+    parser.add_argument("--seed", type=natural, default=0, help="of the pretraining (toy), of what is drawn")
     parser.add_argument("--num-layers", type=natural, default=0,
                         help="smollm2: keep the first N of 30 layers, a smaller student to be taught; 0: all")
     group = parser.add_argument_group("laptop")
     group.add_argument("--data", type=Path, help="the folder that holds MAWPS")
     group.add_argument("--smollm2", type=Path, help="what `prepare.py smollm2` has written (default: written anew)")
     group.add_argument("--num-examples", type=positive, default=320, help="problems of the cold start")
-    group.add_argument("--teacher-worked", type=float, default=0.2, help="share of worked examples")
-    group.add_argument("--student-worked", type=float, default=0.05, help="the same")
+    group.add_argument("--teacher-worked", type=share_of_one, default=0.2, help="share of worked examples")
+    group.add_argument("--student-worked", type=share_of_one, default=0.05, help="the same")
     group.add_argument("--student-layers", type=positive, nargs="+", default=[20, 22, 24, 26, 28],
                        help="how many are tried, in this order")
-    group.add_argument("--upper-bound", type=float, default=0.15, help="right after fine-tuning on all that is worked")
+    group.add_argument("--upper-bound", type=share_of_one, default=0.15, help="right after fine-tuning on all")
     group.add_argument("--epochs", type=positive, default=3, help="of every fine-tuning")
-    group.add_argument("--lr", type=float, default=1e-4, help="of the teacher's")
-    group.add_argument("--student-lr", type=float, default=2e-4, help="of those with fewer layers, which have to heal")
+    group.add_argument("--lr", type=from_zero, default=1e-4, help="of the teacher's")
+    group.add_argument("--student-lr", type=from_zero, default=2e-4, help="of those with fewer layers, to heal")
     group.add_argument("--instruction", default=LAPTOP_INSTRUCTION, help="end of the user message")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype")
     group = parser.add_argument_group("dapo and labels")
@@ -542,10 +542,11 @@ def main(args) -> None:
     if not open_run(args, inputs=inputs):
         return
     if mawps:
-        prepare_laptop(args, mawps, dropped)
-    elif given:
+        prepare_laptop(args, mawps, dropped)            # ends after a step, and goes on from there
+    release_signals()                                   # the others end at once, and begin anew
+    if given:
         {"dapo": prepare_dapo, "labels": prepare_labels}[args.what](args, given)
-    else:
+    elif not mawps:
         {"toy": prepare_toy, "smollm2": prepare_smollm2}[args.what](args)
     finish_run(args.out)
     print(f"{args.out} is ready")

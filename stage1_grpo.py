@@ -26,8 +26,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    FlagParser, above_zero, batch_indices, completion_divergence, completion_logprobs, grade_rollouts,
-    load_graded_problems, load_prepared, natural, positive, prepare, sample_share, sampler_gap,
+    FlagParser, above_zero, batch_indices, completion_divergence, completion_logprobs, finite, from_zero,
+    grade_rollouts, load_graded_problems, load_prepared, natural, positive, prepare, sample_share, sampler_gap,
+    share_of_one,
 )
 from engine.checkpoints import save_model
 from engine.files import write_json
@@ -129,23 +130,23 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--steps-per-rollout", type=positive, default=4, help="optimiser steps per rollout batch")
     group.add_argument("--micro-batch-size", type=positive, default=8, help="rollouts per forward pass; memory only")
     group.add_argument("--activation-checkpointing", action="store_true", help="less memory, a third more compute")
-    group.add_argument("--lr", type=float, default=1e-6, help="constant learning rate of AdamW")
-    group.add_argument("--weight-decay", type=float, default=0.1, help="of AdamW")
-    group.add_argument("--max-grad-norm", type=float, default=1.0, help="gradient clip")
+    group.add_argument("--lr", type=from_zero, default=1e-6, help="constant learning rate of AdamW")
+    group.add_argument("--weight-decay", type=from_zero, default=0.1, help="of AdamW")
+    group.add_argument("--max-grad-norm", type=above_zero, default=1.0, help="gradient clip")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
                        help="of forward and backward; weights and AdamW's state stay float32")
     group = parser.add_argument_group("objective")
-    group.add_argument("--clip-low", type=float, default=0.2, help="ratio clip, downwards")
-    group.add_argument("--clip-high", type=float, default=0.28, help="ratio clip, upwards")
-    group.add_argument("--dual-clip", type=float, default=10.0, help="c: bound where the advantage is negative")
+    group.add_argument("--clip-low", type=share_of_one, default=0.2, help="ratio clip, downwards")
+    group.add_argument("--clip-high", type=from_zero, default=0.28, help="ratio clip, upwards")
+    group.add_argument("--dual-clip", type=above_zero, default=10.0, help="c: bound where the advantage is negative")
     group.add_argument("--loss-mean", choices=["token", "sequence"], default="token", help="the loss is their mean")
-    group.add_argument("--kl-coef", type=float, default=0.0, help="of the exact KL(policy || starting model)")
-    group.add_argument("--entropy-coef", type=float, default=0.0, help="of the entropy bonus")
+    group.add_argument("--kl-coef", type=from_zero, default=0.0, help="of the exact KL(policy || starting model)")
+    group.add_argument("--entropy-coef", type=finite, default=0.0, help="of the entropy bonus")
     group.add_argument("--mask-truncated", action="store_true", help="leave out what was cut off, in place of reward 0")
     group = parser.add_argument_group("run")
     group.add_argument("--give-up-after", type=natural, default=5,
                        help="stop after N rollout batches in a row that are cut off and teach nothing; 0: never")
-    group.add_argument("--seed", type=int, default=0, help="of all that is random")
+    group.add_argument("--seed", type=natural, default=0, help="of all that is random")
     group.add_argument("--save-every", type=natural, default=20, help="optimiser steps between states; 0: never")
     group.add_argument("--eval-problems", type=Path, nargs="+", help="problems to evaluate on while training")
     group.add_argument("--eval-every", type=natural, default=0, help="optimiser steps between evaluations; 0: never")

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from card import c1_in_words
 from common import (
     FlagParser, above_zero, bootstrap_interval, completion_logprobs, grade_rollouts, load_graded_problems,
-    load_prepared, load_problems, natural, positive, prepare, sample_share,
+    load_prepared, load_problems, natural, positive, prepare, sample_share, share_of_one,
 )
 from engine.files import read_json, read_record, write_json, write_text
 from engine.problems import INSTRUCTION, check_runs_prompts, digest, template_arguments
@@ -196,14 +196,14 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--micro-batch-size", type=positive, default=8, help="rollouts scored at a time; memory only")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of both models")
     group = parser.add_argument_group("certificate and rollouts")
-    group.add_argument("--min-auc", type=float, default=0.5, help="C1: the interval of the within-prompt AUC is above")
+    group.add_argument("--min-auc", type=share_of_one, default=0.5, help="C1: the interval of the AUC is above")
     group.add_argument("--num-certify-problems", type=natural, default=0, help="certify on the first N only; 0: all")
     group.add_argument("--certify-on", choices=MODELS, default="teacher",
                        help="whose completions are ranked; the reference's where the teacher is nearly always right")
     group.add_argument("--keep", choices=["all", "right"], default="all", help="which rollouts stage 3 gets")
     group.add_argument("--weight", choices=["uniform", "reward"], default="uniform", help="in stage 3's loss")
     group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=int, default=0, help="of all that is random")
+    group.add_argument("--seed", type=natural, default=0, help="of all that is random")
     group.add_argument("--allow-failed-certificate", action="store_true", help="of a parent; exit with 0 without C1")
     group.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     return parser.parse_args(argv)

@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 from card import c2_in_words
 from common import (
-    FlagParser, above_zero, batch_indices, bootstrap_interval, completion_divergence, completion_logprobs,
-    load_graded_problems, load_prepared, natural, positive, prepare, sample_share,
+    FlagParser, above_zero, batch_indices, bootstrap_interval, completion_divergence, completion_logprobs, finite,
+    from_zero, load_graded_problems, load_prepared, natural, positive, prepare, sample_share,
 )
 from engine.checkpoints import check_parent_run, save_model
 from engine.files import read_record, write_json
@@ -136,7 +136,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--teacher", type=Path, required=True, help="shaped teacher: run, directory or hub name")
     parser.add_argument("--rollouts", type=Path, required=True, help="stage 2's rollouts.jsonl")
     parser.add_argument("--problems", type=Path, nargs="+", required=True, help="held out, for C2; no answers needed")
-    parser.add_argument("--max-kl", type=float, required=True, help="δ of C2, nats per token")
+    parser.add_argument("--max-kl", type=finite, required=True, help="δ of C2, nats per token")
     parser.add_argument("--out", type=Path, required=True, help="run directory to write")
     group = parser.add_argument_group("C2 on fresh student rollouts")
     group.add_argument("--num-certify-problems", type=positive, default=128, help="of --problems, the first N")
@@ -155,13 +155,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--micro-batch-size", type=positive, default=8, help="rollouts per forward pass; memory only")
     group.add_argument("--activation-checkpointing", action="store_true", help="less memory, a third more compute")
     group.add_argument("--offload-teacher", action="store_true", help="keep it on the CPU while the student samples")
-    group.add_argument("--lr", type=float, default=1e-6, help="constant learning rate of AdamW")
-    group.add_argument("--weight-decay", type=float, default=0.1, help="of AdamW")
-    group.add_argument("--max-grad-norm", type=float, default=1.0, help="gradient clip")
+    group.add_argument("--lr", type=from_zero, default=1e-6, help="constant learning rate of AdamW")
+    group.add_argument("--weight-decay", type=from_zero, default=0.1, help="of AdamW")
+    group.add_argument("--max-grad-norm", type=above_zero, default=1.0, help="gradient clip")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
                        help="of compute and of the teacher; the student's weights and AdamW's state stay float32")
     group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=int, default=0, help="of all that is random")
+    group.add_argument("--seed", type=natural, default=0, help="of all that is random")
     group.add_argument("--save-every", type=natural, default=20, help="optimiser steps between states; 0: never")
     group.add_argument("--eval-problems", type=Path, nargs="+", help="problems to evaluate on while training")
     group.add_argument("--skip-unreadable", action="store_true", help="leave out golds that the judge cannot read")

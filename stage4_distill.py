@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import (
-    FlagParser, above_zero, batch_indices, completion_divergence, completion_logprobs, load_graded_problems,
+    FlagParser, above_zero, batch_indices, completion_divergence, completion_logprobs, from_zero, load_graded_problems,
     load_prepared, natural, positive, prepare, sample_share, sampler_gap,
 )
 from engine.checkpoints import save_model
@@ -103,13 +103,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--micro-batch-size", type=positive, default=8, help="rollouts per forward pass; memory only")
     group.add_argument("--activation-checkpointing", action="store_true", help="less memory, a third more compute")
     group.add_argument("--offload-teacher", action="store_true", help="keep it on the CPU while the student samples")
-    group.add_argument("--lr", type=float, default=1e-6, help="constant learning rate of AdamW")
-    group.add_argument("--weight-decay", type=float, default=0.1, help="of AdamW")
-    group.add_argument("--max-grad-norm", type=float, default=1.0, help="gradient clip")
+    group.add_argument("--lr", type=from_zero, default=1e-6, help="constant learning rate of AdamW")
+    group.add_argument("--weight-decay", type=from_zero, default=0.1, help="of AdamW")
+    group.add_argument("--max-grad-norm", type=above_zero, default=1.0, help="gradient clip")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
                        help="of compute and of the teacher; the student's weights and AdamW's state stay float32")
     group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=int, default=0, help="of all that is random")
+    group.add_argument("--seed", type=natural, default=0, help="of all that is random")
     group.add_argument("--save-every", type=natural, default=20, help="optimiser steps between states; 0: never")
     group.add_argument("--eval-problems", type=Path, nargs="+", help="problems to evaluate on while training")
     group.add_argument("--skip-unreadable", action="store_true", help="leave out golds that the judge cannot read")

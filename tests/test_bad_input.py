@@ -199,3 +199,23 @@ def test_shipped_pair_follows_the_rule():
     tokenizer = common.load_tokenizer(prepare.SHIPPED_PAIR / "student")
     model = common.load_model(prepare.SHIPPED_PAIR / "student", tokenizer, "float32", "cpu")
     assert prepare.worked_digit_accuracy(model) == pytest.approx(figures["student"]["q_after_style"], abs=0.01)
+
+
+@pytest.mark.parametrize("flag, value", [
+    ("lr", -1), ("lr", "nan"), ("lr", "inf"), ("weight_decay", -1), ("weight_decay", "nan"), ("max_grad_norm", 0), ("max_grad_norm", "nan"),
+    ("clip_low", -1), ("clip_low", 1.5), ("clip_high", "nan"), ("dual_clip", "nan"), ("kl_coef", -1), ("entropy_coef", "inf"), ("seed", -1)])
+def test_a_number_that_means_nothing(toy, tmp_path, refused, flag, value):
+    told = refused(stage1_grpo, *grpo(toy, tmp_path / "run", **{flag: value}))
+    assert f"argument --{flag.replace('_', '-')}: {'-1' if value == -1 else ''}" in told and not (tmp_path / "run").exists()
+
+
+def test_overwrite_never_deletes_what_the_run_reads(toy, tmp_path, refused):
+    """--out is a prepared folder, or a run that is this one's own parent."""
+    folder = tmp_path / "toy"
+    shutil.copytree(toy, folder)
+    before = sorted(folder.rglob("*"))
+    for changes in ({"model": folder / "teacher", "problems": toy / "few_train.jsonl"}, {"problems": folder / "few_train.jsonl"},
+                    {"eval_problems": folder / "few_test.jsonl", "eval_every": 1}):
+        told = refused(stage1_grpo, *grpo(toy, folder, **changes), "--overwrite")
+        assert f"--out {folder} holds {folder}/" in told and "which this run reads" in told
+        assert [path for path in sorted(folder.rglob("*")) if path.name != ".lock"] == [path for path in before if path.name != ".lock"]

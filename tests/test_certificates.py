@@ -178,3 +178,10 @@ def test_stage4_refuses_a_failed_bridge_and_logs_c2_before_any_update(toy, teach
     run(stage4_distill, *flags, "--allow-failed-certificate")
     rows = metrics(tmp_path / "student")
     assert [row["step"] for row in rows] == [0, 1, 2] and rows[0]["reverse_kl_nats"] == rows[1]["reverse_kl_nats"] > 0
+
+
+def test_a_certificate_of_few_prompts_says_so():
+    right, few = np.tile([True, False], (3, 1)), certify(np.tile([1.0, 0.0], (3, 1)), np.ones((3, 2)), np.tile([True, False], (3, 1)), 0.5)
+    assert few["passed"] and "chance alone makes C1 hold" in report.c1_in_words(few | {"min_auc": 0.5})
+    many = certify(np.tile([1.0, 0.0], (8, 1)), np.ones((8, 2)), np.tile(right[:1], (8, 1)), 0.5)
+    assert many["passed"] and "chance" not in report.c1_in_words(many | {"min_auc": 0.5})
