@@ -99,6 +99,7 @@ NOISE = re.compile(  # spacing and dollars, but between digits only the spaces o
 )
 WORDS = re.compile(r"^\\(?:text|textbf|mathrm|mbox)\{([^{}\\]*)\}$")  # \text{June 20} is June 20
 CHOICES = re.compile(r"(?:(?:\\[a-z]+\{|\()*[A-J][)}]*[,;、，；\s]*){2,}")  # A, C and AC
+DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{1,2}/[0-9]{1,2}/[0-9]{4}")  # no difference, no quotient
 DECIMAL = re.compile(r"[+-]?(?:[0-9]+|[1-9][0-9]{0,2}(?:,[0-9]{3})+)?(?:\.[0-9]*)?")
 FRACTION = re.compile(
     r"([+-]?)(?:([0-9]+)/([0-9]+)|\\[dt]?frac *(?:([0-9])|\{([+-]?[0-9]+)\}) *(?:([0-9])|\{([0-9]+)\}))"
@@ -126,6 +127,8 @@ def is_equal(answer: str, gold: str) -> bool:
         return bool(tidy_gold) and tidy_answer == tidy_gold
     if CHOICES.fullmatch(tidy_answer) and CHOICES.fullmatch(tidy_gold) and tidy_answer.isalpha() != tidy_gold.isalpha():
         return sorted(re.findall("[A-J]", tidy_answer)) == sorted(re.findall("[A-J]", tidy_gold))
+    if DATE.fullmatch(tidy_answer) or DATE.fullmatch(tidy_gold):
+        return False
     numbers = plain_number(tidy_answer), plain_number(tidy_gold)
     return numbers[0] == numbers[1] if None not in numbers else WORKER.compare(answer, gold)
 

@@ -142,6 +142,8 @@ REWRITES = compiled(
 
 def clean(text: str) -> str:
     """One spelling for what LaTeX and Unicode can spell in several ways; spacing, colours and sizes go."""
+    if text.count("$") - text.count(r"\$") == 1:           # no formula's begin or end: money
+        text = re.sub(r"(?<!\\)\$(?=\s?[0-9])|(?<=[0-9])\$", r"\\$", text)
     if not text.isascii():
         for pattern, replacement in SIGNS:
             text = pattern.sub(replacement, text)

@@ -2019,3 +2019,11 @@ def test_gsm8k_solutions_grade_themselves():
     for row in map(json.loads, path.read_text().splitlines()):
         gold = row["answer"].split("####")[-1].strip()
         assert grade(row["answer"], gold) and not grade(row["answer"], gold + "1")
+
+
+@pytest.mark.parametrize("answer, gold, right", [
+    ("5€", "5$", False), ("$500", "₹500", False), ("$5.50", "€5.50", False), ("$5", "5 dollars", True), ("$5", "5", True), ("$x=5", "5", True),
+    ("2024-05-01", "2018", False), ("1/2/2020", "1/4040", False), ("2024-05-01", "2024-05-01", True), ("1/2/2020", "1/2/2020", True)])
+def test_money_and_dates(answer, gold, right):
+    """A lone dollar is money; a date is no difference and no quotient."""
+    assert is_equal(answer, gold) == is_equal(gold, answer) == right
