@@ -43,9 +43,14 @@ def c2_in_words(certificate: dict) -> str:
             f"{bound:g}{spans}" + ("" if certificate["passed"] else "; stage 4 refuses this run"))
 
 
+def certificate_in_words(certificate: dict) -> str:
+    """Of either kind; nothing where there is none."""
+    words = {"C1": c1_in_words, "C2": c2_in_words}.get(certificate.get("condition"))
+    return words(certificate) if words else ""
+
+
 # ---------------------------------------------------------------- the card
 
-WORDS = {"C1": c1_in_words, "C2": c2_in_words}
 COSTS = {"optimiser_steps": "optimiser steps", "labels_seen": "labels seen", "tokens_sampled": "tokens sampled"}
 SAMPLING = ("temperature", "top_p", "top_k", "max_new_tokens", "seed", "dtype")
 
@@ -128,19 +133,24 @@ def run_lines(run: Path) -> str:
     record = read_json(run / "args.json")
     if not record:
         return f"### {run.name}\n\nIts directory is no longer there.\n"
-    script, _, flags = record["command"].partition(".py")
-    lines = [f"### {run.resolve().name}", "", f"`{Path(script).name}.py{shortened(flags)}`", "",
+    flags = record["command"].partition(".py")[2]
+    lines = [f"### {run.resolve().name}", "", f"`{script_of(run)}{shortened(flags)}`", "",
              f"- code: commit {record['git_commit'] or 'unknown'}; torch {record['versions']['torch']}, transformers "
              f"{record['versions']['transformers']}; processes: {record['world_size']}"]
     for kind in ("problems", "certify_problems", "eval_problems", "rollouts"):
         for path, digest in (record["inputs"].get(kind) or {}).items():
             lines.append(f"- {kind.replace('_', ' ')}: {Path(path).name}, digest of the contents {digest}")
-    done, certificate = read_json(run / "DONE"), read_json(run / "certificate.json")
+    done = read_json(run / "DONE")
     if costs := [f"{done[key]:,} {name}" for key, name in COSTS.items() if done.get(key)]:
         lines.append(f"- cost: {', '.join(costs)}")
-    if words := WORDS.get(certificate.get("condition")):
-        lines.append(f"- {words(certificate)}")
+    if words := certificate_in_words(read_json(run / "certificate.json")):
+        lines.append(f"- {words}")
     return "\n".join(lines) + "\n"
+
+
+def script_of(run: Path) -> str:
+    """Which script wrote this run directory: stage1_grpo.py, …"""
+    return Path(read_json(run / "args.json").get("command", "").split(".py")[0]).name + ".py"
 
 
 def shortened(flags: str) -> str:

@@ -541,13 +541,12 @@ def main(args) -> None:
     inputs = {"problems": contents(given)} if given else {"data": {str(args.data): digest(mawps)}} if mawps else None
     if not open_run(args, inputs=inputs):
         return
-    if mawps:
-        prepare_laptop(args, mawps, dropped)            # ends after a step, and goes on from there
-    release_signals()                                   # the others end at once, and begin anew
-    if given:
-        {"dapo": prepare_dapo, "labels": prepare_labels}[args.what](args, given)
-    elif not mawps:
-        {"toy": prepare_toy, "smollm2": prepare_smollm2}[args.what](args)
+    if args.what != "laptop":                           # it ends after a step, and goes on from there
+        release_signals()                               # these end at once, and begin anew
+    prepared_from = {"laptop": (mawps, dropped), "dapo": (given,), "labels": (given,)}
+    write = {"toy": prepare_toy, "smollm2": prepare_smollm2, "laptop": prepare_laptop, "dapo": prepare_dapo,
+             "labels": prepare_labels}
+    write[args.what](args, *prepared_from.get(args.what, ()))
     finish_run(args.out)
     print(f"{args.out} is ready")
 

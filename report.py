@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from card import c1_in_words, c2_in_words, write_card
+from card import COSTS, certificate_in_words, script_of, write_card
 from common import FlagParser
 from engine.files import read_json, read_jsonl, read_record, write_text
 from engine.pages import (
@@ -28,8 +28,7 @@ from engine.pages import (
 )
 from engine.ranks import fail, rank, say
 
-TOTALS = {"optimiser_steps": "optimiser steps", "labels_seen": "labels seen", "tokens_sampled": "tokens sampled",
-          "seconds": "seconds"}
+TOTALS = COSTS | {"seconds": "seconds"}
 CURVES = {  # key of metrics.jsonl -> title, y axis with its unit, whether that axis is a share from 0 to 1
     "eval_accuracy": ("Held-out accuracy", "fraction right", True),
     "reward_mean": ("Mean reward of the rollouts", "fraction right", True),
@@ -114,7 +113,8 @@ def write_run_page(run: Path) -> None:
     totals = read_json(run / "DONE") or (rows[-1] if rows else {})        # without DONE, so far
     tiles = "".join(f"<div><b>{number(totals[key])}</b><span>{name}</span></div>"
                     for key, name in TOTALS.items() if key in totals)
-    sections = [f"<p class='state'>{state_of(run)}</p>" * (state_of(run) != "finished"),
+    state = state_of(run)
+    sections = [f"<p class='state'>{state}</p>" * (state != "finished"),
                 f"<p class='lead'>{finding(run)}</p><div class='tiles'>{tiles}</div>",
                 certificate_section(run), curves_section([rows], record.get("args", {}).get("max_kl")),
                 dense_rewards_section(run), samples_section(read_jsonl(run / "samples.jsonl")),
@@ -149,11 +149,6 @@ def state_of(run: Path) -> str:
     return f"Not finished: step {rows[-1]['step']:,}{of}, logged {logged}; still running, or stopped."
 
 
-def script_of(run: Path) -> str:
-    """Which script wrote this run directory: stage1_grpo.py, …"""
-    return Path(read_json(run / "args.json").get("command", "").split(".py")[0]).name + ".py"
-
-
 def series(rows: list[dict], key: str) -> list[tuple]:
     """(step, value) wherever the metric was logged and is finite."""
     return [(row["step"], row[key]) for row in rows if row.get(key) is not None and math.isfinite(row[key])]
@@ -162,9 +157,9 @@ def series(rows: list[dict], key: str) -> list[tuple]:
 def finding(run: Path) -> str:
     """What came of a run, in a sentence or two."""
     certificate, rows, sentences = read_json(run / "certificate.json"), read_jsonl(run / "metrics.jsonl"), []
-    if words := {"C1": c1_in_words, "C2": c2_in_words}.get(certificate.get("condition")):
+    if words := certificate_in_words(certificate):
         holds = f"{certificate['condition']} {'holds' if certificate['passed'] else 'does not hold'}"
-        sentences.append(escape(words(certificate)).replace(holds, f"<b>{holds}</b>", 1) + ".")
+        sentences.append(escape(words).replace(holds, f"<b>{holds}</b>", 1) + ".")
     for key, name, unit in (("reward_mean", "Mean reward", ""), ("reverse_kl_nats", "Reverse KL", " nats per token"),
                             ("eval_accuracy", "Held-out accuracy", "")):
         if points := series(rows, key):
@@ -535,7 +530,8 @@ def evaluation_settings(seed_dir: Path) -> str:
 
 def row_curves(row: dict, seed_dir: Path, axis: str, key: str = "eval_accuracy") -> dict[str, np.ndarray]:
     """run -> (points, 2), the row's cost so far and the metric: each run goes on at the cost of those before it."""
-    curves, spent, last = {}, 0.0, np.empty((0, 2))
+    curves, spent, nothing, teachers = {}, 0.0, np.empty((0, 2)), teacher_runs(row, seed_dir)
+    last = nothing
     for name in row["runs"]:
         points = [[spent + line[axis], line[key]] for line in read_jsonl(seed_dir / name / "metrics.jsonl")
                   if axis in line and line.get(key) is not None]
@@ -543,8 +539,8 @@ def row_curves(row: dict, seed_dir: Path, axis: str, key: str = "eval_accuracy")
         if points:
             points = np.array(points)
             curves[name] = np.concatenate([last, points if key == "eval_accuracy" else smoothed(points)])
-            last = np.empty((0, 2)) if name in teacher_runs(row, seed_dir) else curves[name][-1:]    # a student is not
-    return curves                                                                                   # its teacher
+            last = nothing if name in teachers else curves[name][-1:]               # a student is not its teacher
+    return curves
 
 
 def mean_curve(curves: list[np.ndarray]) -> np.ndarray:
@@ -584,8 +580,9 @@ def draw_learning(rows: list[dict], colours: dict, seed_dirs: list[Path], axis: 
     for row in rows[::-1]:
         seeds, colour = [row_curves(row, seed_dir, axis, key) for seed_dir in seed_dirs], colours[row["row"]]
         names, mean = [name for name in row["runs"] if all(name in seed for seed in seeds)], None
+        teachers = teacher_runs(row, seed_dirs[0])
         for name in names:
-            style = {"color": colour, "linestyle": (0, (4, 2)) if name in teacher_runs(row, seed_dirs[0]) else "-"}
+            style = {"color": colour, "linestyle": (0, (4, 2)) if name in teachers else "-"}
             for curve in [seed[name] for seed in seeds] if len(seeds) > 1 else []:
                 axes.plot(*curve.T, linewidth=0.7, alpha=0.5, **style)
             mean = mean_curve([seed[name] for seed in seeds])

@@ -33,22 +33,24 @@ from pathlib import Path
 
 import torch
 
-import common
-import prepare
-import report
-import stage1_grpo
-import stage2_shape
-import stage3_kl
-import stage4_distill
-from common import completion_logprobs, load_model, load_tokenizer, sample
-from engine import ranks
-from engine.checkpoints import first_line
-from engine.files import write_text
-from engine.packed import Packed, layout
-from engine.sampler import has_plain_attention
-from engine.sharding import whole
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import common  # noqa: E402
+import prepare  # noqa: E402
+import report  # noqa: E402
+import stage1_grpo  # noqa: E402
+import stage2_shape  # noqa: E402
+import stage3_kl  # noqa: E402
+import stage4_distill  # noqa: E402
+from common import FlagParser, completion_logprobs, load_model, load_tokenizer, sample  # noqa: E402
+from engine import ranks  # noqa: E402
+from engine.files import write_text  # noqa: E402
+from engine.packed import Packed, layout  # noqa: E402
+from engine.ranks import first_line  # noqa: E402
+from engine.sampler import has_plain_attention  # noqa: E402
+from engine.sharding import whole  # noqa: E402
 
-PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
+PAGE = ROOT / "docs" / "architectures.md"
 BEGIN, END = "<!-- bench/architectures.py --write -->", "<!-- end -->"
 
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -290,8 +292,7 @@ def measure(name: str, folder: Path) -> dict:
 
 def on_two_ranks(folders: dict[str, Path]) -> dict[str, str | float]:
     """name -> the difference of the gradient, or the error; all of them under one torchrun."""
-    root = PAGE.parent.parent
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     jobs = json.dumps({name: str(folder) for name, folder in folders.items()})
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run([*launch, __file__, "--rank-of", jobs], capture_output=True, text=True, env=environment)
@@ -345,8 +346,9 @@ def versions() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES), metavar="NAME")
+    parser = FlagParser(__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES), metavar="NAME",
+                        help="these (default: all)")
     parser.add_argument("--one-rank", action="store_true", help="leave out the last column")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
     parser.add_argument("--rank-of", type=json.loads, help=argparse.SUPPRESS)

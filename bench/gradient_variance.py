@@ -42,16 +42,16 @@ def parse_args(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def losses_of(student, teacher, micro, weights, temperature: float) -> dict:
-    """form -> a function that computes its loss, as stage 4 does."""
-    def exact(divergence):
-        return lambda: completion_divergence(student, teacher, micro, divergence, temperature, weights)[0]
+FORMS = {"sampled token": None} | {f"exact {name}": divergence for name, divergence in DIVERGENCES.items()}
 
-    def sampled():
-        with torch.no_grad():
-            teacher_logprobs = completion_logprobs(teacher, micro, temperature)
-        return (sampled_token_loss(completion_logprobs(student, micro, temperature), teacher_logprobs) * weights).sum()
-    return {"sampled token": sampled} | {f"exact {name}": exact(divergence) for name, divergence in DIVERGENCES.items()}
+
+def loss_of(divergence, student, teacher, micro, weights, temperature: float):
+    """As stage 4 computes it; without a divergence, that of the sampled token."""
+    if divergence is not None:
+        return completion_divergence(student, teacher, micro, divergence, temperature, weights)[0]
+    with torch.no_grad():
+        teacher_logprobs = completion_logprobs(teacher, micro, temperature)
+    return (sampled_token_loss(completion_logprobs(student, micro, temperature), teacher_logprobs) * weights).sum()
 
 
 def main(args) -> None:
@@ -65,11 +65,11 @@ def main(args) -> None:
         rollouts, _ = sample_share(student, ready.tokenizer, [prompts[i] for i in chosen], args, ready.stop, "rollouts",
                                    batch)
         num_tokens, micro_batches = rollouts.completion_mask.sum(), even_micro_batches(rollouts, args.micro_batch_size)
-        for form in losses_of(student, teacher, None, None, 1.0):
+        for form, divergence in FORMS.items():
             start = time.process_time()
             for micro in micro_batches:
                 weights = micro.completion_mask / num_tokens
-                losses_of(student, teacher, micro, weights, args.temperature)[form]().backward()
+                loss_of(divergence, student, teacher, micro, weights, args.temperature).backward()
             seconds[form] = seconds.get(form, 0.0) + time.process_time() - start
             flat = torch.cat([parameter.grad.flatten() for parameter in student.parameters()])
             gradients.setdefault(form, []).append(flat.double())

@@ -106,8 +106,8 @@ def prepare_directory(args, parents: dict, inputs: dict) -> str | None:
             if name in old and old[name] != record[name]:
                 say(f"{out}: begun with {name} {old[name]}, goes on with {record[name]}")
         return None
-    read = [parent["path"] for parent in parents.values()] + [name for files in inputs.values() for name in files]
-    for path in (Path(name) for name in read):                  # what is no path is not there
+    given = [value if isinstance(value, list) else [value] for flag, value in vars(args).items() if flag != "out"]
+    for path in (path for paths in given for path in paths if isinstance(path, Path)):
         if path.exists() and out.resolve() in [path.resolve(), *path.resolve().parents]:
             return f"--out {out} holds {path}, which this run reads; choose another directory"
     for path in sorted(out.iterdir(), key=lambda path: path.name != "DONE"):       # no longer a parent, first of all

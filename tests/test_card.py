@@ -96,8 +96,6 @@ def test_other_programs_find_what_they_look_for(chain):
 
 def test_llama_cpps_converter_finds_its_tokens_and_template(chain, tmp_path):
     gguf = pytest.importorskip("gguf")
-    import shutil
-
     from transformers import AutoTokenizer
 
     from engine.checkpoints import save_model
@@ -107,4 +105,3 @@ def test_llama_cpps_converter_finds_its_tokens_and_template(chain, tmp_path):
     save_model(toy_model(32, 1, 0), tokenizer, [tokenizer.eos_token_id], tmp_path / "model")
     vocabulary = gguf.SpecialVocab(tmp_path / "model", load_merges=False)
     assert vocabulary.special_token_ids["eos"] == tokenizer.eos_token_id and vocabulary.chat_template == tokenizer.chat_template
-    shutil.rmtree(tmp_path / "model")

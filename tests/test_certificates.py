@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import metrics, run
 
+import card
 import common
-import report
 import stage1_grpo
 import stage2_shape
 import stage3_kl
@@ -64,7 +64,7 @@ def test_length_confounds_the_sum_and_the_per_token_figure_shows_it():
 def test_no_mixed_prompt_is_no_certificate():
     figures = certify(np.zeros((5, 4)), np.ones((5, 4)), np.zeros((5, 4), bool), 0.5)
     assert not figures["passed"] and figures["sum"]["within_prompt_auc"]["prompts"] == 0
-    assert "none of 5 prompts" in report.c1_in_words(figures)
+    assert "none of 5 prompts" in card.c1_in_words(figures)
 
 
 SHAPE = ("--max-new-tokens", 16, "--samples-per-prompt", 4, "--micro-batch-size", 64)
@@ -182,6 +182,6 @@ def test_stage4_refuses_a_failed_bridge_and_logs_c2_before_any_update(toy, teach
 
 def test_a_certificate_of_few_prompts_says_so():
     right, few = np.tile([True, False], (3, 1)), certify(np.tile([1.0, 0.0], (3, 1)), np.ones((3, 2)), np.tile([True, False], (3, 1)), 0.5)
-    assert few["passed"] and "chance alone makes C1 hold" in report.c1_in_words(few | {"min_auc": 0.5})
+    assert few["passed"] and "chance alone makes C1 hold" in card.c1_in_words(few | {"min_auc": 0.5})
     many = certify(np.tile([1.0, 0.0], (8, 1)), np.ones((8, 2)), np.tile(right[:1], (8, 1)), 0.5)
-    assert many["passed"] and "chance" not in report.c1_in_words(many | {"min_auc": 0.5})
+    assert many["passed"] and "chance" not in card.c1_in_words(many | {"min_auc": 0.5})

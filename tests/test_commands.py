@@ -1,4 +1,5 @@
 """Every command that a docstring or the README shows is one that its script accepts; flags that cannot be are a sentence."""
+import ast
 import importlib
 import re
 import shlex
@@ -42,6 +43,18 @@ def test_the_flags_of_the_benchmarks_in_their_tables_exist():
         missing = [flag for flag in re.findall(r"--[a-z-]+", flags) if f'"{flag}"' not in source]
         assert not missing, (name, missing)
     assert {name for name, _ in shown} >= {"grader", "sampler", "grpo", "logprobs", "plan", "faults"}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "bench").glob("*.py")))
+def test_a_benchmark_finds_the_project(name):
+    """`python bench/NAME.py` has bench/ alone on its path; a test has the root, too, and would not notice."""
+    ours = {path.stem for path in ROOT.glob("*.py")} | {"engine", "judge"}
+    needs, paths = [], []
+    for node in ast.parse((ROOT / "bench" / f"{name}.py").read_text()).body:
+        imported = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in getattr(node, "names", [])]
+        needs += [node.lineno] * bool({module.split(".")[0] for module in imported} & ours)
+        paths += [node.lineno] * ast.unparse(node).startswith("sys.path.insert(0, str(")
+    assert not needs or paths and paths[0] < needs[0]
 
 
 def test_the_commands_were_found():

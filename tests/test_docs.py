@@ -4,7 +4,6 @@
 """
 import ast
 import doctest
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from conftest import run
 
 from bench import mutations
+from results import cut_tables
 import stage2_shape
 import stage3_kl
 
@@ -50,9 +50,6 @@ def test_links_lead_somewhere(page):
 
 def test_tables_are_those_of_the_results():
     """`python results/cut_tables.py` cuts them."""
-    spec = importlib.util.spec_from_file_location("cut_tables", ROOT / "results" / "cut_tables.py")
-    cut_tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(cut_tables)
     for page in cut_tables.PAGES:
         text = page.read_text()
         assert cut_tables.with_tables(text) == text and "<!-- end -->" in text, f"{page}: python results/cut_tables.py"
