@@ -429,7 +429,7 @@ def write_table_figure(out: Path) -> None:
     """OUT/figure.svg: accuracy over labels with bands, or each row's score with its interval, a panel a setting."""
     table = read_json(out / "table.json")
     figure = labels_figure(table) if len({scope["labels"] for scope in table["scopes"]}) > 1 else rows_figure(table)
-    text = svg(figure, table["about"])
+    text = svg(figure, table["about"]).replace("<svg", "<svg style='background:#fff'", 1)     # others show it on black
     write_text(out / "figure.svg", text[text.index("<svg"):].removesuffix("</figure>"))
 
 

@@ -1,6 +1,5 @@
 """What a page is made of: its style for light and dark, desk and phone, its tables, and its plots as inline SVG."""
 import io
-import json
 import math
 import re
 import shlex
@@ -110,7 +109,7 @@ def svg(figure, label: str) -> str:
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = file.getvalue()
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text[text.index("<svg"):], count=2)
-    text = text.replace("<svg", f"<svg role=img aria-label={json.dumps(escape(label))}", 1)
+    text = text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)       # figure.svg is XML
     return f"<figure{' class=wide' * bool(figure.get_figwidth() > 5)}>{text}</figure>"
 
 

@@ -7,6 +7,7 @@ import doctest
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from conftest import run
@@ -55,6 +56,8 @@ def test_tables_are_those_of_the_results():
         assert cut_tables.with_tables(text) == text and "<!-- end -->" in text, f"{page}: python results/cut_tables.py"
     changed = text.replace("| full workflow | ", "| full workflow | 1", 1)
     assert changed != text and cut_tables.with_tables(changed) == text
+    for figure in (ROOT / "results").glob("*/figure.svg"):
+        assert ElementTree.parse(figure).getroot().tag == "{http://www.w3.org/2000/svg}svg", "an <img> shows XML alone"
     shown = set(re.findall(r"<!-- results/(\S+)/table.md -->", text))
     assert shown == {path.parent.name for path in (ROOT / "results").glob("*/table.md")}, "results/README.md shows all"
 
