@@ -1,7 +1,7 @@
 """Run stages' mains with canned rollouts and save the gradients that reach the optimiser.
 
     python gradients.py FILE stage1_grpo --model … --max-steps 1
-    torchrun --nproc_per_node=4 gradients.py JOBS          a JSON list of such argument lists, run one after the other
+    torchrun --nproc_per_node=4 gradients.py JOBS          JOBS: a JSON list of such argument lists, run one after the other
 
 Rollouts are a function of their prompt, so any number of ranks trains on the same ones.  A job that begins with "real"
 samples in earnest instead and takes its steps; nothing but its run directory is of interest.

@@ -2,11 +2,10 @@
 import os
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 from conftest import run
+from forks import Fork
 
 from bench.exercises import PAGE, apply_change, commands_of, copy_of_the_code, exercises
 import stage1_grpo
@@ -18,13 +17,12 @@ SMALLEST = {"stage1_grpo.py": "--max-steps 1 --prompts-per-step 4 --samples-per-
             "stage2_shape.py": "--num-problems 4 --num-certify-problems 4 --samples-per-prompt 2", "prepare.py": "",
             "stage3_kl.py": "--max-steps 1 --rollouts-per-step 4 --num-certify-problems 4 --eval-every 0",
             "stage4_distill.py": "--max-steps 1 --prompts-per-step 4 --eval-every 1"}
-# One process for an exercise's commands: each line of stdin is a script and its flags.
+# One process for an exercise's commands: each argument is a script and its flags.
 RUNNER = """
 import importlib, shlex, sys
-sys.path.insert(0, "")
 import report
 report.draw_page = lambda run: None
-for line in sys.stdin:
+for line in sys.argv[1:]:
     script, *flags = shlex.split(line)
     module = importlib.import_module(script.removesuffix(".py"))
     if hasattr(module, "draw_page"):
@@ -71,8 +69,8 @@ def test_every_exercise_runs(exercise, before, tmp_path):
                     lines.append(f"{line.removeprefix('python ')} {SMALLEST[script]}".replace("--num-labels 16", "--num-labels 8"))
     assert lines and all(shlex.split(line) for line in lines)
     lines = [line.replace("runs/direct ", "runs/bridge ") for line in lines]
-    answer = subprocess.run([sys.executable, "-c", RUNNER], input="\n".join(lines), capture_output=True, text=True, cwd=code)
-    assert answer.returncode == 0, answer.stderr[-3000:]
+    fork = Fork(RUNNER, *lines, cwd=code)
+    assert fork.wait() == 0, fork.said()[-3000:]
 
 
 def test_a_change_that_no_longer_fits_is_refused(tmp_path):

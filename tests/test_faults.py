@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import metrics, run
+from forks import Fork, begin_ranks
 
 import common
 from engine import checkpoints, files, ranks, runs
@@ -329,43 +330,31 @@ def test_a_signal_lets_the_batch_end_and_what_is_done_is_not_done_again(flags_of
 # ---------------------------------------------------------------- ranks
 
 
-def launch(flags, num_ranks: int, port: int, code: str = "") -> list[subprocess.Popen]:
-    """Ranks without torchrun, so that nobody but themselves stops those that are left.  code: to run before stage 4"""
-    start = ["-c", f"{code}\nimport stage4_distill\nstage4_distill.main(stage4_distill.parse_args())"]
-    return [subprocess.Popen([sys.executable, *start, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                             env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                                  "PYTHONPATH": str(ROOT)})
-            for rank in range(num_ranks)]
+def begin_two_ranks(flags, code: str = "") -> list[Fork]:
+    """code: to run before stage 4"""
+    return begin_ranks(2, f"{code}\nimport stage4_distill\nstage4_distill.main(stage4_distill.parse_args())", *flags)
 
 
 def wait_for_steps(out: Path, step: int, ranks) -> None:
     while not (out / "metrics.jsonl").is_file() or not any(row["step"] >= step for row in runs.read_jsonl(out / "metrics.jsonl")):
-        assert all(process.poll() is None for process in ranks), ranks[0].communicate()[0]
+        assert all(rank.process.exitcode is None for rank in ranks), ranks[0].said()
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    import socket
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def test_ranks_agree_to_leave_a_dead_rank_ends_the_others_and_one_rank_takes_the_run_up(flags_of, tmp_path, capsys):
     out = tmp_path / "run"
     flags = [*flags_of["stage4_distill"], "--prompts-per-step", 2, "--max-steps", 60, "--out", out]
-    ranks = launch(flags, 2, free_port())
+    ranks = begin_two_ranks(flags)
     wait_for_steps(out, 3, ranks)
-    ranks[1].terminate()                                        # one of them only
-    words = ranks[0].communicate(timeout=200)[0]
-    assert [process.wait(timeout=200) for process in ranks] == [143, 143], words
+    ranks[1].process.terminate()                                # one of them only
+    assert [rank.wait() for rank in ranks] == [143, 143], ranks[0].said()
     step = json.loads((runs.states(out)[0] / "progress.json").read_text())["step"]
-    assert f"saved after step {step}, then stopped by SIGTERM" in words and metrics(out)[-1]["step"] == step
+    assert f"saved after step {step}, then stopped by SIGTERM" in ranks[0].said() and metrics(out)[-1]["step"] == step
 
-    ranks = launch(flags, 2, free_port())
+    ranks = begin_two_ranks(flags)
     wait_for_steps(out, step + 3, ranks)
-    ranks[1].kill()
-    assert ranks[0].wait(timeout=200) not in (0, 143) and "Error" in ranks[0].communicate()[0]
+    ranks[1].process.kill()
+    assert ranks[0].wait() not in (0, 143) and "Error" in ranks[0].said()
     assert not (out / "DONE").exists()
 
     run(stage4_distill, *flags)
@@ -397,8 +386,8 @@ setattr(place, {name!r}, die)
 @pytest.fixture(scope="module")
 def undisturbed_on_two_ranks(flags_of, tmp_path_factory):
     out = tmp_path_factory.mktemp("ranks") / "run"
-    ranks = launch([*flags_of["stage4_distill"], "--out", out], 2, free_port())
-    assert [process.wait(timeout=200) for process in ranks] == [0, 0], ranks[0].communicate()[0]
+    ranks = begin_two_ranks([*flags_of["stage4_distill"], "--out", out])
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].said()
     return out
 
 
@@ -406,15 +395,13 @@ def undisturbed_on_two_ranks(flags_of, tmp_path_factory):
 def test_a_rank_killed_while_a_state_is_saved(flags_of, undisturbed_on_two_ranks, tmp_path, death):
     out, (rank, place, name, when) = tmp_path / "run", DEATHS[death]
     flags = [*flags_of["stage4_distill"], "--out", out]
-    ranks = launch(flags, 2, free_port(), DIE.format(place=place, name=name, out=str(out), rank=rank, when=when))
-    codes = [process.wait(timeout=200) for process in ranks]
+    codes = [each.wait() for each in begin_two_ranks(flags, DIE.format(place=place, name=name, out=str(out), rank=rank, when=when))]
     assert codes[rank] == -signal.SIGKILL and codes[1 - rank] not in (0, -signal.SIGKILL), "the other one must not wait for ever"
     step = 4 if death == "when the state has its name" else 2
     assert [int(state.name[5:]) for state in runs.states(out)][0] == step and not (out / "DONE").exists()
 
-    ranks = launch(flags, 2, free_port())
-    words = ranks[0].communicate(timeout=200)[0]
-    assert [process.wait(timeout=200) for process in ranks] == [0, 0] and f"going on after step {step}" in words, words
+    ranks = begin_two_ranks(flags)
+    assert [rank.wait() for rank in ranks] == [0, 0] and f"going on after step {step}" in ranks[0].said(), ranks[0].said()
     assert_alike(out, undisturbed_on_two_ranks)
     assert not list((out / "state").glob("*.tmp"))
 

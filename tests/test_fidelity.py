@@ -6,8 +6,6 @@ import argparse
 import faulthandler
 import itertools
 import math
-import os
-import subprocess
 import sys
 from collections import defaultdict
 from contextlib import nullcontext
@@ -20,6 +18,7 @@ import pytest
 import torch
 import transformers
 from conftest import EOS, PAD, run
+from forks import run_ranks
 from tokenizers.processors import TemplateProcessing
 
 import common
@@ -346,10 +345,7 @@ def test_adamw_and_the_clip_in_float64():
 
 def test_adamw_and_the_clip_on_two_ranks(tmp_path):
     """Sharded parameters: the norm is that of all ranks' shards, and each rank steps its own, however little work it has."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, str(tmp_path / "steps.pt")],
-                          capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(2, Path(__file__), tmp_path / "steps.pt")
     for alone, shared in zip(three_clipped_steps(prepare.toy_model(64, 2, seed=0)), torch.load(tmp_path / "steps.pt"), strict=True):
         assert shared[0] == pytest.approx(alone[0], rel=1e-5)
         for one, other in zip(alone[1] + alone[2], shared[1] + shared[2], strict=True):

@@ -1,12 +1,10 @@
 """Scoring inside the model's own forward pass: many kinds of head, and a sharded model on two ranks."""
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from forks import run_ranks
 
 from common import completion_divergence, completion_logits, completion_logprobs, has_known_head
 from engine.ranks import setup_distributed
@@ -74,12 +72,10 @@ def test_scores_are_those_of_the_plain_equations(family):
     assert "forward" not in vars(student), "left as it was"
 
 
-def test_a_sharded_model_scores_and_learns_as_a_whole_one(tmp_path):
+def test_a_sharded_model_scores_and_learns_as_a_whole_one():
     """fully_shard on two ranks, tied embeddings; teacher sharded too, and its layers' weights gone after its forward."""
-    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent.parent}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__],
-                          capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0 and done.stdout.count("as the whole model") == 2, done.stdout + done.stderr
+    said = run_ranks(2, Path(__file__))
+    assert said.count("as the whole model") == 2, said
 
 
 def compare_sharded_with_whole():

@@ -1,12 +1,10 @@
 """A group's prompt goes through the model once, and the figures are those of a row a rollout."""
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import assert_rounded
+from forks import run_ranks
 from test_sampler import FAMILIES, random_model
 from torch.overrides import TorchFunctionMode
 
@@ -259,13 +257,10 @@ def test_padding_is_left_out_wherever_it_stands():
 # ---------------------------------------------------------------- many ranks
 
 
-def test_sharded_over_two_ranks(tmp_path):
+def test_sharded_over_two_ranks():
     """Ranks with other numbers of groups and tokens, and blocks that are computed twice: the gradient of one process."""
-    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent.parent}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__],
-                          capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0 and done.stdout.count("as one process") == 8, done.stdout + done.stderr
-    assert "plain way" not in done.stdout
+    said = run_ranks(2, Path(__file__))
+    assert said.count("as one process") == 8 and "plain way" not in said, said
 
 
 def compare_two_ranks_with_one() -> None:

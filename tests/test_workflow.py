@@ -2,17 +2,14 @@
 import dataclasses
 import importlib
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import metrics, run
+from forks import ROOT, Fork
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -189,6 +186,5 @@ def test_an_unknown_table_or_missing_data_is_one_sentence(tmp_path, capsys):
 
 @pytest.mark.parametrize("script", ["stage1_grpo", "stage2_shape", "stage3_kl", "stage4_distill", "eval", "prepare", "reproduce"])
 def test_help_is_there_for_a_newcomer(script):
-    root = Path(__file__).parent.parent
-    answer = subprocess.run([sys.executable, str(root / f"{script}.py"), "--help"], capture_output=True, text=True, env=os.environ)
-    assert answer.returncode == 0 and "--out" in answer.stdout and "python " in answer.stdout
+    fork = Fork(ROOT / f"{script}.py", "--help")
+    assert fork.wait() == 0 and "--out" in fork.said() and "python " in fork.said()
