@@ -3,6 +3,7 @@
 A fresh interpreter takes some four seconds to import torch and transformers, and the tests start a hundred.
 """
 import atexit
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -20,7 +21,7 @@ forkserver.set_forkserver_preload([                                 # packages a
 
 
 class Fork:
-    """`python SCRIPT FLAGS…`, begun.  script: a path, or the code itself"""
+    """`python SCRIPT FLAGS…`, begun.  script: a path, or the code itself.  Runs have no pages: drawn, they take longer than a tiny run."""
 
     def __init__(self, script: Path | str, *flags, cwd: Path = ROOT, **environment):
         self.file = tempfile.NamedTemporaryFile(prefix="fork")
@@ -65,6 +66,7 @@ def execute(script: Path | str, flags: list[str], cwd: Path, environment: dict[s
     os.chdir(cwd)
     sys.argv = [str(script) if isinstance(script, Path) else "-c", *flags]
     sys.path[:] = [str(cwd), *(place for place in sys.path if place not in OURS)]
+    importlib.import_module("report").write_run_page = lambda run: None
     try:
         if isinstance(script, Path):
             sys.path.insert(0, str(script.parent))

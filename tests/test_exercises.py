@@ -20,13 +20,9 @@ SMALLEST = {"stage1_grpo.py": "--max-steps 1 --prompts-per-step 4 --samples-per-
 # One process for an exercise's commands: each argument is a script and its flags.
 RUNNER = """
 import importlib, shlex, sys
-import report
-report.draw_page = lambda run: None
 for line in sys.argv[1:]:
     script, *flags = shlex.split(line)
     module = importlib.import_module(script.removesuffix(".py"))
-    if hasattr(module, "draw_page"):
-        module.draw_page = report.draw_page
     module.main(module.parse_args(flags))
 """
 

@@ -105,9 +105,9 @@ def crash():
 
 def test_killed_runs_end_as_if_nothing_had_happened():
     """One SIGKILL for each script, in a process of its own; the benchmark does it fifty times."""
-    answer = subprocess.run([sys.executable, ROOT / "bench" / "faults.py", "--kills", "5", "--seed", "1"], capture_output=True, text=True)
-    assert answer.returncode == 0 and "5 of 5 outcomes identical" in answer.stdout, answer.stdout + answer.stderr
-    assert sum("going on after" in line for line in answer.stdout.splitlines()) >= 1
+    fork = Fork(ROOT / "bench" / "faults.py", "--kills", 5, "--seed", 1)
+    assert fork.wait() == 0 and "5 of 5 outcomes identical" in fork.said(), fork.said()
+    assert sum("going on after" in line for line in fork.said().splitlines()) >= 1
 
 
 def test_a_bridge_killed_between_its_last_state_and_done_does_not_train_on(flags_of, tmp_path, patch):

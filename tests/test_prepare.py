@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from conftest import run
+from conftest import run, run_here
 from safetensors.torch import load_file
 
 from bench import laptop_sweep
@@ -220,11 +220,6 @@ def test_examples_are_asked_as_the_stages_ask(tiny_smollm2):
 
 def test_the_laptops_table_at_its_smallest(tiny_smollm2, many_sums, tmp_path, monkeypatch):
     """Every command of `main`, with the scale's own flags but for the sizes; no model of this size is right."""
-    def start(directory, command, *_, **__):
-        script, *words = shlex.split(command)
-        run(importlib.import_module(script.removesuffix(".py")), *words)
-        return types.SimpleNamespace(poll=lambda: 0, returncode=0)
-
     for name, value in (("NUM_SWEEP", 6), ("NUM_SWEEP_HELDOUT", 4), ("write_smollm2", lambda out, layers: shutil.copytree(tiny_smollm2, out))):
         monkeypatch.setattr(prepare, name, value)
     sizes = {"prepare": SCALES["laptop"]["prepare"].replace("prepare.py laptop", "prepare.py laptop --num-examples 10 --epochs 1 --student-layers 4 --upper-bound 0"),
@@ -233,7 +228,7 @@ def test_the_laptops_table_at_its_smallest(tiny_smollm2, many_sums, tmp_path, mo
                "bridge": "--max-steps 1 --rollouts-per-step 2 --num-certify-problems 2", "opd": "--prompts-per-step 2", "eval": "--samples 2"}
     monkeypatch.setitem(SCALES, "laptop", SCALES["laptop"] | sizes | {
         name: f"{SCALES['laptop'][name]} {change} --max-new-tokens 8" for name, change in changes.items()})
-    monkeypatch.setattr(reproduce, "start", start)
+    monkeypatch.setattr(reproduce, "start", run_here)
     run(reproduce, "main", "--scale", "laptop", "--data", many_sums, "--dtype", "bfloat16", "--out", tmp_path / "table")
     table = json.loads((tmp_path / "table" / "table.json").read_text())
     assert [row["row"] for row in table["rows"]] == [

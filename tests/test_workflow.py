@@ -1,14 +1,12 @@
 """The four mains in a row, the evaluator, and the list of commands that is a table."""
 import dataclasses
-import importlib
 import json
 import re
 import shlex
-import types
 
 import pytest
 import torch
-from conftest import metrics, run
+from conftest import metrics, run, run_here
 from forks import ROOT, Fork
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -138,14 +136,11 @@ def test_a_small_table_is_made_goes_on_where_it_stopped_and_shares_its_runs(tmp_
     monkeypatch.setitem(SCALES["toy"], "budgets", budgets(8, 16))
     starts = []
 
-    def start(directory, command, *_, **__):                                    # here, and not in a process that imports torch anew
-        script, *flags = command.split()
-        run(importlib.import_module(script.removesuffix(".py")), *flags)
+    def start(directory, command, *_, **__):
         starts.append(directory.name)
-        return types.SimpleNamespace(poll=lambda: 0, returncode=0)
+        return run_here(directory, command)
 
     monkeypatch.setattr(reproduce, "start", start)
-    monkeypatch.setattr(reproduce, "REFRESH_SECONDS", 0)
     args = reproduce.parse_args(["labels", "--scale", "toy", "--out", str(tmp_path / "labels"), "--jobs", "2", "--results", str(tmp_path / "results")])
     scopes = reproduce.scopes_of(args, TABLES["labels"], SCALES["toy"])
     scopes[0].names = scopes[0].names[:4]
@@ -172,6 +167,9 @@ def test_a_small_table_is_made_goes_on_where_it_stopped_and_shares_its_runs(tmp_
 
 
 def test_a_run_that_fails_ends_the_table_with_its_own_words(tmp_path, monkeypatch):
+    start = reproduce.start
+    monkeypatch.setattr(reproduce, "start", lambda directory, command, *rest, **more: (
+        run_here if command.startswith("prepare.py") else start)(directory, command, *rest, **more))
     monkeypatch.setitem(SCALES, "toy", SCALES["toy"] | {"grpo": "--samples-per-prompt 1 --max-new-tokens 16"})
     args = reproduce.parse_args(["main", "--scale", "toy", "--labels", "8", "--out", str(tmp_path / "main"), "--jobs", "2"])
     with pytest.raises(SystemExit, match="teacher-.* ended with exit code 2.*--samples-per-prompt 1"):
