@@ -115,8 +115,6 @@ def read_rollouts(args, ready) -> list[dict]:
         if sampled_by["sha256"] != teacher["sha256"]:
             fail(f"--rollouts {path} were sampled by {sampled_by['path']}, which is not --teacher {teacher['path']}")
     rows = [row for _, row in placed_rows(path)]
-    if not rows:
-        fail(f"--rollouts {path}: the file holds no rollouts")
     for number, row in enumerate(rows, 1):
         if not is_rollout(row):
             fail(f"{path}, line {number}: not a rollout as stage2_shape.py writes them")
@@ -124,6 +122,8 @@ def read_rollouts(args, ready) -> list[dict]:
             fail(f"{path}, line {number}: token ids beyond the student's vocabulary of {ready.vocab_size}")
         if row["finished"] and row["completion_ids"][-1] not in ready.stop:
             fail(f"{path}, line {number}: it ends with id {row['completion_ids'][-1]}, the student with {ready.stop}")
+    if not any(row["weight"] for row in rows):
+        fail(f"--rollouts {path}: the file holds no rollouts, or none whose weight is above 0")
     return rows
 
 

@@ -57,7 +57,20 @@ def load_problems(paths, need_answers: bool = True) -> list[Problem]:
         if not found:
             fail(f"{path}: the file holds no problems")
         problems += found
+    name_contradictions(problems)
     return problems
+
+
+def name_contradictions(problems: list[Problem]) -> None:
+    """Say which problems stand twice with different answers: one of the two rewards what is wrong."""
+    first: dict[str, Problem] = {}
+    pairs = [(other, problem) for problem in problems
+             if (other := first.setdefault(problem.id, problem)).answer != problem.answer]
+    if pairs:
+        named = "; ".join(" and ".join(f"{problem.source}: {problem.answer[:60]!r}" for problem in pair)
+                          for pair in pairs[:5])
+        more = f"; and {len(pairs) - 5} more" if len(pairs) > 5 else ""
+        say(f"the same problem stands twice with different answers, {len(pairs)} times: {named}{more}")
 
 
 def with_readable_golds(problems: list[Problem], skip: bool) -> list[Problem]:

@@ -181,8 +181,9 @@ def test_rollouts_of_another_teacher(toy, tmp_path, refused, copy_of):
     assert "ends with id 7" in refused(stage3_kl, *flags)
     (shape / "rollouts.jsonl").write_text(json.dumps(row | {"completion_ids": [99, 1]}) + "\n")
     assert "beyond the student's vocabulary" in refused(stage3_kl, *flags)
-    (shape / "rollouts.jsonl").write_text("")
-    assert "holds no rollouts" in refused(stage3_kl, *flags)
+    for text in ("", json.dumps(row | {"weight": 0})):
+        (shape / "rollouts.jsonl").write_text(text)
+        assert "holds no rollouts, or none whose weight" in refused(stage3_kl, *flags)
     for changes in ({"completion_ids": []}, {"completion_ids": "6 1"}, {"prompt_ids": [-1]}, {"weight": None}, {"weight": float("nan")}):
         (shape / "rollouts.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | changes) + "\n")
         assert "line 2: not a rollout" in refused(stage3_kl, *flags)

@@ -224,6 +224,15 @@ def test_unreadable_golds_are_named_and_left_out_on_demand(tmp_path, capsys, sen
     assert "leaves no problem" in sentence(problems.with_readable_golds, found[1::2], True)
 
 
+def test_a_problem_with_two_answers_is_named(tmp_path, capsys):
+    rows = [{"problem": text, "answer": gold} for text, gold in (("a b", "7"), ("c", "1"), ("a  b", "8"), ("c", "1"), ("a b", "9"))]
+    assert len(problems.load_problems(write(tmp_path / "a.jsonl", rows))) == 5
+    told = capsys.readouterr().out
+    assert "twice with different answers, 2 times" in told and "line 1: '7' and " in told and "line 3: '8'" in told and "line 2" not in told
+    problems.load_problems(write(tmp_path / "a.jsonl", rows), need_answers=False)
+    assert capsys.readouterr().out == ""
+
+
 def test_stage_1_names_them_before_the_first_step(toy, tmp_path, capsys):
     rows = [json.loads(line) for line in (toy / "few_train.jsonl").read_text().splitlines()[:4]]
     write(tmp_path / "a.jsonl", [*rows, {"problem": "12=", "answer": "\\frac{1}{"}])
