@@ -31,7 +31,7 @@ def parse_args(argv=None):
     parser.add_argument("--data", type=Path, help="folder of gsm8k_test.jsonl, math500.jsonl, aime2[45].jsonl")
     parser.add_argument("--show", choices=("ours", "math-verify"), help="print the rows that this one gets wrong")
     parser.add_argument("--no-hostile", action="store_true", help="leave the hostile rows out")
-    parser.add_argument("--one", nargs=3, metavar=("JUDGE", "ANSWER", "GOLD"), help="judge one row and exit")
+    parser.add_argument("--one", nargs=2, metavar=("JUDGE", "INDEX"), help="is that hostile answer 5?  Say so and exit")
     return parser.parse_args(argv)
 
 
@@ -306,13 +306,10 @@ def load_judges() -> dict:
 
     from judge.answers import grade, is_equal
 
-    def verify_pair(answer, gold):
-        return math_verify.verify(math_verify.parse(f"${gold}$"), math_verify.parse(f"${answer}$"))
-
-    def verify_completion(completion, gold):
+    def verify(completion, gold):
         return math_verify.verify(math_verify.parse(f"${gold}$"), math_verify.parse(completion))
 
-    return {"ours": (is_equal, grade), "math-verify": (verify_pair, verify_completion)}
+    return {"ours": (is_equal, grade), "math-verify": (lambda answer, gold: verify(f"${answer}$", gold), verify)}
 
 
 def measure(judge, rows: list[Row], show: bool) -> tuple[float, int, int, float]:
@@ -329,9 +326,9 @@ def measure(judge, rows: list[Row], show: bool) -> tuple[float, int, int, float]
     return 1 - (false_rights + false_wrongs) / len(rows), false_rights, false_wrongs, len(rows) / seconds
 
 
-def survives(name: str, answer: str) -> tuple[bool, float]:
+def survives(name: str, index: int) -> tuple[bool, float]:
     """Does a judge say in time that a hostile answer is not 5?  And the seconds that it took, start included."""
-    command = [sys.executable, __file__, "--one", name, f"@{HOSTILE.index(answer)}", "5"]
+    command = [sys.executable, __file__, "--one", name, str(index)]
     began = time.monotonic()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
@@ -342,9 +339,8 @@ def survives(name: str, answer: str) -> tuple[bool, float]:
 
 def main(args):
     if args.one:
-        name, answer, gold = args.one
-        answer = HOSTILE[int(answer[1:])] if re.fullmatch(r"@\d+", answer) else answer
-        return print(bool(load_judges()[name][0](answer, gold)))
+        name, index = args.one
+        return print(bool(load_judges()[name][0](HOSTILE[int(index)], "5")))
     if args.data is None:
         fail("--data: give the folder of gsm8k_test.jsonl, math500.jsonl, aime24.jsonl and aime25.jsonl")
     golds = read_golds(args.data)
@@ -361,9 +357,9 @@ def main(args):
             print(f"{kind:<16}{name:<14}{len(rows):>7}{negatives:>11}{accuracy:>10.2%}"
                   f"{false_rights:>13}{false_wrongs:>13}{speed:>10.0f}")  # fmt: skip
     for name in () if args.no_hostile else load_judges():
-        results = [survives(name, answer) for answer in HOSTILE]
-        fine = sum(good for good, _ in results)
-        print(f"{'hostile':<16}{name:<14}{len(HOSTILE):>7}   no verdict in {HANG_SECONDS} s: {len(HOSTILE) - fine}"
+        results = [survives(name, index) for index in range(len(HOSTILE))]
+        hung = sum(not good for good, _ in results)
+        print(f"{'hostile':<16}{name:<14}{len(HOSTILE):>7}   no verdict in {HANG_SECONDS} s: {hung}"
               f", slowest {max(seconds for _, seconds in results):.1f} s")  # fmt: skip
 
 

@@ -209,8 +209,6 @@ class Worker:
 
     def launch(self):
         """Start a process, without waiting for it."""
-        atexit.unregister(self.stop)
-        atexit.register(self.stop)
         self.ready = False
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         command, root = [sys.executable, "-m", "judge.latex"], Path(__file__).resolve().parent.parent
@@ -232,4 +230,5 @@ class Worker:
 
 
 WORKER = Worker()
+atexit.register(WORKER.stop)
 os.register_at_fork(after_in_child=WORKER.__init__)  # a forked child (a data loader) starts a worker of its own

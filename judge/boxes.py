@@ -76,7 +76,7 @@ HAS_UNIT = re.compile(r"\\(?:text|math|mbox|circ|[%$])|(?<![\\a-zA-Z])[a-zA-Z]{2
 
 
 def last_boxes(text: str) -> str | None:
-    r"""The answer of the box that closes last and of those that are one with it; None where words deny it, too."""
+    """The answer of the box that closes last, with those that are one with it; None where it is missing or denied."""
     boxes = all_boxes(text)
     if not boxes:
         return None

@@ -54,8 +54,6 @@ OPTION = re.compile(  # (E) 12, \textbf{(E)}\ 12, E: a graph, Option E. 12; but 
     r"(?!\s*(?:and|or|is|not|only|wrong|false)(?![a-z]))(?!\s*\(?[A-J][).]?\s*\}?\$?$).*\w.*)",
     re.DOTALL,
 )
-
-
 PLAIN = re.compile(r"[0-9]{1,99}(?:\.[0-9]{1,99})?", re.ASCII)  # nothing to look for
 
 
@@ -496,10 +494,10 @@ def solve_inequality(difference: sympy.Expr, strict: bool) -> Interval | Relatio
         return Relation(difference, strict)
     (letter,) = letters
     slope = sympy.expand(difference).coeff(letter)
-    bound = -difference.subs(letter, 0) / slope
+    end = -difference.subs(letter, 0) / slope
     if slope.is_positive:
-        return Interval(-sympy.oo, bound, True, strict, str(letter))
-    return Interval(bound, sympy.oo, strict, True, str(letter))
+        return Interval(-sympy.oo, end, True, strict, str(letter))
+    return Interval(end, sympy.oo, strict, True, str(letter))
 
 
 def read_quantity(tokens: list[str]):
