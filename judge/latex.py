@@ -749,9 +749,11 @@ def read_number(numeral: str, tokens: Tokens):
             raise Unreadable("what repeats?")
         return value + number(digits) / (10 ** len(numeral.partition(".")[2]) * (10 ** len(digits) - 1))
     fraction = read_mixed(tokens) if numeral.isdigit() else None
-    if fraction is None and tokens and tokens[0][0] in DIGITS:
+    if fraction is not None:
+        return value + fraction
+    if tokens and tokens[0][0] in DIGITS:
         raise Unreadable("two numbers side by side")
-    return value if fraction is None else value + fraction
+    return value
 
 
 def read_mixed(tokens: Tokens):
