@@ -31,8 +31,7 @@ def parse_args(argv=None):
     parser.add_argument("--data", type=Path, help="folder of gsm8k_test.jsonl, math500.jsonl, aime2[45].jsonl")
     parser.add_argument("--show", choices=("ours", "math-verify"), help="print the rows that this one gets wrong")
     parser.add_argument("--no-hostile", action="store_true", help="leave the hostile rows out")
-    parser.add_argument("--fuzz", type=float, metavar="SECONDS", help="mutate golds for so long instead, and exit")
-    parser.add_argument("--one", nargs=3, metavar=("JUDGE", "ANSWER", "GOLD"), help="judge one row and exit")
+    parser.add_argument("--one", nargs=2, metavar=("JUDGE", "INDEX"), help="is that hostile answer 5?  Say so and exit")
     return parser.parse_args(argv)
 
 
@@ -77,14 +76,8 @@ def number_rewrites(gold: str) -> Iterator[str]:
     yield rf"\mathbf{{{gold}}}"
     if value.denominator == 1:
         n = value.numerator
-        yield from (f"{n}.0", f"{n}.00", f"{n:,}", f"{n:,}".replace(",", "{,}"), f"{n:,}".replace(",", r",\!"))
-        yield from (
-            f"{n:,}".replace(",", r"\,"),
-            f"{n} \\text{{ units}}",
-            f"{n} apples",
-            rf"\${n:,}",
-            rf"\frac{{{3 * n}}}{{3}}",
-        )
+        yield from (f"{n}.0", f"{n}.00", *(f"{n:,}".replace(",", comma) for comma in (",", "{,}", r",\!", r"\,")))
+        yield from (rf"{n} \text{{ units}}", f"{n} apples", rf"\${n:,}", rf"\frac{{{3 * n}}}{{3}}")
         if n > 0:
             yield from (f"0{n}", f"+{n}", rf"\sqrt{{{n * n}}}")
         if n > 99 and n % 100 == 0:
@@ -95,13 +88,10 @@ def number_rewrites(gold: str) -> Iterator[str]:
         sign, whole, rest = "-" if top < 0 else "", abs(top) // bottom, abs(top) % bottom
         if whole:
             yield from (rf"{sign}{whole}\frac{{{rest}}}{{{bottom}}}", rf"{sign}{whole} {rest}/{bottom}")
-        if re.fullmatch(r"1(0*)", str(bottom)) or not 10**12 % bottom:
+        if not 10**12 % bottom:
             decimal = f"{float(value):.12f}".rstrip("0")
-            yield from (
-                decimal,
-                decimal.replace("0.", ".", 1) if abs(value) < 1 else decimal,
-                f"{float(100 * value):.10g}\\%",
-            )
+            yield from (decimal, decimal.replace("0.", ".", 1) if abs(value) < 1 else decimal)
+            yield rf"{float(100 * value):.10g}\%"
 
 
 def other_rewrites(gold: str) -> Iterator[str]:
@@ -111,47 +101,28 @@ def other_rewrites(gold: str) -> Iterator[str]:
     if match := re.fullmatch(r"(-?\d*)\s*\\sqrt\{?(\d+)\}?", gold):
         factor, root = {"": 1, "-": -1}.get(match[1]) or int(match[1]), int(match[2])
         yield from (rf"{'-' if factor < 0 else ''}\sqrt{{{factor**2 * root}}}", rf"{factor} \cdot \sqrt{{{root}}}")
-        yield from (
-            rf"{factor}*sqrt({root})",
-            rf"\frac{{{factor * root}}}{{\sqrt{{{root}}}}}",
-            rf"{factor} \cdot {root}^{{1/2}}",
-        )
+        yield from (rf"{factor}*sqrt({root})", rf"\frac{{{factor * root}}}{{\sqrt{{{root}}}}}")
+        yield rf"{factor} \cdot {root}^{{1/2}}"
     if match := re.fullmatch(r"(-?\d+) ?([+-]) ?(\d+)i", gold):
         a, sign, b = match.groups()
-        yield from (
-            f"{sign}{b}i + {a}".lstrip("+"),
-            rf"{a} {sign} {b}\mathrm{{i}}",
-            rf"{a} {sign} i \cdot {b}",
-            f"({a}{sign}{b}i)",
-        )
+        yield from (f"{sign}{b}i + {a}".lstrip("+"), rf"{a} {sign} {b}\mathrm{{i}}")
+        yield from (rf"{a} {sign} i \cdot {b}", f"({a}{sign}{b}i)")
     if match := re.fullmatch(r"(\d+)_\{?(\d)\}?", gold):
         word = ("", "", "two", "three", "four", "five", "six", "seven", "eight", "nine")[int(match[2])]
         digits, base = match.groups()
         yield from (f"{digits}_{{{base}}}", rf"{digits}_{{\text{{{word}}}}}", rf"{digits} \text{{ (base {base})}}")
         yield from (f"({digits})_{base}", f"{digits} base {base}", rf"{digits}_{{\text{{base }} {base}}}")
     if match := re.fullmatch(r"\\text\{\(?(\w+)\)?\}", gold):
-        yield from (match[1], rf"\text{{ {match[1]} }}", rf"\mathrm{{{match[1]}}}", rf"\textbf{{{match[1]}}}")
-        yield from (
-            (f"({match[1]})", rf"\text{{Choice {match[1]}}}")
-            if len(match[1]) == 1
-            else (match[1].lower(), match[1].title())
-        )
+        word = match[1]
+        yield from (word, rf"\text{{ {word} }}", rf"\mathrm{{{word}}}", rf"\textbf{{{word}}}")
+        yield from (f"({word})", rf"\text{{Choice {word}}}") if len(word) == 1 else (word.lower(), word.title())
     if match := re.fullmatch(r"\\\$(.*)", gold):
-        yield from (
-            match[1],
-            rf"{match[1]} \text{{ dollars}}",
-            f"${match[1]}",
-            f"{match[1]} dollars",
-            f"{match[1]} USD",
-        )
+        n = match[1]
+        yield from (n, rf"{n} \text{{ dollars}}", f"${n}", f"{n} dollars", f"{n} USD")
     if match := re.fullmatch(r"(\d+) ?\\mbox\{ (\w+)\}\^2", gold):
-        unit = {"inches": "in", "cm": "centimeters"}[match[2]]
-        yield from (
-            match[1],
-            rf"{match[1]} \text{{ {match[2]}}}^2",
-            f"{match[1]} {unit}^2",
-            rf"{match[1]}\text{{ square {unit}}}",
-        )
+        n, unit = match.groups()
+        other = {"inches": "in", "cm": "centimeters"}[unit]
+        yield from (n, rf"{n} \text{{ {unit}}}^2", f"{n} {other}^2", rf"{n}\text{{ square {other}}}")
     yield from list_rewrites(gold)
     yield from function_rewrites(gold)
 
@@ -171,10 +142,8 @@ def list_rewrites(gold: str) -> Iterator[str]:
         yield rf"\left{opening} " + r" ,\; ".join(parts) + rf" \right{closing}"
         if len(parts) == 2 and (opening + closing != "()" or "infty" in inner or "sqrt" in inner):
             low, high = (r"\le" if sign in "[]" else "<" for sign in (opening, closing))
-            left, right = (
-                "" if "infty" in parts[0] else f"{parts[0]} {low} ",
-                "" if "infty" in parts[1] else f" {high} {parts[1]}",
-            )
+            left = "" if "infty" in parts[0] else f"{parts[0]} {low} "
+            right = "" if "infty" in parts[1] else f" {high} {parts[1]}"
             yield from (f"{left}x{right}", rf"x \in {gold}")
         elif opening + closing == "()":
             yield rf"({','.join('xyzw'[: len(parts)])}) = {gold}"
@@ -185,12 +154,8 @@ def list_rewrites(gold: str) -> Iterator[str]:
         yield ", ".join(f"x_{i} = {part}" for i, part in enumerate(parts, 1))
     if match := re.fullmatch(r"(.*) \\pm (.*)", gold):
         a, b = match.groups()
-        yield from (
-            f"{a} + {b}, {a} - {b}",
-            rf"{a} - {b} \text{{ and }} {a} + {b}",
-            rf"\{{{a} - {b}, {a} + {b}\}}",
-            f"x = {gold}",
-        )
+        yield from (f"{a} + {b}, {a} - {b}", rf"{a} - {b} \text{{ and }} {a} + {b}")
+        yield from (rf"\{{{a} - {b}, {a} + {b}\}}", f"x = {gold}")
     if r"\cup" in gold:
         left, right = (part.strip() for part in gold.split(r"\cup"))
         yield from (rf"{right} \cup {left}", f"{left}∪{right}", rf"x \in {gold}")
@@ -222,26 +187,16 @@ def function_rewrites(gold: str) -> Iterator[str]:
 
 def perturbations(gold: str, chance: random.Random) -> Iterator[str]:
     """Another answer that looks like it."""
-    digits = [match.start() for match in re.finditer(r"\d", gold)]
-    for place in chance.sample(digits, min(2, len(digits))):
-        yield (
-            gold[:place]
-            + str((int(gold[place]) + chance.randint(1, 8)) % 9 + 1 if gold[place] != "9" else 8)
-            + gold[place + 1 :]
-        )
+    places = [match.start() for match in re.finditer(r"\d", gold)]
+    for place in chance.sample(places, min(2, len(places))):
+        digit = "8" if gold[place] == "9" else str((int(gold[place]) + chance.randint(1, 8)) % 9 + 1)
+        yield gold[:place] + digit + gold[place + 1 :]
     value = number(gold)
     if value is not None:
-        yield from (
-            str(value + 1),
-            str(-value) if value else "1",
-            f"{gold}, {value + 1}",
-            f"({gold})^2" if value not in (0, 1) else "7",
-        )
-        yield from (
-            rf"{gold} + \frac{{1}}{{1000}}",
-            f"{float(value) + 0.001:.6f}",
-            rf"\frac{{{gold}}}{{7}}" if value else "3",
-        )
+        yield from (str(value + 1), str(-value) if value else "1", f"{gold}, {value + 1}")
+        yield f"({gold})^2" if value not in (0, 1) else "7"
+        yield from (rf"{gold} + \frac{{1}}{{1000}}", f"{float(value) + 0.001:.6f}")
+        yield rf"\frac{{{gold}}}{{7}}" if value else "3"
         if value.denominator > 1:
             yield from (f"{value.denominator}/{value.numerator}", f"{value.denominator}", f"{value.numerator}")
             if 10**12 % value.denominator:
@@ -257,23 +212,15 @@ def perturbations(gold: str, chance: random.Random) -> Iterator[str]:
     if r"\pm" in gold:
         yield from (gold.replace(r"\pm", "+"), gold.replace(r"\pm", "-"), f"-({gold})")
     if match := re.fullmatch(r"(\d+)_\{?(\d)\}?", gold):
-        yield from (
-            f"{match[1]}_{int(match[2]) + 1}",
-            match[1],
-            f"{match[1]}_{{10}}",
-            str(int(match[1], int(match[2]))),
-        )
+        digits, base = match[1], int(match[2])
+        yield from (f"{digits}_{base + 1}", digits, f"{digits}_{{10}}", str(int(digits, base)))
     if match := re.fullmatch(r"\\text\{\(?(\w+)\)?\}", gold):
         yield from (rf"\text{{not {match[1]}}}", "D", r"\text{neither}", f"{match[1]}s" if len(match[1]) > 1 else "5")
     if re.search(r"[a-zA-Z]\^?|i$", gold) and not re.search(r"\\|_|=", gold):
         yield from (gold.swapcase(), f"{gold} + 1", f"-({gold})", gold.replace("^", "").replace("2k", "k") + "k")
     if r"\cup" in gold:
-        yield from (
-            gold.split(r"\cup")[0],
-            gold.replace(r"\cup", r"\cap"),
-            gold.replace("(", "["),
-            gold.replace(r"\cup", ","),
-        )
+        yield from (gold.split(r"\cup")[0], gold.replace(r"\cup", r"\cap"))
+        yield from (gold.replace("(", "["), gold.replace(r"\cup", ","))
     if "matrix" in gold:
         yield from (gold.replace(r"\\", "&"), gold.replace("-", ""), rf"2 {gold}", gold.replace(r"\\", r"\\ 0 \\", 1))
     if "=" in gold:
@@ -331,6 +278,14 @@ def completions(golds: list[str]) -> list[Row]:
     return rows
 
 
+def plain_pairs() -> list[Row]:
+    """What most rewards compare: two integers, decimals or fractions."""
+    chance = random.Random(2)
+    numbers = [(chance.randint(0, 2000), chance.randint(2, 20)) for _ in range(1500)]
+    rows = [(f"{n:,}", str(n), True) for n, _ in numbers] + [(str(n + 1), str(n), False) for n, _ in numbers]
+    return rows + [(rf"\frac{{{n}}}{{{d}}}", f"{n}/{d}", True) for n, d in numbers]
+
+
 HOSTILE = [
     "9^{9^{9^{9}}}", "2^{2^{2^{2^{2^{2}}}}}", r"e^{e^{e^{e^{10}}}}", "x^{x^{x^{x^{x}}}}", "1000000000!", "((5!)!)!",
     "9" * 999,
@@ -351,13 +306,10 @@ def load_judges() -> dict:
 
     from judge.answers import grade, is_equal
 
-    def verify_pair(answer, gold):
-        return math_verify.verify(math_verify.parse(f"${gold}$"), math_verify.parse(f"${answer}$"))
-
-    def verify_completion(completion, gold):
+    def verify(completion, gold):
         return math_verify.verify(math_verify.parse(f"${gold}$"), math_verify.parse(completion))
 
-    return {"ours": (is_equal, grade), "math-verify": (verify_pair, verify_completion)}
+    return {"ours": (is_equal, grade), "math-verify": (lambda answer, gold: verify(f"${answer}$", gold), verify)}
 
 
 def measure(judge, rows: list[Row], show: bool) -> tuple[float, int, int, float]:
@@ -374,9 +326,9 @@ def measure(judge, rows: list[Row], show: bool) -> tuple[float, int, int, float]
     return 1 - (false_rights + false_wrongs) / len(rows), false_rights, false_wrongs, len(rows) / seconds
 
 
-def survives(name: str, answer: str) -> tuple[bool, float]:
+def survives(name: str, index: int) -> tuple[bool, float]:
     """Does a judge say in time that a hostile answer is not 5?  And the seconds that it took, start included."""
-    command = [sys.executable, __file__, "--one", name, f"@{HOSTILE.index(answer)}", "5"]
+    command = [sys.executable, __file__, "--one", name, str(index)]
     began = time.monotonic()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
@@ -385,88 +337,30 @@ def survives(name: str, answer: str) -> tuple[bool, float]:
     return done.stdout.strip() == "False", time.monotonic() - began
 
 
-def mutate(gold: str, golds: list[str], chance: random.Random) -> str:
-    """A gold with up to four pieces deleted, doubled, moved, or taken from another gold or a list of nasty ones."""
-    nasty = [
-        *r"{}()[]|\^_,.=<>!%$&-+/*",
-        r"\frac",
-        r"\sqrt",
-        r"^{99",
-        "9" * 40,
-        r"\pm",
-        r"\begin{pmatrix}",
-        r"\text{",
-        "½",
-        "\0",
-    ]
-    for _ in range(chance.randint(1, 4)):
-        i, j = sorted(chance.choices(range(len(gold) + 1), k=2))
-        other = chance.choice(golds)
-        piece = chance.choice(
-            ["", gold[i:j] * 2, other[i:j], chance.choice(nasty), gold[i:j][::-1], chance.choice(nasty) * 9]
-        )
-        gold = gold[:i] + piece + gold[chance.choice((i, j)) :]
-    return gold
-
-
-def fuzz(golds: list[str], seconds: float):
-    """No crash, no hang, no asymmetry, no file written; prints the mutants that count as right, to be looked at."""
-    from judge.answers import counts, is_equal
-
-    chance, began, slowest, n = random.Random(4), time.monotonic(), 0.0, 0
-    files = set(ROOT.rglob("*"))
-    while time.monotonic() - began < seconds:
-        gold = chance.choice(golds)
-        mutant = mutate(gold, golds, chance)
-        start = time.monotonic()
-        verdict = is_equal(mutant, gold)
-        slowest, n = max(slowest, time.monotonic() - start), n + 1
-        if verdict != is_equal(gold, mutant):
-            print(f"asymmetric: {mutant!r} and {gold!r}")
-        if verdict and mutant != gold:
-            print(f"right: {mutant!r} for {gold!r}")
-    written = {path for path in set(ROOT.rglob("*")) - files if not re.search(r"/(\.|__pycache__)", str(path))}
-    print(f"{n} mutants, slowest {slowest:.2f} s, files written: {sorted(written)}, {counts}")
-
-
 def main(args):
     if args.one:
-        name, answer, gold = args.one
-        answer = HOSTILE[int(answer[1:])] if re.fullmatch(r"@\d+", answer) else answer
-        return print(bool(load_judges()[name][0](answer, gold)))
+        name, index = args.one
+        return print(bool(load_judges()[name][0](HOSTILE[int(index)], "5")))
     if args.data is None:
         fail("--data: give the folder of gsm8k_test.jsonl, math500.jsonl, aime24.jsonl and aime25.jsonl")
     golds = read_golds(args.data)
-    if args.fuzz:
-        return fuzz(golds, args.fuzz)
     kinds = {"pairs": pairs(golds), "completions": completions(golds), "plain numbers": plain_pairs()}
     print(f"{len(golds)} golds")
-    print(
-        f"{'rows':<16}{'judge':<14}{'n':>7}{'negatives':>11}{'accuracy':>10}"
-        f"{'false right':>13}{'false wrong':>13}{'rows/s':>10}"
-    )
+    print(f"{'rows':<16}{'judge':<14}{'n':>7}{'negatives':>11}{'accuracy':>10}"
+          f"{'false right':>13}{'false wrong':>13}{'rows/s':>10}")  # fmt: skip
     for kind, rows in kinds.items():
         negatives = sum(not right for *_, right in rows)
         for name, judges in load_judges().items():
             judge = judges[kind == "completions"]
             judge("\\sqrt{8}", "3")  # start what has to be started
             accuracy, false_rights, false_wrongs, speed = measure(judge, rows, args.show == name)
-            print(
-                f"{kind:<16}{name:<14}{len(rows):>7}{negatives:>11}{accuracy:>10.2%}{false_rights:>13}{false_wrongs:>13}{speed:>10.0f}"
-            )
+            print(f"{kind:<16}{name:<14}{len(rows):>7}{negatives:>11}{accuracy:>10.2%}"
+                  f"{false_rights:>13}{false_wrongs:>13}{speed:>10.0f}")  # fmt: skip
     for name in () if args.no_hostile else load_judges():
-        results = [survives(name, answer) for answer in HOSTILE]
-        fine = sum(good for good, _ in results)
-        print(f"{'hostile':<16}{name:<14}{len(HOSTILE):>7}   no verdict in {HANG_SECONDS} s: {len(HOSTILE) - fine}"
+        results = [survives(name, index) for index in range(len(HOSTILE))]
+        hung = sum(not good for good, _ in results)
+        print(f"{'hostile':<16}{name:<14}{len(HOSTILE):>7}   no verdict in {HANG_SECONDS} s: {hung}"
               f", slowest {max(seconds for _, seconds in results):.1f} s")  # fmt: skip
-
-
-def plain_pairs() -> list[Row]:
-    """What most rewards compare: two integers, decimals or fractions."""
-    chance = random.Random(2)
-    numbers = [(chance.randint(0, 2000), chance.randint(2, 20)) for _ in range(1500)]
-    rows = [(f"{n:,}", str(n), True) for n, _ in numbers] + [(str(n + 1), str(n), False) for n, _ in numbers]
-    return rows + [(rf"\frac{{{n}}}{{{d}}}", f"{n}/{d}", True) for n, d in numbers]
 
 
 if __name__ == "__main__":

@@ -162,23 +162,23 @@ class Worker:
 
     def compare(self, answer: str, gold: str) -> bool:
         """Are the two equal?  What fails or takes too long is counted, and not equal."""
-        request = json.dumps([answer, gold]).encode() + b"\n"
         with self.lock:
-            began = time.monotonic()
-            verdict = self.ask(request, COMPARE_SECONDS)
-            if verdict == "":  # it may have died before: once more, on what is left of the time
-                verdict = self.ask(request, COMPARE_SECONDS - (time.monotonic() - began))
+            verdict = self.verdict(answer, gold)
             counts["sympy"] += 1
             if verdict not in ("equal", "different"):
                 counts[verdict or "failed"] += 1
-            return verdict == "equal"
+        return verdict == "equal"
 
     def can_read(self, gold: str) -> bool:
         """Does the worker get as far as to compare?  With a word: that costs little.  Not counted, as no run asked."""
-        request = json.dumps(["\\text{word}", gold]).encode() + b"\n"
         with self.lock:
-            verdict = self.ask(request, COMPARE_SECONDS) or self.ask(request, COMPARE_SECONDS)     # had it died before?
-        return verdict in ("equal", "different")
+            return self.verdict("\\text{word}", gold) in ("equal", "different")
+
+    def verdict(self, answer: str, gold: str) -> str:
+        """The worker's; where it may have died before, asked once more on what is left of the time."""
+        request = json.dumps([answer, gold]).encode() + b"\n"
+        began = time.monotonic()
+        return self.ask(request, COMPARE_SECONDS) or self.ask(request, COMPARE_SECONDS - (time.monotonic() - began))
 
     def ask(self, request: bytes, seconds: float) -> str:
         """The worker's verdict; "timeout", or "" where it died: then the next one is starting already."""
@@ -209,8 +209,6 @@ class Worker:
 
     def launch(self):
         """Start a process, without waiting for it."""
-        atexit.unregister(self.stop)
-        atexit.register(self.stop)
         self.ready = False
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         command, root = [sys.executable, "-m", "judge.latex"], Path(__file__).resolve().parent.parent
@@ -232,4 +230,5 @@ class Worker:
 
 
 WORKER = Worker()
+atexit.register(WORKER.stop)
 os.register_at_fork(after_in_child=WORKER.__init__)  # a forked child (a data loader) starts a worker of its own

@@ -76,30 +76,10 @@ HAS_UNIT = re.compile(r"\\(?:text|math|mbox|circ|[%$])|(?<![\\a-zA-Z])[a-zA-Z]{2
 
 
 def last_boxes(text: str) -> str | None:
-    r"""The answer of the box that closes last (of nested ones the outer), and of those that are one with it."""
+    """The answer of the box that closes last, with those that are one with it; None where it is missing or denied."""
     boxes = all_boxes(text)
-    return joined(text, boxes) if boxes else None
-
-
-def all_boxes(text: str) -> list[Box]:
-    r"""Each closed box that holds something, `\boxed 3`, too; of nested ones the outer."""
-    boxes, starts = [], []  # starts of the open braces: where a box and its content start, None for other braces
-    for brace in BRACE.finditer(text):
-        if brace["box"] or brace["open"]:
-            starts.append((brace.start(), brace.end()) if brace["box"] else None)
-            continue
-        opened = starts.pop() if brace["close"] and starts else None
-        if brace["bare"]:
-            boxes.append((brace.start(), brace.span("bare"), brace.end()))
-        elif opened and NOT_SPACE.search(text, opened[1], brace.start()):
-            while boxes and boxes[-1][0] > opened[0]:
-                boxes.pop()
-            boxes.append((opened[0], (opened[1], brace.start()), brace.end()))
-    return boxes
-
-
-def joined(text: str, boxes: list[Box]) -> str | None:
-    """The answer of the last of some boxes, with those that are one with it; None where it is denied or unclear."""
+    if not boxes:
+        return None
     while len(boxes) > 1 and REJECTS.fullmatch(text, boxes[-2][2], boxes[-1][0]):
         boxes.pop()  # 5, not 6
     first, joints = len(boxes) - 1, []
@@ -123,6 +103,23 @@ def joined(text: str, boxes: list[Box]) -> str | None:
     else:
         parts = named(text, boxes[first:], parts)
     return lead + "".join(part + glue for part, glue in zip(parts, [*joints[::-1], ""], strict=True)) + tail + unit
+
+
+def all_boxes(text: str) -> list[Box]:
+    r"""Each closed box that holds something, `\boxed 3`, too; of nested ones the outer."""
+    boxes, starts = [], []  # starts of the open braces: where a box and its content start, None for other braces
+    for brace in BRACE.finditer(text):
+        if brace["box"] or brace["open"]:
+            starts.append((brace.start(), brace.end()) if brace["box"] else None)
+            continue
+        opened = starts.pop() if brace["close"] and starts else None
+        if brace["bare"]:
+            boxes.append((brace.start(), brace.span("bare"), brace.end()))
+        elif opened and NOT_SPACE.search(text, opened[1], brace.start()):
+            while boxes and boxes[-1][0] > opened[0]:
+                boxes.pop()
+            boxes.append((opened[0], (opened[1], brace.start()), brace.end()))
+    return boxes
 
 
 def named(text: str, boxes: list[Box], parts: list[str]) -> list[str]:

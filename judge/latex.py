@@ -23,24 +23,8 @@ import sympy
 
 from judge.sets import combine, variable
 from judge.spelling import clean
-from judge.values import (
-    Bag,
-    Clock,
-    Either,
-    Equation,
-    Interval,
-    Numeral,
-    Option,
-    Quantity,
-    Ratio,
-    Relation,
-    Residue,
-    System,
-    Text,
-    Tuple,
-    Union,
-    same,
-)
+from judge.values import Bag, Clock, Either, Equation, Interval, Numeral, Option, Quantity, Ratio, Relation, Residue
+from judge.values import System, Text, Tuple, Union, same
 from judge.words import KNOWN, MONEY, NUMBERS, PRODUCTS, UNITS, read_units, say
 
 MAX_LENGTH = 1000  # characters of an answer
@@ -70,8 +54,6 @@ OPTION = re.compile(  # (E) 12, \textbf{(E)}\ 12, E: a graph, Option E. 12; but 
     r"(?!\s*(?:and|or|is|not|only|wrong|false)(?![a-z]))(?!\s*\(?[A-J][).]?\s*\}?\$?$).*\w.*)",
     re.DOTALL,
 )
-
-
 PLAIN = re.compile(r"[0-9]{1,99}(?:\.[0-9]{1,99})?", re.ASCII)  # nothing to look for
 
 
@@ -142,12 +124,10 @@ FUNCTIONS = {
     "tanh": sympy.tanh, "arccot": sympy.acot, "cis": lambda x: sympy.cos(x) + sympy.I * sympy.sin(x), "ln": sympy.log,
     "exp": lambda x: power(sympy.E, x), "log": lambda x: sympy.log(x, 10), "lg": lambda x: sympy.log(x, 10),
 }  # fmt: skip
-INVERSES = {"sin": sympy.asin, "cos": sympy.acos, "tan": sympy.atan}
 CONSTANTS = {"e": sympy.E, "i": sympy.I, r"\pi": sympy.pi, r"\infty": sympy.oo, "°": sympy.Symbol("°")}
-LETTERS = """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda mu nu xi rho sigma tau phi
-varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell"""
 REALS = ["(", "-", r"\infty", ",", r"\infty", ")"]
-GREEK = {"\\" + letter for letter in LETTERS.split()}
+GREEK = {"\\" + letter for letter in """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda
+mu nu xi rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell""".split()}
 NAME = re.compile(
     r"(?:'\w+)+|[a-df-hj-zA-Z](?:_(?:\w|\{[\w,]+\}))?|[f-hp-rF-HP-TV](?:(?:\^\{-1\}|_\w)?\(-?\w+\))"
     r"|P\([^()=]*\)|\\(?:det|dim|deg|gcd|max|min|Pr)\(?[\w,]+\)?|[a-z](?::[a-z])+|\((?:\\?[a-z]+,)+\\?[a-z]+\)"
@@ -167,8 +147,6 @@ MIXED = re.compile(
     r"(?P<sign>(?:- )?)(?P<whole>[1-9][0-9]*) 'and (?P<frac>\\frac )?"
     r"(?P<top>[1-9][0-9]*)(?(frac) | / )(?P<bottom>[1-9][0-9]*)(?P<words>(?: '\S+| %)*)"
 )
-MATRICES = ("pmatrix", "bmatrix", "vmatrix")
-CHOICE = re.compile(r"[A-J]")
 FAMILY = re.compile(r".+? (?:[,(]|'for|'where|'with) (?:'\w+ )*([a-z]) \\in \\mathbb Z(?: \))?")
 BRACED = re.compile(r"(?<!\S)\{ (\S+) \}(?!\S)")  # a group of one token
 RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in"}
@@ -216,11 +194,9 @@ def split_letters(run: str, in_text: bool, before: Tokens, spaced: bool) -> list
         per = len(before) > 1 and before[-1] in ("/", r"\cdot") and before[-2][0] == "'"  # km/h
         follows = in_text and before and (before[-1][-1] in "0123456789}/" or before[-1][1:] in UNITS)
         return ["'" + run if run in UNITS and (per or follows) else run]
-    if in_text or run.lower() in NUMBERS or (before and {run, run.lower()} & KNOWN):
-        return ["'" + run]
-    if spaced and before and run.lower() in PRODUCTS and before[-1][-1] in DIGITS:
-        return ["'" + run]
-    if spaced and before and (len(run) > 3 or before[-1][0] == "'"):
+    known = run.lower() in NUMBERS or before and {run, run.lower()} & KNOWN
+    unit = before and run.lower() in PRODUCTS and before[-1][-1] in DIGITS
+    if in_text or known or spaced and before and (unit or len(run) > 3 or before[-1][0] == "'"):
         return ["'" + run]
     if run[:-1] in FUNCTIONS:
         return ["\\" + run[:-1], run[-1]]
@@ -306,7 +282,9 @@ def read_family(tokens: list[str], letter: str) -> Quantity:
 def read_rows(tokens: list[str]) -> list[str] | None:
     r"""The rows of \begin{cases} or aligned as a list with commas; None for anything else, a matrix, say."""
     body = tokens[1:-1]
-    if not is_environment(tokens) or tokens[0][-8:-1] in MATRICES or not RELATIONS & set(body):
+    if not RELATIONS & set(body) or tokens[0][-8:-1] in ("pmatrix", "bmatrix", "vmatrix"):
+        return None
+    if not tokens[0].startswith(r"\begin") or not is_enclosed(tokens, tokens[0], tokens[-1]):
         return None
     rows = [align(row) for row in split(body, {r"\\"})[0]]
     joined: list[str] = []
@@ -323,11 +301,6 @@ def align(row: list[str]) -> list[str]:
         if token == "&" and not {left, right} & {"", *RELATIONS}:
             raise Unreadable("a row of two columns")
     return [token for token in row if token != "&"]
-
-
-def is_environment(tokens: list[str]) -> bool:
-    r"""Is the whole of tokens one \begin{...} ... \end{...}?"""
-    return len(tokens) > 2 and is_enclosed(tokens, tokens[0], tokens[-1]) and tokens[0].startswith(r"\begin")
 
 
 def residues(value, modulus: str):
@@ -352,7 +325,7 @@ def read_list(tokens: list[str]):
     values = [value for piece in distribute(pieces) if piece for value in read_item(piece)]
     if not values:
         raise Unreadable("nothing there")
-    if "'or" in separators and all(isinstance(value, Text) or CHOICE.fullmatch(str(value)) for value in values):
+    if "'or" in separators and all(isinstance(value, Text) or re.fullmatch("[A-J]", str(value)) for value in values):
         raise Unreadable("A or C, which are not A and C")
     ranges = [value for value in values if isinstance(value, Interval | Union)]
     if len(values) > 1 and ranges and (any(map(variable, ranges)) or set(separators) == {"'or"} or r"\ne" in tokens):
@@ -401,12 +374,13 @@ def read_system(values: list) -> System | None:
 
 def drop_names(values: list) -> list:
     """x = 1, x = -2 is the list 1, -2; so is x = 1, -2; but x = 1, y = 2 stays as it is."""
-    names = {str(value.left) for value in values if isinstance(value, Equation) and value.named}
-    if len(values) > 1 and isinstance(values[0], Equation) and len({name.split("_")[0] for name in names}) == 1:
-        return [value.right if isinstance(value, Equation) and value.named else value for value in values]
-    if len(values) > 1:
-        return [Equation(*value[:2], False) if isinstance(value, Equation) else value for value in values]
-    return values
+    if len(values) == 1:
+        return values
+    named = [isinstance(value, Equation) and value.named for value in values]
+    names = {str(value.left).split("_")[0] for value, is_named in zip(values, named) if is_named}
+    if isinstance(values[0], Equation) and len(names) == 1:
+        return [value.right if is_named else value for value, is_named in zip(values, named)]
+    return [Equation(*value[:2], False) if isinstance(value, Equation) else value for value in values]
 
 
 def read_item(tokens: list[str]) -> list:
@@ -498,7 +472,7 @@ def read_inequality(sides: list[list[str]], operators: list[str]):
         return bound(-values[1], values[0].args[0], values[1], *strict * 2)
     if isinstance(values[1], sympy.Abs) and values[0].is_positive and values[1].args[0].free_symbols:  # 3 < |x|
         (inner,) = values[1].args
-        return combine([solve_inequality(side - values[0], strict[0], -1) for side in (inner, -inner)], [r"\cup"])
+        return combine([solve_inequality(values[0] - side, strict[0]) for side in (inner, -inner)], [r"\cup"])
     return solve_inequality(values[0] - values[1], strict[0])
 
 
@@ -513,18 +487,17 @@ def bound(low, middle, high, low_strict: bool, high_strict: bool) -> Interval:
     return joined
 
 
-def solve_inequality(difference: sympy.Expr, strict: bool, sign: int = 1) -> Interval | Relation:
-    """difference < 0 (or <= 0; > 0 with sign -1) as an interval of its letter where it is linear in its only letter."""
-    difference = sign * difference
+def solve_inequality(difference: sympy.Expr, strict: bool) -> Interval | Relation:
+    """difference < 0 (or <= 0) as an interval of its letter where it is linear in its only letter."""
     letters = difference.free_symbols
     if len(letters) != 1 or not difference.is_polynomial(*letters) or sympy.degree(difference, *letters) != 1:
         return Relation(difference, strict)
     (letter,) = letters
     slope = sympy.expand(difference).coeff(letter)
-    bound = -difference.subs(letter, 0) / slope
+    end = -difference.subs(letter, 0) / slope
     if slope.is_positive:
-        return Interval(-sympy.oo, bound, True, strict, str(letter))
-    return Interval(bound, sympy.oo, strict, True, str(letter))
+        return Interval(-sympy.oo, end, True, strict, str(letter))
+    return Interval(end, sympy.oo, strict, True, str(letter))
 
 
 def read_quantity(tokens: list[str]):
@@ -672,14 +645,9 @@ def read_product(tokens: Tokens):
     """Factors with a dot, a slash or nothing between them, from left to right."""
     product = read_signed(tokens)
     while tokens and tokens[0] not in ("+", "-", ",", "&", r"\\", r"\over", r"\choose") and not is_closing(tokens[0]):
-        if tokens[0] == "/":
-            tokens.popleft()
-            product = limited(product / read_signed(tokens))
-        elif tokens[0] == r"\cdot":
-            tokens.popleft()
-            product = limited(product * read_signed(tokens))
-        else:
-            product = limited(product * read_power(tokens))
+        sign = tokens.popleft() if tokens[0] in ("/", r"\cdot") else ""
+        factor = read_signed(tokens) if sign else read_power(tokens)
+        product = limited(product / factor if sign == "/" else product * factor)
     return product
 
 
@@ -781,16 +749,17 @@ def read_number(numeral: str, tokens: Tokens):
             raise Unreadable("what repeats?")
         return value + number(digits) / (10 ** len(numeral.partition(".")[2]) * (10 ** len(digits) - 1))
     fraction = read_mixed(tokens) if numeral.isdigit() else None
-    if fraction is None and tokens and tokens[0][0] in DIGITS:
+    if fraction is not None:
+        return value + fraction
+    if tokens and tokens[0][0] in DIGITS:
         raise Unreadable("two numbers side by side")
-    return value if fraction is None else value + fraction
+    return value
 
 
 def read_mixed(tokens: Tokens):
     """The proper fraction that follows an integer at once; None if none does."""
     rest = deque(tokens)
-    plain = len(rest) > 2 and rest[0].isdigit() and rest[1] == "/" and rest[2].isdigit()
-    if plain:
+    if len(rest) > 2 and rest[0].isdigit() and rest[1] == "/" and rest[2].isdigit():
         top, _, bottom = (rest.popleft() for _ in range(3))
     elif rest and rest.popleft() == r"\frac":
         top, bottom = (str(read_argument(rest)) for _ in range(2))
@@ -850,8 +819,8 @@ def read_function(name: str, tokens: Tokens):
     while not bracketed and tokens and (tokens[0].isalnum() or tokens[0] in GREEK | {r"\pi", r"\frac", r"\sqrt"}):
         argument = limited(argument * read_power(tokens))
     argument = argument.subs(CONSTANTS["°"], sympy.pi / 180)
-    if exponent == -1 and name in INVERSES:
-        return limited(INVERSES[name](argument))
+    if exponent == -1 and name in ("sin", "cos", "tan"):
+        return limited(FUNCTIONS["arc" + name](argument))
     value = sympy.log(argument, base) if base is not None and name == "log" else FUNCTIONS[name](argument)
     return limited(value) if exponent is None else power(value, exponent)
 

@@ -48,12 +48,7 @@ ABOUT = "(?:approx(?:imately)?|about|roughly)"
 REALS = r"(?:\\math(?:bb|bf)\s*(?:\{\s*R\s*\}|R)|\\(?:R|reals|Reals)(?![a-zA-Z]))"
 SCRIPT = r"\s*(?:\{\s*([^{}]+?)\s*\}|([0-9a-z]))\s*"
 CHOOSE = r"(?:\\(?:mathrm|mathbf|text|rm)\s*\{\s*)?([CP])\s*\}?\s*"
-MACRO = re.compile(r"\\(kilo|centi|milli|mega)?\\?([a-zA-Z]+)|[.~]")
-
-
-def plain_unit(macro: re.Match) -> str:
-    r"""\kilo\metre\per\second is kilometre per second."""
-    return f"{macro[1] or ''}{macro[2] or ''} "
+MACRO = re.compile(r"\\(kilo|centi|milli|mega)?\\?([a-zA-Z]+)|[.~]")  # \kilo\metre\per\second
 
 
 def chosen(n: str, letter: str, k: str) -> str:
@@ -85,7 +80,7 @@ REWRITES = compiled(
     # units in fractions and packages, 5th, a bare "540 m"
     (rf"\\frac\s*\{{\s*{IN_TEXT}\s*\}}\s*\{{\s*{IN_TEXT}\s*\}}", r"\\text{ \1/\2}"),
     (r"\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{([^{}]*)\}",
-     lambda unit: rf"{unit[1]}\text{{ {MACRO.sub(plain_unit, unit[2])}}}"),
+     lambda unit: unit[1] + r"\text{ " + MACRO.sub(r"\1\2 ", unit[2]) + "}"),
     (r"\\ang\s*\{([^{};]*)\}", r"\1°"),
     (r"\\num\s*\{([^{}]*)\}", r"{\1}"),
     (r"(?<![0-9.a-zA-Z])([0-9]+)\s*(?:\^\s*)?(\{\s*)?(?:\\(?:text|mathrm|textsuperscript|textrm|rm)\s*(\{\s*)?|(?<=[0-9])|"

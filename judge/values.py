@@ -193,8 +193,7 @@ def same_equation(a: Equation, b: Any) -> bool:
     sides = (a.left, a.right, b.left, b.right)
     if not all(isinstance(side, sympy.Expr) for side in sides):
         return False
-    factor = constant_factor(a.left - a.right, b.left - b.right)
-    return factor is not None
+    return constant_factor(a.left - a.right, b.left - b.right) is not None
 
 
 def same_relation(a: Relation, b: Any) -> bool:
@@ -234,11 +233,6 @@ def same_clock(a: Clock, b: Any) -> bool:
     return isinstance(b, Clock) and a == b
 
 
-def same_ratio(a: Ratio, b: Any) -> bool:
-    """Item by item: 2:4 is not in lowest terms."""
-    return isinstance(b, Ratio) and same(Tuple(a.items), Tuple(b.items))
-
-
 def same_bag(a: Bag | Union, b: Any) -> bool:
     """Each item of one has its own partner in the other, in any order."""
     if type(a) is not type(b) or len(a[0]) != len(b[0]):
@@ -263,9 +257,9 @@ def same_interval(a: Interval, b: Any) -> bool:
     return same(a.low, b.low) and same(a.high, b.high)
 
 
-def same_tuple(a: Tuple, b: Any) -> bool:
-    """Item by item."""
-    return isinstance(b, Tuple) and len(a.items) == len(b.items) and all(map(same, a.items, b.items))
+def same_items(a: Tuple | Ratio, b: Any) -> bool:
+    """Item by item: the ratio 2:4 is not in lowest terms."""
+    return type(a) is type(b) and len(a.items) == len(b.items) and all(map(same, a.items, b.items))
 
 
 def same_numeral(a: Numeral, b: Any) -> bool:
@@ -291,8 +285,8 @@ RULES = {
     Bag: same_bag,
     Union: same_bag,
     Interval: same_interval,
-    Ratio: same_ratio,
-    Tuple: same_tuple,
+    Ratio: same_items,
+    Tuple: same_items,
     Relation: same_relation,
     Numeral: same_numeral,
     Text: same_text,

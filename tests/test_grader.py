@@ -27,14 +27,20 @@ DATA = Path(os.environ.get("S2D_DATA", ROOT.parent / "shared" / "data"))
 
 
 def rows(table: str) -> list[tuple[str, str]]:
-    return [tuple(part.strip() for part in line.split(" | ")) for line in table.strip().splitlines()]
+    """The first answer of each line with each other one on it."""
+    lines = [[part.strip() for part in line.split(" | ")] for line in table.strip().splitlines()]
+    return [(first, other) for first, *others in lines for other in others]
 
 
-def golds() -> list[str]:
-    path = DATA / "math500.jsonl"
+def problems(name: str) -> list[dict]:
+    path = DATA / name
     if not path.exists():
         pytest.skip(f"no {path}")
-    return [json.loads(line)["answer"] for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def golds() -> set[str]:
+    return {row["answer"] for row in problems("math500.jsonl")}
 
 
 # -------------------------------------------------- extraction --------------------------------------------------
@@ -103,186 +109,91 @@ def test_extraction_is_linear(text):
 # --------------------------------------------------- equality ---------------------------------------------------
 
 EQUAL = rows(r"""
-\frac{14}{3} | 14/3
-\frac{14}{3} | \dfrac {14} 3
-\frac{14}{3} | 4\frac{2}{3}
-\frac{14}{3} | 4 2/3
+\frac{14}{3} | 14/3 | \dfrac {14} 3 | 4\frac{2}{3} | 4 2/3 | 4{\frac{2}{3}} | 14 \over 3 | \nicefrac{14}{3} | 4.\bar6
+\frac{14}{3} | 4.\dot{6}
 \frac43 | \dfrac 43
 \frac{9}{19} | \frac9{19}
-3\sqrt{13} | \sqrt{117}
-3\sqrt{13} | 3√13
-3\sqrt{13} | 3 \cdot \sqrt{13}
-3\sqrt{13} | 3*sqrt(13)
-3\sqrt{13} | 3sqrt13
-90^\circ | 90
-90^\circ | 90°
-90^\circ | 90 degrees
-90^\circ | 90^{\circ}
-90^\circ | 90 \text{ degrees}
-90^\circ | 90\degree
-6 - 5i | -5i + 6
-6 - 5i | 6-5\mathrm{i}
-6 - 5i | 6 - i \cdot 5
-6+9i | 3(2+3i)
-x=5 | 5
-x=5 | x = 5.0
-1,-2 | -2, 1
-1,-2 | x = 1, x=-2
-1,-2 | x = 1 or x = -2
-1,-2 | x = 1 \text{ or } x = -2
-1,-2 | 1 and -2
-1,-2 | \{1,-2\}
-1,-2 | x=1,-2
-1,-2 | x_1 = 1, x_2 = -2
-1,-2 | 1, \text{ and } -2
-1,-2 | \{-2, 1\}
-1,-2 | \left\{ -2, 1 \right\}
-52_8 | 52_{8}
-52_8 | 52_{\text{eight}}
-52_8 | 52_{eight}
-52_8 | 52 \text{ base } 8
-52_8 | 52 (base 8)
-52_8 | 52_{(8)}
-52_8 | 52₈
-52_8 | 52_{\text{base }8}
-11\sqrt2 | 11\sqrt{2}
-\frac{3\sqrt{3}}{4} | 3\sqrt3/4
-\frac{3\sqrt{3}}{4} | \frac{3}{4}\sqrt{3}
-\frac{3\sqrt{3}}{4} | \frac{9}{4\sqrt3}
-\cot x | \frac{\cos x}{\sin x}
-\cot x | \cot(x)
-\cot x | cot x
-\cot x | \frac{1}{\tan x}
-1 \pm \sqrt{19} | 1+\sqrt{19}, 1-\sqrt{19}
-1 \pm \sqrt{19} | 1±√19
-1 \pm \sqrt{19} | x = 1 \pm \sqrt{19}
-1 \pm \sqrt{19} | \{1-\sqrt{19}, 1+\sqrt{19}\}
-1 \pm \sqrt{19} | \frac{2 \pm \sqrt{76}}{2}
-1 \pm \sqrt{19} | 1 + \sqrt{19} \text{ and } 1 - \sqrt{19}
-\text{east} | east
-\text{east} | East
-\text{east} | \mathrm{east}
-\text{Evelyn} | Evelyn
-\text{Evelyn} | \text{ evelyn}
-\text{(C)} | C
-\text{(C)} | (C)
-\text{(C)} | \text{C}
-\text{(C)} | \textbf{(C)}
-\text{(C)} | \mathrm{(C)}
-\text{(C)} | (\text{C})
-\text{(C)} | C.
-\text{(C)} | \text{Option (C)}
+3\sqrt{13} | \sqrt{117} | 3√13 | 3 \cdot \sqrt{13} | 3*sqrt(13) | 3sqrt13
+90^\circ | 90 | 90° | 90 degrees | 90^{\circ} | 90 \text{ degrees} | 90\degree | 90^o | 90\deg
+6 - 5i | -5i + 6 | 6-5\mathrm{i} | 6 - i \cdot 5
+6+9i | 3(2+3i) | 6+i\cdot 9 | 9 i+6 | 6+9\textit{i} | z = 6+9i | 6 + 9 \cdot i | 6+9\,\mathrm{i}
+x=5 | 5 | x = 5.0 | x = 5 | x = \frac{10}{2}
+1,-2 | -2, 1 | x = 1, x=-2 | x = 1 or x = -2 | x = 1 \text{ or } x = -2 | 1 and -2 | \{1,-2\} | x=1,-2
+1,-2 | x_1 = 1, x_2 = -2 | 1, \text{ and } -2 | \{-2, 1\} | \left\{ -2, 1 \right\} | x = -2 \text{ and } x = 1
+1,-2 | x=1\quad\text{or}\quad x=-2 | (x=1), (x=-2)
+52_8 | 52_{8} | 52_{\text{eight}} | 52_{eight} | 52 \text{ base } 8 | 52 (base 8) | 52_{(8)} | 52₈ | 52_{\text{base }8}
+52_8 | {52}_{8} | 52 \text{ in base } 8 | 52_{base 8}
+11\sqrt2 | 11\sqrt{2} | \sqrt{242} | \sqrt{2}\cdot 11 | 11 * √2 | 11 \sqrt {2} | 11\cdot 2^{1/2} | 11\cdot2^{0.5}
+11\sqrt2 | \frac{22}{\sqrt{2}}
+\frac{3\sqrt{3}}{4} | 3\sqrt3/4 | \frac{3}{4}\sqrt{3} | \frac{9}{4\sqrt3}
+\cot x | \frac{\cos x}{\sin x} | \cot(x) | cot x | \frac{1}{\tan x} | \cot{x} | {\cot x} | \cot\left(x\right)
+\cot x | \frac{\cos(x)}{\sin(x)}
+1 \pm \sqrt{19} | 1+\sqrt{19}, 1-\sqrt{19} | 1±√19 | x = 1 \pm \sqrt{19} | \{1-\sqrt{19}, 1+\sqrt{19}\}
+1 \pm \sqrt{19} | \frac{2 \pm \sqrt{76}}{2} | 1 + \sqrt{19} \text{ and } 1 - \sqrt{19} | 1 - \sqrt{19}, 1 + \sqrt{19}
+1 \pm \sqrt{19} | \pm\sqrt{19}+1 | 1 \mp \sqrt{19} | x_{1,2} = 1 +/- \sqrt{19}
+\text{east} | east | East | \mathrm{east} | {east} | ``east''
+\text{Evelyn} | Evelyn | \text{ evelyn}
+\text{(C)} | C | (C) | \text{C} | \textbf{(C)} | \mathrm{(C)} | (\text{C}) | C. | \text{Option (C)} | \boxed{\text{C}}
+\text{(C)} | \text{C.} | \textbf{C}
 \begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix} | \begin{bmatrix} -\frac13 \\ \frac23 \\[2pt] \frac53 \\\end{bmatrix}
 \begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix} | \frac{1}{3}\begin{pmatrix} -1 \\ 2 \\ 5 \end{pmatrix}
 \begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix} | \left(\begin{array}{c} -1/3 \\ 2/3 \\ 5/3 \end{array}\right)
 \begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix} | \begin{pmatrix} -1/3 & 2/3 & 5/3 \end{pmatrix}^T
-(a+5)(b+2) | ab+2a+5b+10
-(a+5)(b+2) | (b+2)(a+5)
-(3,4] | 3 < x \le 4
-(3,4] | x \leq 4 \wedge 3 < x
-(3,4] | x > 3 and x <= 4
-(2,\infty) | (2, oo)
-(3,4] | 3<x≤4
-(3,4] | x \in (3,4]
-(3,4] | 4 \geq x > 3
-(3,4] | \left(3, 4\right]
-(-\infty, 0] | x \le 0
-(-\infty, 0] | (-∞,0]
-(-\infty, 0] | 0 \ge x
-(2,\infty) | x > 2
-(2,\infty) | x - 2 > 0
-(2,\infty) | (2, +\infty)
-(-\infty, 2) \cup (3, \infty) | x < 2 \text{ or } x > 3
-(-\infty, 2) \cup (3, \infty) | (3,\infty) \cup (-\infty,2)
-(-\infty, 2) \cup (3, \infty) | (-∞,2)∪(3,∞)
-(-\infty, 2) \cup (3, \infty) | (-\infty, 2) U (3, \infty)
-x \in [-2,7] | -2 \le x \le 7
-x \in [-2,7] | [-2,7]
-(0,9) \cup (9,36) | (9,36)\cup(0,9)
+(a+5)(b+2) | ab+2a+5b+10 | (b+2)(a+5)
+(3,4] | 3 < x \le 4 | x \leq 4 \wedge 3 < x | x > 3 and x <= 4 | 3<x≤4 | x \in (3,4] | 4 \geq x > 3 | \left(3, 4\right]
+(3,4] | \{ x| 3 < x \le 4 \} | \{x \in \mathbb{R}| 3 < x \le 4\}
+(2,\infty) | (2, oo) | x > 2 | x - 2 > 0 | (2, +\infty)
+(-\infty, 0] | x \le 0 | (-∞,0] | 0 \ge x | (-\infty,0] | \left(-\infty, 0\right] | x \leq 0 | \{x \mid x \le 0\}
+(-\infty, 0] | \{x : x \le 0\} | \{ x \in \mathbb{R} \mid x \leq 0 \} | -\infty < x \le 0 | x \in (-\infty, 0]
+(-\infty, 0] | (-infinity, 0]
+(-\infty, 2) \cup (3, \infty) | x < 2 \text{ or } x > 3 | (3,\infty) \cup (-\infty,2) | (-∞,2)∪(3,∞)
+(-\infty, 2) \cup (3, \infty) | (-\infty, 2) U (3, \infty) | x<2 or x>3 | x < 2, x > 3
+(-\infty, 2) \cup (3, \infty) | x \in (-\infty,2) \text{ or } x \in (3,\infty)
+x \in [-2,7] | -2 \le x \le 7 | [-2,7]
+(0,9) \cup (9,36) | (9,36)\cup(0,9) | 0<x<9 \text{ or } 9<x<36 | x\in(0,9)\cup(9,36)
+(0,9) \cup (9,36) | \left(0,9\right) \cup \left(9,36\right)
 (-\sqrt{3}, \sqrt{3}) | -\sqrt{3} < m < \sqrt{3}
-5x - 7y + 11z + 4 = 0 | 10x-14y+22z+8=0
-5x - 7y + 11z + 4 = 0 | 4 + 5x - 7y + 11z = 0
-5x - 7y + 11z + 4 = 0 | -5x + 7y - 11z = 4
-y = 2x + 3 | 2x+3
-y = 2x + 3 | 2x - y + 3 = 0
-y = 2x + 3 | y=3+2x
+5x - 7y + 11z + 4 = 0 | 10x-14y+22z+8=0 | 4 + 5x - 7y + 11z = 0 | -5x + 7y - 11z = 4
+y = 2x + 3 | 2x+3 | 2x - y + 3 = 0 | y=3+2x | y-2x-3=0 | 2x-y=-3
 y = -2x | 2x + y = 0
-10,\!080 | 10080
-10,\!080 | 10,080
-10,\!080 | 10{,}080
-10,\!080 | 10\,080
-11,\! 111,\! 111,\! 100 | 11111111100
-11,\! 111,\! 111,\! 100 | 11,111,111,100
-13535 | 13\,535
-13535 | 13,535
-13535 | 13 535
-13535 | 13535.
-13535 | 013535
-\$32,\!348 | 32348
-\$32,\!348 | $32,348
-\$32,\!348 | \$32,348.00
-\$18.90 | 18.9
-\$18.90 | 18.90 dollars
-\$18.90 | 18.90 \text{ dollars}
-864 \mbox{ inches}^2 | 864
-864 \mbox{ inches}^2 | 864 \text{ in}^2
-864 \mbox{ inches}^2 | 864 \text{ square inches}
-864 \mbox{ inches}^2 | 864 in^2
-15\mbox{ cm}^2 | 15
-15\mbox{ cm}^2 | 15 cm²
-15\mbox{ cm}^2 | 15\,\mathrm{cm}^2
-15\mbox{ cm}^2 | 15 \text{ cm}^{2}
-5.4 \text{ cents} | 5.4
-5.4 \text{ cents} | \frac{27}{5} \text{ cents}
-5.4 \text{ cents} | 5.4¢
-\frac{270}7\text{ degrees} | \frac{270}{7}
-\frac{270}7\text{ degrees} | \frac{270}{7}^\circ
-\frac{270}7\text{ degrees} | 38\frac{4}{7}
-1\frac{4}{5} | 1.8
-1\frac{4}{5} | 9/5
-1\frac{4}{5} | \frac{9}{5}
-137 \frac{1}{2} | 137.5
-137 \frac{1}{2} | 137½
-137 \frac{1}{2} | 137 1/2
-.0000672 | 6.72 \times 10^{-5}
-.0000672 | 6.72e-5
-.0000672 | 6.72·10⁻⁵
-.0000672 | 0.0000672
+10,\!080 | 10080 | 10,080 | 10{,}080 | 10\,080 | 10~080 | 10\text{,}080 | 1.008 x 10^4
+11,\! 111,\! 111,\! 100 | 11111111100 | 11,111,111,100 | 11{,}111{,}111{,}100 | 11\,111\,111\,100 | 11,\!111,\!111,\!100
+11,\! 111,\! 111,\! 100 | 11 111 111 100 | 11,\,111,\,111,\,100
+13535 | 13\,535 | 13,535 | 13 535 | 13535. | 013535
+\$32,\!348 | 32348 | $32,348 | \$32,348.00 | 32348 USD | \$32{,}348 | \text{\$32,348} | $\$32348$
+\$18.90 | 18.9 | 18.90 dollars | 18.90 \text{ dollars}
+864 \mbox{ inches}^2 | 864 | 864 \text{ in}^2 | 864 \text{ square inches} | 864 in^2 | 864 \text{ sq in}
+864 \mbox{ inches}^2 | 864 \text{ inches squared} | 864\ \text{in}^2 | 864\,in^2 | 864 \text{ square inches}.
+864 \mbox{ inches}^2 | 864\text{ inches}²
+15\mbox{ cm}^2 | 15 | 15 cm² | 15\,\mathrm{cm}^2 | 15 \text{ cm}^{2} | 15 square centimeters | 15 \mathrm{~cm}^2
+15\mbox{ cm}^2 | 15\text{ cm$^2$} | 15 \, \text{cm}^2
+5.4 \text{ cents} | 5.4 | \frac{27}{5} \text{ cents} | 5.4¢ | 5.4 cents | 5.40\text{ cents per unit}
+\frac{270}7\text{ degrees} | \frac{270}{7} | \frac{270}{7}^\circ | 38\frac{4}{7} | 38\tfrac{4}{7}^\circ | \frac{270}{7}°
+1\frac{4}{5} | 1.8 | 9/5 | \frac{9}{5} | 1 4/5 | 1⅘
+137 \frac{1}{2} | 137.5 | 137½ | 137 1/2 | 137\tfrac12 | \frac{275}{2} | 137 + \frac{1}{2}
+.0000672 | 6.72 \times 10^{-5} | 6.72e-5 | 6.72·10⁻⁵ | 0.0000672 | 6.72\times10^{-5} | 6.72 × 10^-5 | 6.72*10^(-5)
+.0000672 | 6.72E-5 | \frac{672}{10000000}
 .35625 | \frac{57}{160}
 28 | 28\%
 28\% | 0.28
 25\% | \frac14
 25 \text{ percent} | 25%
-3R^2 | 3 R^{2}
-3R^2 | 3R²
-5r^5 | 5 \cdot r^5
-\frac{11+9a}{20} | \frac{9a + 11}{20}
-\frac{11+9a}{20} | 0.55+0.45a
-\frac{11+9a}{20} | \frac{11}{20} + \frac{9}{20}a
-\frac{20000}{\pi} | 20000/π
-\left( 3, \frac{\pi}{2} \right) | (3, π/2)
-\left( 3, \frac{\pi}{2} \right) | (r,\theta) = (3, \pi/2)
-\{1\pm\sqrt{5},-2\} | 1+\sqrt5, 1-\sqrt5, -2
-\{1\pm\sqrt{5},-2\} | -2, 1\pm\sqrt5
-\left[ \frac{\pi^2}{8}, \frac{5 \pi^2}{4} \right] | [\pi^2/8, 5\pi^2/4]
+3R^2 | 3 R^{2} | 3R²
+5r^5 | 5 \cdot r^5 | 5{r}^{5}
+\frac{11+9a}{20} | \frac{9a + 11}{20} | 0.55+0.45a | \frac{11}{20} + \frac{9}{20}a
+\frac{20000}{\pi} | 20000/π | \frac{2\times10^4}{\pi} | 20,000/\pi | \frac{20{,}000}{\pi}
+\left( 3, \frac{\pi}{2} \right) | (3, π/2) | (r,\theta) = (3, \pi/2) | (3, \frac{1}{2}\pi) | (3, 0.5\pi)
+\{1\pm\sqrt{5},-2\} | 1+\sqrt5, 1-\sqrt5, -2 | -2, 1\pm\sqrt5 | \left\{1+\sqrt{5}, 1-\sqrt{5}, -2\right\}
+\{1\pm\sqrt{5},-2\} | x = 1 \pm \sqrt{5}, x = -2 | x=-2, x=1+\sqrt5, x=1-\sqrt5
+\left[ \frac{\pi^2}{8}, \frac{5 \pi^2}{4} \right] | [\pi^2/8, 5\pi^2/4] | \frac{\pi^2}{8} \le y \le \frac{5\pi^2}{4}
+\left[ \frac{\pi^2}{8}, \frac{5 \pi^2}{4} \right] | [\frac{1}{8}\pi^2,\frac{5}{4}\pi^2] | [0.125\pi^2, 1.25\pi^2]
 x^5 - x^4 + x^3 - x^2 + x - 1 | (x-1)(x^4+x^2+1)
 6r^2-4r-24 | 2(3r^2-2r-12)
 12 and 14 | 14, 12
 12\text{ and }14 | \{12,14\}
-\frac{1}{2} | ½
-\frac{1}{2} | 0.5
-\frac{1}{2} | \color{red}{\frac12}
-\frac{1}{2} | {\color{blue} \frac{1}{2}}
-\frac{1}{2} | \textcolor{red}{\frac12}
-\frac{1}{2} | \displaystyle\frac{1}{2}
-\frac{1}{2} | \left(\frac{1}{2}\right)
-\frac{1}{2} | $\frac{1}{2}$
-\frac{1}{2} | \(\frac{1}{2}\)
-\frac{1}{2} | \[\frac{1}{2}\]
-\frac{1}{2} | 1/2.
-\frac{1}{2} | 2^{-1}
-\frac{1}{2} | \frac{1}{2} = 0.5
-\frac{1}{2} | x = \frac{2}{4} = \frac12
+\frac{1}{2} | ½ | 0.5 | \color{red}{\frac12} | {\color{blue} \frac{1}{2}} | \textcolor{red}{\frac12}
+\frac{1}{2} | \displaystyle\frac{1}{2} | \left(\frac{1}{2}\right) | $\frac{1}{2}$ | \(\frac{1}{2}\) | \[\frac{1}{2}\]
+\frac{1}{2} | 1/2. | 2^{-1} | \frac{1}{2} = 0.5 | x = \frac{2}{4} = \frac12
 \sqrt{2} | \sqrt{2} \approx 1.414
 5! | 120
 \binom{5}{2} | 10
@@ -296,170 +207,45 @@ P(A) = 1/2 | 0.5
 2×3 | 6
 0.\overline{3} | 1/3
 \infty | ∞
--\frac{\pi}{6} | -π/6
--\frac{\pi}{6} | \frac{-\pi}{6}
--\frac{\pi}{6} | \frac{\pi}{-6}
+-\frac{\pi}{6} | -π/6 | \frac{-\pi}{6} | \frac{\pi}{-6}
 −5 | -5
 42 | 42 apples
-18 | 18 dollars per day
-18 | \$18
+18 | 18 dollars per day | \$18
 70000 | $70,000
-\text{even} | even
-\text{even} | \text{Even}
-\text{ellipse} | an ellipse
+\text{even} | even | \text{Even} | \textit{even} | "even" | \text{even.} | \textbf{even} | \operatorname{even}
+\text{ellipse} | an ellipse | \text{Ellipse} | \text{an ellipse}
 e^{2x} | (e^x)^2
 \sqrt{5+2\sqrt{6}} | \sqrt{2}+\sqrt{3}
 2^{98} | 4^{49}
 AB = 5 | 5
 \angle ABC = 30^\circ | 30
-5 | \boxed{5}
-\text{Monday} | Monday
+5 | \boxed{5} | 5\text{ hours} | \text{5 hours}
+\text{Monday} | Monday | monday | Monday.
 -1 | (-1)
-2k+2 | 2(k+1)
-p - q | -q + p
+2k+2 | 2(k+1) | 2\left(k+1\right) | 2 + 2k
+p - q | -q + p | p + (-q) | -(q-p)
 \sqrt[3]{8} | 2
 (1,2),(3,4) | (3,4), (1,2)
-8n^2 + 4n + 1 | 8n^2+4n+1
-3 \pm 2 \sqrt{2} | 3 \pm \sqrt{8}
+8n^2 + 4n + 1 | 8n^2+4n+1 | 1+4n+8n^2 | 8n²+4n+1
+3 \pm 2 \sqrt{2} | 3 \pm \sqrt{8} | 3 + 2\sqrt{2} \text{ or } 3 - 2\sqrt{2}
 x \ne 2 | (-\infty,2)\cup(2,\infty)
 k \ge 5 | [5,\infty)
-864 \mbox{ inches}^2 | 864 \text{ sq in}
-864 \mbox{ inches}^2 | 864 \text{ inches squared}
-864 \mbox{ inches}^2 | 864\ \text{in}^2
-864 \mbox{ inches}^2 | 864\,in^2
-864 \mbox{ inches}^2 | 864 \text{ square inches}.
-864 \mbox{ inches}^2 | 864\text{ inches}²
-15\mbox{ cm}^2 | 15 square centimeters
-15\mbox{ cm}^2 | 15 \mathrm{~cm}^2
-15\mbox{ cm}^2 | 15\text{ cm$^2$}
-15\mbox{ cm}^2 | 15 \, \text{cm}^2
-\$32,\!348 | 32348 USD
-\$32,\!348 | \$32{,}348
-\$32,\!348 | \text{\$32,348}
-\$32,\!348 | $\$32348$
-5.4 \text{ cents} | 5.4 cents
-5.4 \text{ cents} | 5.40\text{ cents per unit}
-\frac{270}7\text{ degrees} | 38\tfrac{4}{7}^\circ
-\frac{270}7\text{ degrees} | \frac{270}{7}°
-30^\circ | \angle ABC = 30°
-30^\circ | 30\,^{\circ}
-30^\circ | 30{}^\circ
-30^\circ | 30 ^ \circ
-30^\circ | 030^\circ
-137 \frac{1}{2} | 137\tfrac12
-137 \frac{1}{2} | \frac{275}{2}
-137 \frac{1}{2} | 137 + \frac{1}{2}
-1\frac{4}{5} | 1 4/5
-1\frac{4}{5} | 1⅘
-11\sqrt2 | \sqrt{242}
-11\sqrt2 | \sqrt{2}\cdot 11
-11\sqrt2 | 11 * √2
-11\sqrt2 | 11 \sqrt {2}
-11\sqrt2 | 11\cdot 2^{1/2}
-11\sqrt2 | 11\cdot2^{0.5}
-11\sqrt2 | \frac{22}{\sqrt{2}}
-\frac{\sqrt{3}}{3} | \frac{1}{\sqrt3}
-\frac{\sqrt{3}}{3} | \frac{\sqrt 3}3
-\frac{\sqrt{3}}{3} | \sqrt{\frac13}
-\frac{\sqrt{3}}{3} | \sqrt{3}/3
-\frac{\sqrt{3}}{3} | 3^{-1/2}
--\frac{35}{9} | \frac{-35}{9}
--\frac{35}{9} | -35/9
--\frac{35}{9} | -3\frac{8}{9}
--\frac{35}{9} | - \dfrac{35}{9}
--\frac{35}{9} | -\left(\frac{35}{9}\right)
--\frac{35}{9} | {-}\frac{35}{9}
+30^\circ | \angle ABC = 30° | 30\,^{\circ} | 30{}^\circ | 30 ^ \circ | 030^\circ
+\frac{\sqrt{3}}{3} | \frac{1}{\sqrt3} | \frac{\sqrt 3}3 | \sqrt{\frac13} | \sqrt{3}/3 | 3^{-1/2}
+-\frac{35}{9} | \frac{-35}{9} | -35/9 | -3\frac{8}{9} | - \dfrac{35}{9} | -\left(\frac{35}{9}\right) | {-}\frac{35}{9}
 -\frac{35}{9} | \frac{35}{-9}
-.0000672 | 6.72\times10^{-5}
-.0000672 | 6.72 × 10^-5
-.0000672 | 6.72*10^(-5)
-.0000672 | 6.72E-5
-.0000672 | \frac{672}{10000000}
-2000 | 2 \times 10^3
-2000 | 2e3
-2000 | 2,000.0
-2000 | 2\cdot 1000
-2000 | \mathbf{2000}
-2000 | \text{2000}
-2000 | \text{2,000}
-2000 | 2000\%
-2000 | \underline{2000}
-2000 | N = 2000
-2000 | \textbf{2000}
-2000 | {2000}
-2000 | \boldsymbol{2000}
-2000 | \mathbf{2,000}
-2000 | \large{2000}
-2000 | 2000\text{ people}
-2000 | 2000 people
-2000 | \text{2000 people}
-2000 | \mathrm{2000}
-2000 | \quad 2000
-2000 | \hspace{1em}2000
-2000 | {\rm 2000}
-2000 | \bf 2000
-2000 | 2000\ \text{ways}
-2000 | \phantom{x}2000
-2000 | 2000 \,.
-2000 | a = 2000
-2000 | n = 2{,}000
+2000 | 2 \times 10^3 | 2e3 | 2,000.0 | 2\cdot 1000 | \mathbf{2000} | \text{2000} | \text{2,000} | 2000\%
+2000 | \underline{2000} | N = 2000 | \textbf{2000} | {2000} | \boldsymbol{2000} | \mathbf{2,000} | \large{2000}
+2000 | 2000\text{ people} | 2000 people | \text{2000 people} | \mathrm{2000} | \quad 2000 | \hspace{1em}2000
+2000 | {\rm 2000} | \bf 2000 | 2000\ \text{ways} | \phantom{x}2000 | 2000 \,. | a = 2000 | n = 2{,}000
 2000 | \text{Total} = 2000
-6+9i | 6+i\cdot 9
-6+9i | 9 i+6
-6+9i | 6+9\textit{i}
-6+9i | z = 6+9i
-6+9i | 6 + 9 \cdot i
-6+9i | 6+9\,\mathrm{i}
--2+7i | -2 + i \cdot 7
--2+7i | -2+i7
-(-\infty, 0] | (-\infty,0]
-(-\infty, 0] | \left(-\infty, 0\right]
-(-\infty, 0] | x \leq 0
-(-\infty, 0] | \{x \mid x \le 0\}
-(-\infty, 0] | \{x : x \le 0\}
-(-\infty, 0] | \{ x \in \mathbb{R} \mid x \leq 0 \}
-(-\infty, 0] | -\infty < x \le 0
-(-\infty, 0] | x \in (-\infty, 0]
-(-\infty, 0] | (-infinity, 0]
-(0,9) \cup (9,36) | 0<x<9 \text{ or } 9<x<36
-(0,9) \cup (9,36) | x\in(0,9)\cup(9,36)
-(0,9) \cup (9,36) | \left(0,9\right) \cup \left(9,36\right)
-(-\infty, 2) \cup (3, \infty) | x<2 or x>3
-(-\infty, 2) \cup (3, \infty) | x < 2, x > 3
-\left[ \frac{\pi^2}{8}, \frac{5 \pi^2}{4} \right] | \frac{\pi^2}{8} \le y \le \frac{5\pi^2}{4}
-\left[ \frac{\pi^2}{8}, \frac{5 \pi^2}{4} \right] | [\frac{1}{8}\pi^2,\frac{5}{4}\pi^2]
-\left[ \frac{\pi^2}{8}, \frac{5 \pi^2}{4} \right] | [0.125\pi^2, 1.25\pi^2]
+-2+7i | -2 + i \cdot 7 | -2+i7
 (-1,6) | -1 < x < 6
-3, 5, 7 | 7,5,3
-3, 5, 7 | \{3, 5, 7\}
-3, 5, 7 | 3, 5, \text{ and } 7
-3, 5, 7 | 3, 5, and 7
-3, 5, 7 | x = 3, 5, 7
-3, 5, 7 | x \in \{3,5,7\}
-3, 5, 7 | 3 ; 5 ; 7
-3, 5, 7 | 3,\,5,\,7
-3, 5, 7 | $3$, $5$, $7$
-3, 5, 7 | 3,5\text{ and }7
-\cot x | \cot{x}
-\cot x | {\cot x}
-\cot x | \cot\left(x\right)
-\cot x | \frac{\cos(x)}{\sin(x)}
-5r^5 | 5{r}^{5}
-2k+2 | 2\left(k+1\right)
-2k+2 | 2 + 2k
-8n^2 + 4n + 1 | 1+4n+8n^2
-8n^2 + 4n + 1 | 8n²+4n+1
-15x - 80 | 5(3x-16)
-15x - 80 | 15 \cdot x - 80
-p - q | p + (-q)
-p - q | -(q-p)
-x^3+3x-6 | f(x) = x^3+3x-6
-x^3+3x-6 | p(x)=x^3+3x-6
-x^3+3x-6 | x(x^2+3)-6
-x^3+3x-6 | x^3 + 3 \cdot x - 6
+3, 5, 7 | 7,5,3 | \{3, 5, 7\} | 3, 5, \text{ and } 7 | 3, 5, and 7 | x = 3, 5, 7 | x \in \{3,5,7\} | 3 ; 5 ; 7
+3, 5, 7 | 3,\,5,\,7 | $3$, $5$, $7$ | 3,5\text{ and }7
+15x - 80 | 5(3x-16) | 15 \cdot x - 80
+x^3+3x-6 | f(x) = x^3+3x-6 | p(x)=x^3+3x-6 | x(x^2+3)-6 | x^3 + 3 \cdot x - 6
 -13x+3 | 3-13x
-y = 2x + 3 | y-2x-3=0
-y = 2x + 3 | 2x-y=-3
 \begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | -\begin{pmatrix} 1 & 0 \\ 0 & 1 \end{pmatrix}
 \begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | \begin{bmatrix}-1&0\\0&-1\end{bmatrix}
 \begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | \left[ \begin{array}{cc} -1 & 0 \\ 0 & -1 \end{array} \right]
@@ -468,137 +254,39 @@ y = 2x + 3 | 2x-y=-3
 \begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | \mathbf{M} = \begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix}
 \begin{pmatrix} 16/49 \\ 48/49 \end{pmatrix} | \begin{pmatrix}\frac{16}{49}\\\frac{48}{49}\end{pmatrix}
 \begin{pmatrix} 1/5 \\ -18/5 \end{pmatrix} | \begin{pmatrix} 0.2 \\ -3.6 \end{pmatrix}
-\text{(C)} | \boxed{\text{C}}
-\text{(C)} | \text{C.}
-\text{(C)} | \textbf{C}
-\text{even} | \textit{even}
-\text{even} | "even"
-\text{even} | \text{even.}
-\text{even} | \textbf{even}
-\text{even} | \operatorname{even}
-\text{Navin} | \mbox{Navin}
-\text{Navin} | Navin.
-\text{Navin} | \text{navin}
-\text{ellipse} | \text{Ellipse}
-\text{ellipse} | \text{an ellipse}
-4210_{5} | 4210_5
-4210_{5} | 4210_{five}
-4210_{5} | 4210_{\mathrm{five}}
-4210_{5} | 4210_{\text{five}}
-4210_{5} | (4210)_5
-4210_{5} | 4210 \text{ base 5}
-4210_{5} | 4210_{(5)}
-4210_{5} | 4{,}210_5
-4210_{5} | 4210\,_5
-\frac{20000}{\pi} | \frac{2\times10^4}{\pi}
-\frac{20000}{\pi} | 20,000/\pi
-\frac{20000}{\pi} | \frac{20{,}000}{\pi}
-18+2\pi | 2\pi+18
-18+2\pi | 2(9+\pi)
-18+2\pi | 18 + 2 \cdot \pi
-18+2\pi | 18+2π
-1+2\sqrt{3} | 2\sqrt3+1
-1+2\sqrt{3} | 1+\sqrt{12}
-(1,-16,-4,43) | (a,b,c,d) = (1,-16,-4,43)
-(1,-16,-4,43) | \left(1,\ -16,\ -4,\ 43\right)
-(1,-16,-4,43) | (1, -16, -4, 43)
-(8,-2) | (x,y)=(8,-2)
-(8,-2) | P = (8,-2)
-(8,-2) | (8.0,-2.0)
-(8,-2) | \langle 8,-2 \rangle
-\left( 3, \frac{\pi}{2} \right) | (3, \frac{1}{2}\pi)
-\left( 3, \frac{\pi}{2} \right) | (3, 0.5\pi)
-\frac{1}{2^{98}} | 2^{-98}
-\frac{1}{2^{98}} | 1/2^{98}
-\frac{1}{2^{98}} | 0.5^{98}
-11,\! 111,\! 111,\! 100 | 11{,}111{,}111{,}100
-11,\! 111,\! 111,\! 100 | 11\,111\,111\,100
-11,\! 111,\! 111,\! 100 | 11,\!111,\!111,\!100
-11,\! 111,\! 111,\! 100 | 11 111 111 100
-11,\! 111,\! 111,\! 100 | 11,\,111,\,111,\,100
+\text{Navin} | \mbox{Navin} | Navin. | \text{navin}
+4210_{5} | 4210_5 | 4210_{five} | 4210_{\mathrm{five}} | 4210_{\text{five}} | (4210)_5 | 4210 \text{ base 5}
+4210_{5} | 4210_{(5)} | 4{,}210_5 | 4210\,_5
+18+2\pi | 2\pi+18 | 2(9+\pi) | 18 + 2 \cdot \pi | 18+2π
+1+2\sqrt{3} | 2\sqrt3+1 | 1+\sqrt{12}
+(1,-16,-4,43) | (a,b,c,d) = (1,-16,-4,43) | \left(1,\ -16,\ -4,\ 43\right) | (1, -16, -4, 43)
+(8,-2) | (x,y)=(8,-2) | P = (8,-2) | (8.0,-2.0) | \langle 8,-2 \rangle
+\frac{1}{2^{98}} | 2^{-98} | 1/2^{98} | 0.5^{98}
 33 | 33\%
 0.15 | 15\%
 \frac{17}{50} | 34\%
 \frac14 | 25 \%
-\{1\pm\sqrt{5},-2\} | \left\{1+\sqrt{5}, 1-\sqrt{5}, -2\right\}
-\{1\pm\sqrt{5},-2\} | x = 1 \pm \sqrt{5}, x = -2
-\{1\pm\sqrt{5},-2\} | x=-2, x=1+\sqrt5, x=1-\sqrt5
-1 \pm \sqrt{19} | 1 - \sqrt{19}, 1 + \sqrt{19}
-1 \pm \sqrt{19} | \pm\sqrt{19}+1
-1 \pm \sqrt{19} | 1 \mp \sqrt{19}
-3 \pm 2 \sqrt{2} | 3 + 2\sqrt{2} \text{ or } 3 - 2\sqrt{2}
-x=5 | x = 5
-x=5 | x = \frac{10}{2}
-1,-2 | x = -2 \text{ and } x = 1
-1,-2 | x=1\quad\text{or}\quad x=-2
-1,-2 | (x=1), (x=-2)
 144 | 12^2
-288 \pi | 288\cdot\pi
-288 \pi | 288 \pi \text{ cubic units}
-288 \pi | V = 288\pi
-288 \pi | 288\pi cm^3
+288 \pi | 288\cdot\pi | 288 \pi \text{ cubic units} | V = 288\pi | 288\pi cm^3
 7\pi | 7 pi
-\sqrt{53} | \sqrt{53} \text{ units}
-\sqrt{53} | 53^{\frac{1}{2}}
+\sqrt{53} | \sqrt{53} \text{ units} | 53^{\frac{1}{2}}
 \frac{2}{1005} | \frac{2}{1{,}005}
-5 | 5\text{ hours}
-5 | \text{5 hours}
 \frac{3}{5} | \frac{3}{5}\text{ of the cake}
-\frac{11}{2} | 5\frac{1}{2}
-\frac{11}{2} | 5.50
-\frac{11}{2} | \frac{11}{2}\,.
-\frac{11}{2} | $$\frac{11}{2}$$
-\frac{11}{2} | \frac {11}{2}
-\frac{11}{2} | \frac{11}2
-\frac{11}{2} | {11 \over 2}
-\frac{11}{2} | (11)/(2)
-\frac{11}{2} | 11⁄2
-\frac{11}{2} | \left.\frac{11}{2}\right.
-\frac{11}{2} | \cfrac{11}{2}
-\frac{11}{2} | \frac{\text{11}}{\text{2}}
-\frac{11}{2} | \tfrac{11}{2}
-7i | i \cdot 7
-7i | 7\mathrm{i}
-7i | 7 \cdot \mathrm{i}
-(2,4) | \left(2, 4\right)
-(2,4) | (2;4)
-(2,4) | ( 2 , 4 )
-(2,4) | $(2,4)$.
-x^2+1 | 1 + x^{2}
-x^2+1 | x²+1
-x^2+1 | x*x+1
-x^2+1 | x**2+1
-[-2,7] | x\in\left[-2,7\right]
-[-2,7] | -2 \leq x \leq 7
-[-2,7] | 7 \ge x \ge -2
-[-2,7] | -2≤x≤7
-(5,\infty) | x \gt 5
-(5,\infty) | 5 \lt x
-(5,\infty) | x>5
-(5,\infty) | (5, \infty )
-\text{Monday} | monday
-\text{Monday} | Monday.
+\frac{11}{2} | 5\frac{1}{2} | 5.50 | \frac{11}{2}\,. | $$\frac{11}{2}$$ | \frac {11}{2} | \frac{11}2 | {11 \over 2}
+\frac{11}{2} | (11)/(2) | 11⁄2 | \left.\frac{11}{2}\right. | \cfrac{11}{2} | \frac{\text{11}}{\text{2}} | \tfrac{11}{2}
+7i | i \cdot 7 | 7\mathrm{i} | 7 \cdot \mathrm{i}
+(2,4) | \left(2, 4\right) | (2;4) | ( 2 , 4 ) | $(2,4)$.
+x^2+1 | 1 + x^{2} | x²+1 | x*x+1 | x**2+1
+[-2,7] | x\in\left[-2,7\right] | -2 \leq x \leq 7 | 7 \ge x \ge -2 | -2≤x≤7
+(5,\infty) | x \gt 5 | 5 \lt x | x>5 | (5, \infty )
 \text{yes} | Yes
 \text{no solution} | No solution
 \text{(A), (B)} | A, B
-\text{A and C} | A, C
-\text{A and C} | C and A
-1000000 | 1{,}000{,}000
-1000000 | 10^6
-1000000 | 1 \times 10^{6}
-1000000 | 1\,000\,000
-1000000 | 1e6
--7 | {-7}
--7 | -7.0
--7 | - 7
--7 | (-7)
--7 | −7
-0 | -0
-0 | 0.0
-0 | \frac{0}{5}
-\sqrt{2}/2 | \frac{1}{\sqrt{2}}
-\sqrt{2}/2 | \sin 45^\circ
-\sqrt{2}/2 | \cos\frac{\pi}{4}
+\text{A and C} | A, C | C and A
+1000000 | 1{,}000{,}000 | 10^6 | 1 \times 10^{6} | 1\,000\,000 | 1e6
+-7 | {-7} | -7.0 | - 7 | (-7) | −7
+0 | -0 | 0.0 | \frac{0}{5}
+\sqrt{2}/2 | \frac{1}{\sqrt{2}} | \sin 45^\circ | \cos\frac{\pi}{4}
 2^{10} | 1024
 \log_{10} 100 | 2
 \ln e | 1
@@ -611,8 +299,7 @@ e^{i\pi} | -1
 \dbinom{10}{3} | 120
 {10 \choose 3} | 120
 \sin^2 x + \cos^2 x | 1
-2\sin x\cos x | \sin 2x
-2\sin x\cos x | \sin(2x)
+2\sin x\cos x | \sin 2x | \sin(2x)
 a^2-b^2 | (a-b)(a+b)
 \frac{1}{x-1} - \frac{1}{x+1} | \frac{2}{x^2-1}
 \frac{x^2-1}{x-1} | x+1
@@ -625,8 +312,7 @@ S_n = n^2 | n^2
 a_n = 2n+1 | 2n+1
 f(x)=2x | 2x
 f^{-1}(x) = 2x | 2x
-(x-1)^2+(y+2)^2=9 | (y+2)^2 + (x-1)^2 = 9
-(x-1)^2+(y+2)^2=9 | x^2-2x+y^2+4y-4=0
+(x-1)^2+(y+2)^2=9 | (y+2)^2 + (x-1)^2 = 9 | x^2-2x+y^2+4y-4=0
 0.1\overline{6} | 1/6
 0.\overline{09} | 1/11
 3:00 | 3:00
@@ -638,115 +324,57 @@ f^{-1}(x) = 2x | 2x
 \text{2 hours} | 2
 3\sqrt{2}\text{ units} | 3\sqrt2
 1:2 | 1:2
-70 | $70 per week
+70 | $70 per week | 70 of them | m + n = 70 | m + n = 49 + 21 = 70 | |PQ| = 70 | [ABC] = 70 | \overline{AB} = 70
+70 | f(-3) = 70 | \therefore x = 70 | The answer is 70 | \text{Answer: } 70 | US\$70 | USD 70 | 70 km/h
+70 | 70 \text{ sq. units} | **70** | \mathbf{70}\text{.} | \mathtt{70} | {\Huge 70}
 \$70 | \$70 per week
-70 | 70 of them
-70 | m + n = 70
-70 | m + n = 49 + 21 = 70
-70 | |PQ| = 70
-70 | [ABC] = 70
-70 | \overline{AB} = 70
-70 | f(-3) = 70
-70 | \therefore x = 70
-70 | The answer is 70
-70 | \text{Answer: } 70
-70 | US\$70
-70 | USD 70
-70 | 70 km/h
-70 | 70 \text{ sq. units}
-70 | **70**
-70 | \mathbf{70}\text{.}
-70 | \mathtt{70}
-70 | {\Huge 70}
 x + y = 5 | y = 5 - x
-10,\!080 | 10~080
-10,\!080 | 10\text{,}080
-10,\!080 | 1.008 x 10^4
-\frac{14}{3} | 4{\frac{2}{3}}
-\frac{14}{3} | 14 \over 3
-\frac{14}{3} | \nicefrac{14}{3}
-\frac{14}{3} | 4.\bar6
-\frac{14}{3} | 4.\dot{6}
 \frac{2+\sqrt{5}}{3} | {2 + \sqrt{5} \over 3}
-90^\circ | 90^o
-90^\circ | 90\deg
-52_8 | {52}_{8}
-52_8 | 52 \text{ in base } 8
-52_8 | 52_{base 8}
-(3,4] | \{ x| 3 < x \le 4 \}
-(3,4] | \{x \in \mathbb{R}| 3 < x \le 4\}
 (-5,5) | |x| < 5
-(-\infty, 2) \cup (3, \infty) | x \in (-\infty,2) \text{ or } x \in (3,\infty)
 (15,-29) | x = 15, y = -29
-1 \pm \sqrt{19} | x_{1,2} = 1 +/- \sqrt{19}
 \begin{pmatrix} 1 \\ 2 \end{pmatrix} | \vec{v} = \begin{pmatrix} 1 \cr 2 \end{pmatrix}
 \text{no} | No
-\text{east} | {east}
-\text{east} | ``east''
 \log_2 3 | \log_e 3/\log_e 2
 |x-3| | \vert 3-x \vert
 """)
 DIFFERENT = rows(r"""
 0.33 | 1/3
 12 | 12 and 14
-5 | \{5\}
-1,-2 | 1
-1,-2 | 1,2
-1,-2 | 1,-2,3
-1,-2 | (1,-2)
+5 | \{5\} | 5 million | 5 or more | \text{at least } 5 | -5 | 5\sqrt{1+10^{-50}} | 5x^0+0.1 | 5 - 1 | 6 \text{ or } 5
+5 | \pm 5 | 5, -5 | |5| + 1 | 5 = 6 | 4 = 5 | 5 \ne 5 | x = 5 = 6 | 5 \text{ squared} | 5 \text{ tenths}
+5 | 5 \text{ degrees below zero} | 2x = 5 | x - y = 5
+1,-2 | 1 | 1,2 | 1,-2,3 | (1,-2) | -1, 2 | 1-2 | 1.-2
 (1,2) | (2,1)
 (-2,1) | -2,1
-(3,4] | [3,4]
-(3,4] | (3,4)
-(3,4] | 3 \le x < 4
-(3,4] | 3 < x < 4
-52_8 | 52_9
-52_8 | 52
-52_8 | 42
-3R^2 | 3r^2
-3R^2 | 3R^3
+(3,4] | [3,4] | (3,4) | 3 \le x < 4 | 3 < x < 4 | (3,4 | 3,4 | x > 3 or x <= 4 | x > 3 and y <= 4
+52_8 | 52_9 | 52 | 42
+3R^2 | 3r^2 | 3R^3
 \frac{1}{2^{98}} | \frac{1}{2^{99}}
 \text{east} | west
-\text{(C)} | B
-\text{(C)} | c
-6-5i | 6+5i
-6-5i | -6-5i
-\cot x | \tan x
-1 \pm \sqrt{19} | 1 + \sqrt{19}
-1 \pm \sqrt{19} | -1 \pm \sqrt{19}
-x=5 | y=5
-y = 2x+3 | y=2x-3
-y = 2x+3 | x=2y+3
+\text{(C)} | B | c | \text{(C) or (D)} | \text{(B)} | 3
+6-5i | 6+5i | -6-5i
+\cot x | \tan x | \cot y | \cot 2x | \cot^2 x | -\cot x | \coth x | \frac{\sin x}{\cos x}
+1 \pm \sqrt{19} | 1 + \sqrt{19} | -1 \pm \sqrt{19}
+x=5 | y=5 | x \ne 5 | x>5 | x^2=25 | -5
+y = 2x+3 | y=2x-3 | x=2y+3
 5.4 \text{ cents} | 5.4 \text{ dollars}
-5 | 5 million
-5 | 5 or more
-5 | \text{at least } 5
 10080 | 1008
-58,500 | 58500.5
-58,500 | 58, 501
-\sqrt{51} | 7.14
-\sqrt{51} | 7.14142842854285
-\pi | 3.14
-\pi | 3.14159265358979
-\pi | \frac{22}{7}
-90^\circ | \pi/2
+58,500 | 58500.5 | 58, 501
+\sqrt{51} | 7.14 | 7.14142842854285
+\pi | 3.14 | 3.14159265358979 | \frac{22}{7}
+\pi | 3.141592653589793238462643383279502884197169399375105820974944592307816406286208998628034825342117068
+90^\circ | \pi/2 | 90^2 | 9^\circ | 90 \text{ radians}
 2x | 2xyz
 ab | ba+1
-x^2 | x^3
-x^2 | 2x
+x^2 | x^3 | 2x
 \sin x | \sin 2x
-\begin{pmatrix} 1 \\ 2 \end{pmatrix} | \begin{pmatrix} 2 \\ 1 \end{pmatrix}
-\begin{pmatrix} 1 \\ 2 \end{pmatrix} | \begin{pmatrix} 1 & 2 \end{pmatrix}
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} | \begin{pmatrix} 2 \\ 1 \end{pmatrix} | \begin{pmatrix} 1 & 2 \end{pmatrix}
 (-\infty, 2) \cup (3, \infty) | (-\infty, 2] \cup (3, \infty)
-(0,9) \cup (9,36) | (0,36)
-(0,9) \cup (9,36) | (0,9),(9,36)
-x > 5 | x < 5
-x > 5 | y > 5
-x > 5 | x \ge 5
+(0,9) \cup (9,36) | (0,36) | (0,9),(9,36) | [0,9) \cup (9,36) | (0,9) \cap (9,36) | (0,9) \cup (9,35) | (0,9)
+x > 5 | x < 5 | y > 5 | x \ge 5
 x=1, y=2 | 2, 1
 \log 2 | \ln 2
 \sqrt{x^2} | x
-5 | -5
 28\% | 2.8
 5x - 7y + 11z + 4 = 0 | 5x - 7y + 11z - 4 = 0
 1,000 | 1
@@ -754,208 +382,75 @@ x=1, y=2 | 2, 1
 2+3=6 | 6
 \sqrt{10^{100}+1} | 10^{50}
 \pi + 10^{-400} | \pi
-100 | 1{,}00
-864 \mbox{ inches}^2 | 864 \text{ feet}^2
-864 \mbox{ inches}^2 | 864 \text{ inches}^3
-864 \mbox{ inches}^2 | 846 \mbox{ inches}^2
+100 | 1{,}00 | 1 00
+864 \mbox{ inches}^2 | 864 \text{ feet}^2 | 864 \text{ inches}^3 | 846 \mbox{ inches}^2
 15\mbox{ cm}^2 | 15 \text{ m}^2
-\frac{1}{2} | \frac{2}{1}
-\frac{1}{2} | \frac{1}{3}
-\frac{1}{3} | 0.333333333333333
-\frac{1}{3} | 0.3333...
-(8,-2) | (8,2)
-(8,-2) | (8,-2,0)
-(8,-2) | 8
-(8,-2) | \{8,-2\}
-(8,-2) | [8,-2]
-(8,-2) | 8,-2
-(3,4] | (3,4
-(3,4] | 3,4
-(3,4] | x > 3 or x <= 4
-(3,4] | x > 3 and y <= 4
-3, 5, 7 | 3, 5
-3, 5, 7 | 3, 5, 7, 9
-3, 5, 7 | 357
-3, 5, 7 | 15
-1,-2 | -1, 2
-1,-2 | 1-2
-1,-2 | 1.-2
-x=5 | x \ne 5
-x=5 | x>5
-x=5 | x^2=25
-x=5 | -5
-4210_{5} | 4210_6
-4210_{5} | 4210
-4210_{5} | 42105
-4210_{5} | 555
-4210_{5} | 4210^5
-\text{even} | \text{odd}
-\text{even} | \text{not even}
-\text{even} | \text{even or odd}
-\text{(C)} | \text{(C) or (D)}
-\text{(C)} | \text{(B)}
-\text{(C)} | 3
-\sqrt{53} | 53
-\sqrt{53} | \sqrt{35}
-\sqrt{53} | \sqrt[3]{53}
-\sqrt{53} | -\sqrt{53}
-\sqrt{53} | \pm\sqrt{53}
-\sqrt{53} | 7.28
-7\pi | 7
-7\pi | 21.99
-7\pi | 22
-7\pi | 7p
-\cot x | \cot y
-\cot x | \cot 2x
-\cot x | \cot^2 x
-\cot x | -\cot x
-\cot x | \coth x
-\cot x | \frac{\sin x}{\cos x}
-6r^2-4r-24 | 6r^2+4r-24
-6r^2-4r-24 | 6R^2-4R-24
-6r^2-4r-24 | 6x^2-4x-24
-6r^2-4r-24 | r=6
-2k | 2K
-2k | k
-2k | k^2
-2k | 2
-p - q | q - p
-p - q | P - Q
-p - q | p + q
-y = 2x + 3 | y = 2x - 3
-y = 2x + 3 | y = 3x + 2
-y = 2x + 3 | y > 2x + 3
-y = 2x + 3 | y = -2x
-(0,9) \cup (9,36) | [0,9) \cup (9,36)
-(0,9) \cup (9,36) | (0,9) \cap (9,36)
-(0,9) \cup (9,36) | (0,9) \cup (9,35)
-(0,9) \cup (9,36) | (0,9)
-(-\infty, 0] | (-\infty, 0)
-(-\infty, 0] | [0, \infty)
-(-\infty, 0] | (\infty, 0]
-x \in [-2,7] | x \in (-2,7)
-x \in [-2,7] | -2, 7
+\frac{1}{2} | \frac{2}{1} | \frac{1}{3}
+\frac{1}{3} | 0.333333333333333 | 0.3333... | 0.33333333333333333333333333333333333333333333
+(8,-2) | (8,2) | (8,-2,0) | 8 | \{8,-2\} | [8,-2] | 8,-2
+3, 5, 7 | 3, 5 | 3, 5, 7, 9 | 357 | 15
+4210_{5} | 4210_6 | 4210 | 42105 | 555 | 4210^5
+\text{even} | \text{odd} | \text{not even} | \text{even or odd}
+\sqrt{53} | 53 | \sqrt{35} | \sqrt[3]{53} | -\sqrt{53} | \pm\sqrt{53} | 7.28
+7\pi | 7 | 21.99 | 22 | 7p
+6r^2-4r-24 | 6r^2+4r-24 | 6R^2-4R-24 | 6x^2-4x-24 | r=6
+2k | 2K | k | k^2 | 2
+p - q | q - p | P - Q | p + q
+y = 2x + 3 | y = 2x - 3 | y = 3x + 2 | y > 2x + 3 | y = -2x
+(-\infty, 0] | (-\infty, 0) | [0, \infty) | (\infty, 0]
+x \in [-2,7] | x \in (-2,7) | -2, 7
 \begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | \begin{pmatrix} 1 & 0 \\ 0 & 1 \end{pmatrix}
-\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | \begin{pmatrix} 0 & -1 \\ -1 & 0 \end{pmatrix}
-\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | -1
+\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | \begin{pmatrix} 0 & -1 \\ -1 & 0 \end{pmatrix} | -1
 \begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix} | \begin{vmatrix} -1 & 0 \\ 0 & -1 \end{vmatrix}
-\{1\pm\sqrt{5},-2\} | \{1+\sqrt{5},-2\}
-\{1\pm\sqrt{5},-2\} | \{1\pm\sqrt{5},2\}
-90^\circ | 90^2
-90^\circ | 9^\circ
-90^\circ | 90 \text{ radians}
+\{1\pm\sqrt{5},-2\} | \{1+\sqrt{5},-2\} | \{1\pm\sqrt{5},2\}
 30^\circ | \frac{\pi}{6}
-13535 | 13,53,5
-13535 | 1,3535
-13535 | 13.535
-2000 | 2,00
-2000 | 2.000
-2000 | 2000 \text{ thousand}
-2000 | 2000 million
-2000 | < 2000
-2000 | \approx 2000
-2000 | 2000!
-2000 | -2000
-2000 | 20,00
-2000 | 2000x
-2000 | 2000i
-2000 | 2000 \text{ or } 2001
-2000 | \text{more than } 2000
-2000 | not 2000
-2000 | 2000 - 2001
-2000 | 1999.9999999
-2000 | 2000.0000000000000000001
-2000 | two thousand and one
-5 | 5\sqrt{1+10^{-50}}
-5 | 5x^0+0.1
-25\% | \frac{1}{2}
-25\% | 2.5
-25\% | 0.0025
-1\frac{4}{5} | \frac{4}{5}
-1\frac{4}{5} | 1\cdot\frac{4}{5}
-1\frac{4}{5} | \frac{14}{5}
-\frac{243}{625} | 0.389
-\frac{243}{625} | 0.3889
+13535 | 13,53,5 | 1,3535 | 13.535
+2000 | 2,00 | 2.000 | 2000 \text{ thousand} | 2000 million | < 2000 | \approx 2000 | 2000! | -2000 | 20,00 | 2000x
+2000 | 2000i | 2000 \text{ or } 2001 | \text{more than } 2000 | not 2000 | 2000 - 2001 | 1999.9999999
+2000 | 2000.0000000000000000001 | two thousand and one
+25\% | \frac{1}{2} | 2.5 | 0.0025
+1\frac{4}{5} | \frac{4}{5} | 1\cdot\frac{4}{5} | \frac{14}{5}
+\frac{243}{625} | 0.389 | 0.3889
 \{4\} | 4
 e^2 | 7.389
-i | -i
-i | 1
+i | -i | 1
 \ln 2 | 0.693
-(2,4) | 2,4
-(2,4) | [2,4]
-(2,4) | \{2,4\}
-(2,4) | (4,2)
-7i | 7
-7i | -7i
-x^2+1 | x^2-1
-x^2+1 | y^2+1
-x^2+1 | X^2+1
-\text{A and C} | \text{A and B}
-\text{A and C} | A
-\text{A and C} | AC
-1000000 | 100000
-1000000 | 1,000,00
+(2,4) | 2,4 | [2,4] | \{2,4\} | (4,2)
+7i | 7 | -7i
+x^2+1 | x^2-1 | y^2+1 | X^2+1
+\text{A and C} | \text{A and B} | A | AC
+1000000 | 100000 | 1,000,00 | 10^7
 70\sqrt{2} | 7\ 0\sqrt{2}
-34 | 3\,4
-34 | 3\ 4
-34 | 3 4
-1000000 | 10^7
-\sqrt{2}/2 | 0.7071067811865475
-\sqrt{2}/2 | 0.70710678118654752440084436210484903928483593768847
-\pi | 3.141592653589793238462643383279502884197169399375105820974944592307816406286208998628034825342117068
-2\pi r | 2\pi R
-2\pi r | \pi r^2
-a^2-b^2 | a^2+b^2
-a^2-b^2 | A^2-B^2
-|x| | x
-|x| | -x
+34 | 3\,4 | 3\ 4 | 3 4
+\sqrt{2}/2 | 0.7071067811865475 | 0.70710678118654752440084436210484903928483593768847
+2\pi r | 2\pi R | \pi r^2
+a^2-b^2 | a^2+b^2 | A^2-B^2
+|x| | x | -x
 \ln x^2 | \ln x
-3:2 | 2:3
-3:2 | 6
+3:2 | 2:3 | 6
 f(x)=2x | f(x)=3x
-(x-1)^2+(y+2)^2=9 | (x-1)^2+(y+2)^2=3
-(x-1)^2+(y+2)^2=9 | (x+1)^2+(y+2)^2=9
+(x-1)^2+(y+2)^2=9 | (x-1)^2+(y+2)^2=3 | (x+1)^2+(y+2)^2=9
 25\text{ feet} | 25 \text{ inches}
 60 \text{ mph} | 60 \text{ km}
 98.6 | 98.6 \text{ thousand}
 \text{yes} | \text{no}
 x = 3 \text{ or } x=4 | x=3
 x = 3 | x = 3 \text{ or } x=4
-0.1\overline{6} | 0.16
-0.1\overline{6} | 0.1666
-5 | 5 - 1
-5 | 6 \text{ or } 5
-5 | \pm 5
-5 | 5, -5
-5 | |5| + 1
-5 | 5 = 6
-5 | 4 = 5
+0.1\overline{6} | 0.16 | 0.1666
 4 | 2+3 = 4
-5 | 5 \ne 5
-5 | x = 5 = 6
-100 | 1 00
-1/2 | 1/2x
-1/2 | 1/2\pi
+1/2 | 1/2x | 1/2\pi
 2^{100} | 2^{100}+1
 10^{50} | 10^{50}+1
-\frac{1}{3} | 0.33333333333333333333333333333333333333333333
 |x-3| | 3-x
 |x-100| | 100-x
 \lfloor x \rfloor | \lfloor x + 10^{-3} \rfloor
-(0,5) | \{x \in \mathbb{Z} \mid 0 < x < 5\}
-(0,5) | \{x^2 : 0 < x < 5\}
+(0,5) | \{x \in \mathbb{Z} \mid 0 < x < 5\} | \{x^2 : 0 < x < 5\}
 10^{600} | \sqrt{10^{1200}+1}
 \sqrt{2} | \sqrt{2+10^{-400}}
 \frac{8}{3} | 4{\frac{2}{3}}
-5 | 5 \text{ squared}
-5 | 5 \text{ tenths}
-5 | 5 \text{ degrees below zero}
-5 | 2x = 5
-5 | x - y = 5
 m + n = 5 | p + q = 5
 70 | m + n = 49 + 20 = 70
-(15,-29) | x = -29, y = 15
-(15,-29) | y = 15, x = -29
+(15,-29) | x = -29, y = 15 | y = 15, x = -29
 \text{AB} | BA
 (1,2),(3,4) | (1,2)\cup(3,4)
 """)
@@ -978,8 +473,8 @@ z=1, x=2, y=3 | (x,y,z)=(2,3,1)
 3 and 1/4 cups | 3.25 cups
 (x,y,z,w) = (1,-16,-4,43) | (1,-16,-4,43)
 f(x) = \begin{cases} x & x>0 \\ 2 & x \le 0 \end{cases} | \begin{cases} x & x>0 \\ 2 & x \le 0 \end{cases}
-(0,\infty) | \mathbb{R}^+
-\text{three and a half} | \frac72
+(0,\infty) | \mathbb{R}^+ | \mathbb{R}_{>0}
+\text{three and a half} | \frac72 | \frac{7}{2}
 \text{negative one half} | -\frac12
 (E)\ 12 | 12
 \text{(B) } 3\sqrt{2} | B
@@ -998,7 +493,6 @@ A,C,D | ACD
 \text{two hundred} | 200
 \text{twenty-one} | 21
 twelve | 12
-\text{three and a half} | \frac{7}{2}
 two and three quarters | 2.75
 two thirds | \frac{2}{3}
 \text{one half} | 0.5
@@ -1090,8 +584,7 @@ ff_{16} | FF_{16}
 3 : 4 | 3:4
 3 \text{ to } 4 | 3:4
 3/4 | 0.75
-540 m | 540 \text{ m}
-540 m | 540
+540 m | 540 \text{ m} | 540
 12 cm | 12
 5 kg | 5 \text{ kilograms}
 \frac{1}{2} \text{ hour} | 0.5
@@ -1109,7 +602,6 @@ x=3 \text{ and } x=4 | 3, 4
 \text{1.5 crore} | 15000000
 \text{one thousand two hundred thirty-four} | 1234
 minus seven | -7
-\text{negative one half} | -\frac12
 20 \text{ percent} | 0.2
 £5 | 5
 5 \text{ pounds} | 5 lb
@@ -1150,7 +642,6 @@ x \ne \pm 1 | \mathbb{R}\setminus\{-1,1\}
 \text{the set of all real numbers} | \mathbb{R}
 x < 2 \text{ or } x > 2 | x \ne 2
 x > 0 | \mathbb{R}^+
-(0,\infty) | \mathbb{R}_{>0}
 [1, 3] \cup [2, 5] | [1,5]
 1 < x < 3 \text{ or } x > 5 | (1,3)\cup(5,\infty)
 -2 < x \text{ and } x < 2 | |x| < 2
@@ -1159,8 +650,7 @@ x > 0 | \mathbb{R}^+
 [a, b[ | [a, b)
 x \in (2, 3) | 2 < x < 3
 x \in \{2, 3\} | 2, 3
-c=1, b=2, a=3 | a=3, b=2, c=1
-c=1, b=2, a=3 | (a,b,c)=(3,2,1)
+c=1, b=2, a=3 | a=3, b=2, c=1 | (a,b,c)=(3,2,1)
 (b,a) = (2,3) | (a,b) = (3,2)
 (p,q) = (2,3) | p=2, q=3
 m=2; n=3 | (2,3)
@@ -1192,8 +682,7 @@ x = 8k + 5 | x=5+8k
 540 s | 540 \text{ seconds}
 \text{C) } 7 | C
 \textbf{(C) }7 | 7
-\text{(A) Yes} | A
-\text{(A) Yes} | \text{Yes}
+\text{(A) Yes} | A | \text{Yes}
 \text{(C) both A and B} | C
 f^{-1}(x) = x + 1 | x+1
 \{(1,2),(3,4)\} | (1,2),(3,4)
@@ -1222,18 +711,15 @@ x < 4, x \ne 0 | (-\infty, 4)
 f(x) = \begin{cases} x & x>0 \\ 2 & x \le 0 \end{cases} | \begin{cases} x & x>0 \\ 3 & x \le 0 \end{cases}
 [0,\infty) | \mathbb{R}^+
 3.7 \approx 4 | 4
-(E) 12 | D
-(E) 12 | 13
-\textbf{(A)}\ 3 | \textbf{(B)}\ 3
-\textbf{(A)}\ 3 | \textbf{(A)}\ 4
+(E) 12 | D | 13
+\textbf{(A)}\ 3 | \textbf{(B)}\ 3 | \textbf{(A)}\ 4
 A, B | A
-(A) or (B) | A
+(A) or (B) | A | (A)
 A and D | AC
 3 \text{ dozen} | 3
 \text{two thirds} | \frac{3}{2}
 \text{five thirds} | 5
-2.5 \text{ million} | 2.5
-2.5 \text{ million} | 2.5 \text{ billion}
+2.5 \text{ million} | 2.5 | 2.5 \text{ billion}
 \text{twenty-one} | 20
 \text{third} | 3
 3\text{rd} | 3\text{ thirds}
@@ -1265,24 +751,18 @@ A and D | AC
 \sqrt{2} \approx 1.732 | \sqrt{3}
 \approx 7 | 7
 \frac{1}{3}\approx 0.33 | 0.33
-\mathbb{R}\setminus\{2\} | \mathbb{R}
-\mathbb{R}\setminus\{2\} | \mathbb{R}\setminus\{3\}
-x \ne 2 | x = 2
-x \ne 2 | 2
+\mathbb{R}\setminus\{2\} | \mathbb{R} | \mathbb{R}\setminus\{3\}
+x \ne 2 | x = 2 | 2
 [2,5[ | [2,5]
-]2,5] | [2,5)
-]2,5] | [2,5]
-\text{all real numbers} | \text{all integers}
-\text{all real numbers} | \text{all positive real numbers}
+]2,5] | [2,5) | [2,5]
+\text{all real numbers} | \text{all integers} | \text{all positive real numbers}
 \text{all positive real numbers} | \mathbb{R}
 \{0\} | \emptyset
 0 | \emptyset
 \text{all real numbers except } 2 | \text{all real numbers except } -2
 y=2, x=-3 | (2,-3)
-x=15 \text{ or } y=-29 | (15,-29)
-x=15 \text{ or } y=-29 | x=15, y=-29
-x=2, y=-3 | \{2,-3\}
-x=2, y=-3 | x=-3, y=2
+x=15 \text{ or } y=-29 | (15,-29) | x=15, y=-29
+x=2, y=-3 | \{2,-3\} | x=-3, y=2
 x=2 | x=2, y=3
 (1,2),(3,4) | (1,4),(3,2)
 \begin{vmatrix} 1 & 2 \\ 3 & 5 \end{vmatrix} | 1
@@ -1293,27 +773,22 @@ x=2 | x=2, y=3
 {}_{10}P_3 | 120
 \sqrt[3]{-27} | 3
 \sqrt{-4} | -2
-3 \pmod 7 | 3 \pmod 5
-3 \pmod 7 | 4 \pmod 7
-3 \pmod 7 | 3
+3 \pmod 7 | 3 \pmod 5 | 4 \pmod 7 | 3
 1,2,\ldots,n | 1,2,\ldots,m
 1,2,\dots,n | 1,2,n
 1A3F_{16} | 1A3E_{16}
 11_2 | 3
 0x10 | 10
 3:4 | 4:3
-540 m | 540 \text{ km}
-540 m | 540 n
+540 m | 540 \text{ km} | 540 n
 1 \text{ hour } 30 \text{ minutes} | 1 \text{ hour } 20 \text{ minutes}
 2 \text{ hours } 5 \text{ minutes} | 2
 5 \text{ ft } 3 \text{ in} | 5 \text{ ft } 4 \text{ in}
-\text{June } 5 | \text{July } 5
-\text{June } 5 | 5
+\text{June } 5 | \text{July } 5 | 5
 5 \text{ fifths} | 5
 5 \text{ hundredths} | 5
 half of 6 | 6
 -3 \text{ or } 3 | 3
-\text{at least } 5 | 5
 \text{at most } 5 | \text{at least } 5
 \text{between 3 and 5} | 3, 5
 3 \text{ feet deep} | 3 \text{ feet high}
@@ -1340,8 +815,7 @@ half of 6 | 6
 20\% \text{ above cost} | 20\% \text{ below cost}
 3 \text{ up} | 3 \text{ down}
 3 \text{ steps forward} | 3 \text{ steps backward}
-100 \text{ BC} | 100 \text{ AD}
-100 \text{ BC} | 100
+100 \text{ BC} | 100 \text{ AD} | 100
 5 \text{ wins} | 5 \text{ losses}
 2 \text{ hot dogs} | 2 \text{ burgers}
 6 \text{ minutes} | 6 \text{ seconds}
@@ -1362,11 +836,9 @@ half of 6 | 6
 ¥5 | \$5
 5 \text{ pounds} | 5 \text{ kilograms}
 72 \frac{\text{km}}{\text{h}} | 72 \frac{\text{km}}{\text{s}}
-5 \text{ square feet} | 5 \text{ cubic feet}
-5 \text{ square feet} | 5 \text{ feet}
+5 \text{ square feet} | 5 \text{ cubic feet} | 5 \text{ feet}
 5 小时 | 5 \text{ minutes}
 3 万 | 3
-3.7 \approx 4 | 4
 10 \approx 9.9 | 9.9
 \frac{22}{7} \approx \pi | \pi
 x \ne 1, 2 | x \ne 1
@@ -1391,16 +863,13 @@ f(x) = \begin{cases} x & x>0 \\ -x & x \le 0 \end{cases} | x
 n!! | (n!)!
 3!! | 720
 \sqrt[4]{16} | -2
-x \equiv 5 \pmod 8 | 5
-x \equiv 5 \pmod 8 | x \equiv 5 \pmod{16}
+x \equiv 5 \pmod 8 | 5 | x \equiv 5 \pmod{16}
 2,4,\dots | 2,4
 2,4,\dots,2n | 2,4,\dots,4n
 101_2 | 101
 21_3 | 12_3
-3:30 \text{ PM} | 3:30 \text{ AM}
-3:30 \text{ PM} | 3:31 \text{ PM}
+3:30 \text{ PM} | 3:30 \text{ AM} | 3:31 \text{ PM} | 3.5
 15:30 | 3:30
-3:30 \text{ PM} | 3.5
 12 \text{ noon} | 12 \text{ midnight}
 540 s | 540 \text{ m}
 5a | 5
@@ -1408,7 +877,6 @@ x \equiv 5 \pmod 8 | x \equiv 5 \pmod{16}
 5n | 5
 \text{C) } 7 | \text{C) } 8
 \text{(A) Yes} | \text{No}
-(A) or (B) | (A)
 \text{neither (A) nor (B)} | A
 \text{not (A)} | A
 \text{A or B} | A
@@ -1432,9 +900,14 @@ x \equiv 5 \pmod 8 | x \equiv 5 \pmod{16}
 \text{not odd} | \text{odd}
 """)
 
-# Binomials, odd roots, dates, lists of options, families: each kind with what looks like it and is something else.
+# Money (a lone dollar sign, too), dates (no difference and no quotient), binomials, odd roots, lists of options, families:
+# each kind with what looks like it and is something else.
 
 EQUAL_BY_KIND = rows(r"""
+$5 | 5 dollars | 5
+$x=5 | 5
+2024-05-01 | 2024-05-01
+1/2/2020 | 1/2/2020
 C(10,3) | 120
 {}_{10}C_3 | 120
 {}^{10}C_{3} | \binom{10}{3}
@@ -1468,8 +941,7 @@ one, two | 1, 2
 \text{June } 5 | June 5
 \text{June 5th} | June 5
 \text{Row } 3 | row 3
-A、C | A, C
-A、C | AC
+A、C | A, C | AC
 \text{A}, \text{C} | AC
 (A), (B), (D) | ABD
 A B D | ABD
@@ -1495,8 +967,12 @@ x = 2k\pi \text{ for } k \in \mathbb{Z} | 2\pi k, k\in\mathbb{Z}
 """)
 
 DIFFERENT_BY_KIND = rows(r"""
-C(10,3) | P(10,3)
-C(10,3) | 30
+5€ | 5$
+$500 | ₹500
+$5.50 | €5.50
+2024-05-01 | 2018
+1/2/2020 | 1/4040
+C(10,3) | P(10,3) | 30
 C_7 | 7
 C_7^2 | 49
 x^2C_3 | x \cdot \binom{2}{3}
@@ -1511,8 +987,7 @@ x^2C_3 | x \cdot \binom{2}{3}
 (-4)^{1/2} | -2
 \mathbf{R} | R
 \mathbf{R}\setminus\{0\} | x \ne 1
-\text{all real numbers greater than 2} | \text{all real numbers less than 2}
-\text{all real numbers greater than 2} | [2,\infty)
+\text{all real numbers greater than 2} | \text{all real numbers less than 2} | [2,\infty)
 one thousand, two | 1, 2
 two thousand, one thousand | 3000
 twenty, one | 21
@@ -1520,12 +995,10 @@ five hundred, two | 502
 half a million | \frac12
 5 \text{ grand} | 5
 ['Day' 3] | Day 3
-\text{June } 5 | June 6
-\text{June } 5 | May 5
+\text{June } 5 | June 6 | May 5
 \text{Day } 7 | 7
 \text{dollars } 7 | \text{Day } 7
-A、C | A、B
-A、C | A
+A、C | A、B | A
 A or C | A, C
 \text{Alice or Bob} | \text{Alice and Bob}
 -5 (not 5) | 5
@@ -1861,12 +1334,12 @@ def test_the_worker_limits_its_memory():
 
 def test_a_slow_comparison_is_killed_and_counted():
     is_equal(r"\sqrt{8}", "3")
-    before = dict(grader.counts)
+    before = dict(counts)
     os.kill(grader.WORKER.process.pid, signal.SIGSTOP)
     began = time.monotonic()
     assert not is_equal(r"\sqrt{8}", r"2\sqrt{2}")
     assert time.monotonic() - began < SOON
-    assert grader.counts["timeout"] == before["timeout"] + 1
+    assert counts["timeout"] == before["timeout"] + 1
     assert is_equal(r"\sqrt{8}", r"2\sqrt{2}")
 
 
@@ -1897,9 +1370,7 @@ if (child := os.fork()) == 0:
 assert os.waitpid(child, 0)[1] == 0 and answers.is_equal(r"\sqrt{18}", r"3\sqrt{2}")
 print(parent)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True, text=True, timeout=60)
     pids = [int(pid) for pid in done.stdout.split()]
     assert done.returncode == 0 and len(pids) == 2, done.stderr
     deadline = time.monotonic() + 5
@@ -1991,39 +1462,19 @@ REWRITES = [
 
 
 def test_math500_golds_equal_themselves_and_their_rewritten_forms():
-    wrong = [
-        (gold, rewrite(gold)) for gold in set(golds()) for rewrite in REWRITES if not is_equal(rewrite(gold), gold)
-    ]
-    assert not wrong
+    assert not [(gold, rewrite(gold)) for gold in golds() for rewrite in REWRITES if not is_equal(rewrite(gold), gold)]
 
 
 def test_the_last_box_of_a_math500_solution_is_its_gold():
-    path = DATA / "math500.jsonl"
-    if not path.exists():
-        pytest.skip(f"no {path}")
-    problems = map(json.loads, path.read_text().splitlines())
-    assert not [row["answer"] for row in problems if not grade(row["solution"], row["answer"])]
+    assert not [row["answer"] for row in problems("math500.jsonl") if not grade(row["solution"], row["answer"])]
 
 
 def test_math500_numbers_are_not_their_neighbours():
-    numbers = [gold for gold in set(golds()) if gold.isdigit()]
-    assert not [
-        gold for gold in numbers if is_equal(gold, str(int(gold) + 1)) or is_equal(f"-{gold}", gold) and gold != "0"
-    ]
+    for gold in filter(str.isdigit, golds()):
+        assert not is_equal(gold, str(int(gold) + 1)) and (gold == "0" or not is_equal(f"-{gold}", gold))
 
 
 def test_gsm8k_solutions_grade_themselves():
-    path = DATA / "gsm8k_test.jsonl"
-    if not path.exists():
-        pytest.skip(f"no {path}")
-    for row in map(json.loads, path.read_text().splitlines()):
+    for row in problems("gsm8k_test.jsonl"):
         gold = row["answer"].split("####")[-1].strip()
         assert grade(row["answer"], gold) and not grade(row["answer"], gold + "1")
-
-
-@pytest.mark.parametrize("answer, gold, right", [
-    ("5€", "5$", False), ("$500", "₹500", False), ("$5.50", "€5.50", False), ("$5", "5 dollars", True), ("$5", "5", True), ("$x=5", "5", True),
-    ("2024-05-01", "2018", False), ("1/2/2020", "1/4040", False), ("2024-05-01", "2024-05-01", True), ("1/2/2020", "1/2/2020", True)])
-def test_money_and_dates(answer, gold, right):
-    """A lone dollar is money; a date is no difference and no quotient."""
-    assert is_equal(answer, gold) == is_equal(gold, answer) == right
