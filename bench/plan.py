@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -98,14 +99,12 @@ def random_case(seed: int) -> Stage:
 
 def build(model: Model, seed: int):
     """A random model of transformers' own class, in float32."""
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
-
     torch.manual_seed(seed)
-    config_class, model_class = (Qwen3Config, Qwen3ForCausalLM) if model.qk_norm else (LlamaConfig, LlamaForCausalLM)
-    return model_class(config_class(
-        vocab_size=model.vocab, hidden_size=model.hidden, intermediate_size=model.intermediate,
-        num_hidden_layers=model.layers, num_attention_heads=model.heads, num_key_value_heads=model.kv_heads,
-        head_dim=model.head_dim, tie_word_embeddings=model.tied, max_position_embeddings=16384)).eval()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(
+        "qwen3" if model.qk_norm else "llama", vocab_size=model.vocab, hidden_size=model.hidden,
+        intermediate_size=model.intermediate, num_hidden_layers=model.layers, num_attention_heads=model.heads,
+        num_key_value_heads=model.kv_heads, head_dim=model.head_dim, tie_word_embeddings=model.tied,
+        max_position_embeddings=16384)).eval()
 
 
 def random_rollouts(stage: Stage):

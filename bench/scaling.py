@@ -16,10 +16,13 @@ import time
 from pathlib import Path
 from statistics import median
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from common import FlagParser  # noqa: E402
-from engine import ranks  # noqa: E402
+from engine.ranks import rank  # noqa: E402
+
 STAGES = ("stage1_grpo", "stage3_kl", "stage4_distill")
 
 
@@ -92,9 +95,6 @@ def launch(ranks: int, command: list) -> None:
 
 def worker(stage: str, out: str, *flags: str) -> None:
     """One run in this process (or on this rank), its collectives recorded from the second step to the last."""
-    import torch
-
-
     module, profiler = importlib.import_module(stage), torch.profiler.profile()
     log_metrics, measured = module.log_metrics, {"tokens": 0}
 
@@ -110,10 +110,10 @@ def worker(stage: str, out: str, *flags: str) -> None:
     module.log_metrics = log
     module.main(module.parse_args([*flags, "--out", out]))
     profiler.stop()
-    if ranks.rank() == 0:
-        begin = measured["start"]
+    if rank() == 0:
         Path(out).with_suffix(".json").write_text(json.dumps({
-            "tokens": measured["tokens"], "seconds": measured["end"] - begin, "communication": in_flight(profiler)}))
+            "tokens": measured["tokens"], "seconds": measured["end"] - measured["start"],
+            "communication": in_flight(profiler)}))
 
 
 def in_flight(profiler) -> float:
