@@ -617,8 +617,7 @@ def evaluation(flags, gpus: int, args) -> tuple[Wave, ...]:
 @dataclass
 class Planned:
     asked: Stage                    # as the command has it
-    setting: Stage                  # the same where it fits, else what fits, on more GPUs if it must
-    fits: bool                      # whether anything does
+    setting: Stage                  # the same where it or nothing fits, else what fits, on more GPUs if it must
     seconds: float
 
 
@@ -626,8 +625,8 @@ def plan_command(command: str, models: dict[str, Model], gpu: GPU, args) -> Plan
     asked = build(command, models, args.gpus, args)
     for gpus in [args.gpus * 2**doublings for doublings in range(11)]:
         if setting := remedy(build(command, models, gpus, args), gpu):
-            return Planned(asked, setting, True, setting.steps * step_total(setting, gpu))
-    return Planned(asked, asked, False, asked.steps * step_total(asked, gpu))
+            return Planned(asked, setting, setting.steps * step_total(setting, gpu))
+    return Planned(asked, asked, asked.steps * step_total(asked, gpu))
 
 
 def plan_table(args, gpu: GPU) -> list[Planned]:
@@ -714,7 +713,7 @@ def verdicts(planned: list[Planned], gpu: GPU) -> list[str]:
         largest = max(parts, key=parts.get)
         more = [f"--gpus {each.setting.gpus}"] * (each.setting.gpus != each.asked.gpus)
         cure = (f"fits with {' '.join(more + changes(each.asked, each.setting))}: {peak(each.setting) / GIB:.0f} GiB"
-                if each.fits else "nothing that plan.py knows makes it fit")
+                if peak(each.setting) <= usable(gpu) else "nothing that plan.py knows makes it fit")
         lines.append(f"{names(group)}: {total(parts) / GIB:,.0f} GiB at the moment `{moment}`, "
                      f"{parts[largest] / GIB:,.0f} of them {largest}; {cure}")
     return lines
