@@ -49,10 +49,6 @@ POSITIVE, NEGATIVE = (96, 168, 220), (240, 146, 84)                             
 # ---------------------------------------------------------------- small parts
 
 
-def capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def the_one(values: list):
     """The value that all have that have one; None if they differ."""
     values = set(values) - {None}
@@ -216,12 +212,11 @@ def draw_implicit_rewards(rows: list[dict], certificate: dict) -> str:
         scores, right = map(np.concatenate, zip(*parts or [(np.empty(0), np.empty(0, bool))]))
         low, high = np.percentile(scores, (0.5, 99.5)) if parts else (0, 0)
         low, high = (low, high) if high > low else (low - 1, high + 1)
+        bins, scores = np.linspace(low, high, 41), scores.clip(low, high)
         for name, those, colour in (("wrong", ~right, PALETTE[2]), ("right", right, PALETTE[0])):
             share = np.full(those.sum(), 1 / max(those.sum(), 1))
-            axes.hist(scores[those].clip(low, high), np.linspace(low, high, 41), weights=share, color=colour, alpha=0.4,
-                      label=f"{name}: {those.sum():,}")
-            axes.hist(scores[those].clip(low, high), np.linspace(low, high, 41), weights=share, color=colour,
-                      histtype="step", linewidth=1.2)
+            for style in ({"alpha": 0.4, "label": f"{name}: {those.sum():,}"}, {"histtype": "step", "linewidth": 1.2}):
+                axes.hist(scores[those], bins, weights=share, color=colour, **style)
         axes.set(title=f"{title}: AUC {number(area['value'])}", xlabel=unit, ylabel="share of each kind")
         axes.legend(frameon=False, labelcolor=MUTED)
         plots += svg(figure, f"{title}: R of the right and of the wrong")
@@ -421,7 +416,7 @@ def write_table_page(out: Path) -> None:
                 certificates_section(names, seed_dirs), length_section(trained, colours, seed_dirs),
                 time_section(names, seed_dirs), dense_rewards_section(seed_dirs[0] / shaped[0]) if shaped else "",
                 runs_section(names, seed_dirs, table, out)]
-    title = f"{capital(table['table'])} table, {table['scale']} scale"
+    title = f"{table['table'].capitalize()} table, {table['scale']} scale"
     write_text(out / "report.html", page(title, "Sparse-to-dense reward post-training", sections, out))
 
 
@@ -512,8 +507,8 @@ def score_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> str
         that led to it, its teacher’s too.  Cut off: completions that reached the longest length.</p>"""
 
 
-def names_of(paths: str | list[str]) -> str:
-    return escape(", ".join(Path(path).name for path in ([paths] if isinstance(paths, str) else paths)))
+def names_of(paths: list[str]) -> str:
+    return escape(", ".join(Path(path).name for path in paths))
 
 
 def evaluation_settings(seed_dir: Path) -> str:
