@@ -258,19 +258,18 @@ def keep_layers(model, layers) -> None:
 # ---------------------------------------------------------------- MAWPS
 
 MAWPS_IS_AT = "https://github.com/LYH-YF/MWPToolkit/tree/master/dataset/mawps"
-MAWPS_FILES = {"train": ("trainset.json", "mawps_train.jsonl"), "heldout": ("validset.json", "mawps_heldout.jsonl"),
-               "test": ("testset.json", "mawps_test.jsonl")}
+MAWPS_FILES = ({"train": "trainset.json", "heldout": "validset.json", "test": "testset.json"},          # as published
+               {"train": "mawps_train.jsonl", "heldout": "mawps_heldout.jsonl", "test": "mawps_test.jsonl"})
 OPERATORS = {ast.Add: ("+", operator.add), ast.Sub: ("-", operator.sub), ast.Mult: ("*", operator.mul),
              ast.Div: ("/", operator.truediv)}
 
 
 def find_mawps(data: Path | None) -> dict[str, Path]:
     """MAWPS' three files under --data, as they are published or as JSON lines."""
-    forms = [{name: names[form] for name, names in MAWPS_FILES.items()} for form in (0, 1)]
-    for form in forms:
-        if data and all((data / name).is_file() for name in form.values()):
+    for form in MAWPS_FILES:
+        if data and all((data / file).is_file() for file in form.values()):
             return {name: data / file for name, file in form.items()}
-    published, lines = (", ".join(form.values()) for form in forms)
+    published, lines = (", ".join(form.values()) for form in MAWPS_FILES)
     fail(f"--data {data or ''}: give a folder that holds MAWPS, which is published at {MAWPS_IS_AT} ({published}), or "
          f"its rows as JSON lines with problem, answer and equation ({lines})")
 

@@ -78,11 +78,11 @@ EQUATIONS = [("If 14 of 22 customers left and 4 sat at each table , how many tab
 def write_mawps(folder, form):
     """Ten rows as training file, as published or as JSON lines; other numbers in the other two files."""
     folder.mkdir(exist_ok=True)
-    for name, names in prepare.MAWPS_FILES.items():
+    for name, file in prepare.MAWPS_FILES[form].items():
         keys = [("original_text", "equation", "ans"), ("problem", "equation", "answer")][form]
         extra = {"train": EQUATIONS, "heldout": [("What is 1 and 8 ?", "x=1+8", 9.0)] + EQUATIONS[5:6], "test": [("What is 2 and 8 ?", "x=2+8", 10.0)]}
         rows = [dict(zip(keys, (text, equation, answer if form == 0 else str(answer)))) for text, equation, answer in extra[name]]
-        (folder / names[form]).write_text(json.dumps(rows) if form == 0 else "".join(json.dumps(row) + "\n" for row in rows))
+        (folder / file).write_text(json.dumps(rows) if form == 0 else "".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
