@@ -170,15 +170,15 @@ def certificate_section(run: Path) -> str:
     """The certificate in figures; the page's first sentence says whether it holds."""
     certificate = read_json(run / "certificate.json")
     if certificate.get("condition") == "C2":
-        figures = {key: number(certificate.get(key)) for key in
-                   ("max_kl_nats", "c2_tokens", "c2_prompts", "forward_kl_on_teacher_rollouts_nats")}
-        interval = certificate.get("c2_interval_nats", [None, None])
+        kl = with_interval(certificate["c2_reverse_kl_nats"], certificate["c2_interval_nats"])
+        bound, tokens, prompts, forward = (number(certificate[key]) for key in (
+            "max_kl_nats", "c2_tokens", "c2_prompts", "forward_kl_on_teacher_rollouts_nats"))
         return f"""<h2>Certificate C2</h2><p>Is the student near the teacher where the student goes?  C2 holds if
-            KL(student‖teacher), exact over the vocabulary, is at most {figures["max_kl_nats"]} nats per token on fresh
-            rollouts of the student.  It is {with_interval(certificate["c2_reverse_kl_nats"], interval)} (95% interval
-            over prompts), on {figures["c2_tokens"]} tokens of {figures["c2_prompts"]} prompts.  KL(teacher‖student) on
+            KL(student‖teacher), exact over the vocabulary, is at most {bound} nats per token on fresh
+            rollouts of the student.  It is {kl} (95% interval
+            over prompts), on {tokens} tokens of {prompts} prompts.  KL(teacher‖student) on
             the teacher’s rollouts, which the bridge minimises, is
-            {figures["forward_kl_on_teacher_rollouts_nats"]}; a small one does not imply the other.</p>"""
+            {forward}; a small one does not imply the other.</p>"""
     if certificate.get("condition") != "C1":
         return ""
     rows = []
@@ -625,8 +625,8 @@ def certificates_section(names: list[str], seed_dirs: list[Path]) -> str:
             ranked.append([place, plot, with_interval(within["value"], within["interval"]), holds])
         elif certificate.get("condition") == "C2":
             rows = read_jsonl(run / "metrics.jsonl")
-            kls = [with_interval(row["c2_reverse_kl_nats"], row.get("c2_interval_nats", [None]))
-                   for row in ([row for row in rows if "c2_reverse_kl_nats" in row][:1] + [certificate])]
+            before = next(row for row in rows if "c2_reverse_kl_nats" in row)
+            kls = [with_interval(row["c2_reverse_kl_nats"], row["c2_interval_nats"]) for row in (before, certificate)]
             bridged.append([swatch(*LINES[len(bridged) % len(LINES)]), place, *kls, f"{certificate['max_kl_nats']:g}",
                             str(certificate["optimiser_steps"]), holds])
             metrics.append(rows)
