@@ -23,6 +23,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from statistics import median
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -124,7 +125,7 @@ def measure(function, *args) -> tuple[float, list[int], float]:
 
 # ---------------------------------------------------------------- the roofline
 
-def best_seconds(function, repeats: int = 5) -> float:
+def median_seconds(function, repeats: int = 5) -> float:
     times = []
     for _ in range(repeats):
         start = CLOCK()
@@ -132,7 +133,7 @@ def best_seconds(function, repeats: int = 5) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(CLOCK() - start)
-    return sorted(times)[len(times) // 2]
+    return median(times)
 
 
 @torch.no_grad()
@@ -147,15 +148,15 @@ def matmul_seconds(model, batch: int, head: bool = True) -> float:
         for module in linears:
             module(inputs[module.in_features])
 
-    own = best_seconds(step)
+    own = median_seconds(step)
     with quick_linears(model):
-        return min(own, best_seconds(step))
+        return min(own, median_seconds(step))
 
 
 def bandwidth(device) -> float:
     """bytes/s of reading memory"""
     buffer = torch.ones(2**26, device=device)
-    return buffer.nbytes / best_seconds(buffer.sum)
+    return buffer.nbytes / median_seconds(buffer.sum)
 
 
 def cache_bytes(model, tokens: int) -> int:
