@@ -306,7 +306,7 @@ def as_markdown(table: Table, rows: list[dict], sentences: list[str], title: str
 def row_lines(rows: list[dict]) -> list[str]:
     lines = [f"| row | score | {' | '.join(TOTALS.values())} |", "| --- |" + " ---: |" * 5]
     for row in rows:
-        costs = [f"{np.mean([seed[key] for seed in row['seeds']]):,.0f}" for key in TOTALS]
+        costs = [f"{mean_of(row, key):,.0f}" for key in TOTALS]
         best = f", best on the way {mean_of(row, 'best_on_the_way'):.3f}" if "plateau" in row["row"] else ""
         lines.append(f"| {row['row']} | {score(row)}{best} | " + " | ".join(costs) + " |")
     return lines
