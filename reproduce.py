@@ -21,7 +21,6 @@ with --results also DIR/TABLE-SCALE/, to be kept.
 import argparse
 import hashlib
 import importlib.util
-import json
 import math
 import os
 import platform
@@ -37,20 +36,21 @@ import numpy as np
 from tqdm import tqdm
 
 from common import FlagParser, positive
-from engine.files import read_jsonl, write_json, write_text
+from engine.files import read_json, read_jsonl, write_json, write_text
+from engine.pages import with_interval
 from engine.ranks import fail, say
 from engine.runs import git_commit
 from prepare import find_mawps
-from report import write_table_figure, write_table_page
+from report import TOTALS, write_table_figure, write_table_page
 from tables import DRAWN, EVALUATE, SCALES, TABLES, Table, budgets, table_at
 
 HERE = Path(__file__).parent
 REFRESH_SECONDS = 60
-COSTS = ("optimiser_steps", "labels_seen", "tokens_sampled", "seconds")
 
 # ---------------------------------------------------------------- from a table's text to commands
 
 SETTING = r"(?<!\\boxed)\{(\w+)\}"
+RUN = r"@([a-z]\w*)"
 
 
 def fill(text: str, values: dict) -> str:
@@ -77,8 +77,8 @@ NUMBER = re.compile(r"<steps of ([\w ]+?)(?: (in the seconds of|less those of) (
 
 def needs(command: str) -> list[str]:
     """The names of the runs that must be done before this command can begin."""
-    named = re.findall(r"@([a-z]\w*)", command)
-    return named + " ".join(f"{first} {second}" for first, _, second in NUMBER.findall(command)).split()
+    numbers = [name for first, _, second in NUMBER.findall(command) for name in [*first.split(), *second.split()]]
+    return re.findall(RUN, command) + numbers
 
 
 def with_numbers(command: str, totals: dict[str, dict]) -> str:
@@ -123,20 +123,16 @@ class Scope:
         command = self.lines[name]
         if any(not is_done(self.cells.get(other)) for other in needs(command)):
             return None
-        command = with_numbers(command, {other: totals_of(self.cells[other]) for other in needs(command)})
-        key = re.sub(r"@([a-z]\w*)", lambda match: self.cells[match[1]].name, command)
+        command = with_numbers(command, {other: read_json(self.cells[other] / "DONE") for other in needs(command)})
+        key = re.sub(RUN, lambda match: self.cells[match[1]].name, command)
         self.cells[name] = cells / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-        command = re.sub(r"@([a-z]\w*)", lambda match: str(self.cells[match[1]]), command)
+        command = re.sub(RUN, lambda match: str(self.cells[match[1]]), command)
         link(self.directory / name, self.cells[name])
         return self.cells[name], f"{command} --out {self.cells[name]}"
 
 
 def is_done(run: Path | None) -> bool:
     return run is not None and (run / "DONE").is_file()
-
-
-def totals_of(run: Path) -> dict:
-    return json.loads((run / "DONE").read_text())
 
 
 def link(place: Path, target: Path) -> None:
@@ -146,8 +142,7 @@ def link(place: Path, target: Path) -> None:
     place.symlink_to(os.path.relpath(target, place.parent))
 
 
-def run_all(scopes: list[Scope], cells: Path, jobs: int, threads: int | None,
-            when_evaluated=lambda: None) -> None:
+def run_all(scopes: list[Scope], cells: Path, jobs: int, threads: int | None, when_evaluated=lambda: None) -> None:
     """Every wanted run of every scope, up to `jobs` at a time.  Ends the table if one fails.
 
     when_evaluated() is called after evaluations, at most once in REFRESH_SECONDS.
@@ -179,11 +174,17 @@ def run_all(scopes: list[Scope], cells: Path, jobs: int, threads: int | None,
     bar.close()
 
 
+def launch_of(script: str, values: dict) -> list[str]:
+    return fill("{python}" if script == "prepare.py" else values["launch"], values).split()
+
+
 def start(run: Path, command: str, values: dict, environment: dict, to_log: bool) -> subprocess.Popen:
     script, flags = command.split(" ", 1)
-    launch = shlex.split(fill("{python}" if script == "prepare.py" else values["launch"], values))
-    print("$", Path(launch[0]).name, *launch[1:], script, flags, flush=True) if not to_log else None
-    output = open(run.with_suffix(".log"), "a") if to_log else None
+    launch, output = launch_of(script, values), None
+    if to_log:
+        output = open(run.with_suffix(".log"), "a")
+    else:
+        print("$", Path(launch[0]).name, *launch[1:], script, flags, flush=True)
     return subprocess.Popen([*launch, str(HERE / script), *shlex.split(flags)], env=environment, stdout=output,
                             stderr=output)
 
@@ -200,11 +201,11 @@ def stop(run: Path, code: int, others: dict[Path, subprocess.Popen]) -> None:
                      f"there{said}")
 
 
-def print_commands(scope: Scope, launch: str) -> None:
+def print_commands(scope: Scope) -> None:
     """The exact commands of a scope, in an order in which they can be run."""
     for name in scope.names:
-        script, flags = re.sub(r"@([a-z]\w*)", rf"{scope.directory}/\1", scope.lines[name]).split(" ", 1)
-        first, *others = fill("{python}" if script == "prepare.py" else launch, scope.values).split()
+        script, flags = re.sub(RUN, rf"{scope.directory}/\1", scope.lines[name]).split(" ", 1)
+        first, *others = launch_of(script, scope.values)
         print("$", Path(first).name, *others, script, flags, "--out", scope.directory / name)
 
 
@@ -213,8 +214,8 @@ def print_commands(scope: Scope, launch: str) -> None:
 
 def result_of(scope: Scope, row: str, runs: list[str]) -> dict:
     """A row of one seed: its score with its interval over problems, what it cost, and how it went."""
-    scores = json.loads((scope.cells[f"eval_{slug(row)}"] / "scores.json").read_text())
-    costs = [totals_of(scope.cells[run]) for run in runs]
+    scores = read_json(scope.cells[f"eval_{slug(row)}"] / "scores.json")
+    costs = [read_json(scope.cells[run] / "DONE") for run in runs]
     metrics = read_jsonl(scope.cells[runs[-1]] / "metrics.jsonl") if runs else []
     on_the_way = [line["eval_accuracy"] for line in metrics if line.get("eval_accuracy") is not None]
     rewards = [line["reward_mean"] for line in metrics if line.get("reward_mean") is not None]
@@ -223,13 +224,12 @@ def result_of(scope: Scope, row: str, runs: list[str]) -> dict:
              "interval": scores[key]["interval_over_problems"],
              "interval_over_samples": scores[key]["interval_over_samples"],
              "truncated_fraction": scores["truncated_fraction"]["value"],
-             **{name: sum(totals[name] for totals in costs) for name in COSTS}}
+             **{name: sum(totals[name] for totals in costs) for name in TOTALS}}
     if on_the_way and rewards:                                  # of RL
         found |= {"best_on_the_way": max(on_the_way), "heldout_at_the_end": on_the_way[-1],
                   "training_reward": float(np.mean(rewards[-5:]))}
     for run in runs:
-        if (file := scope.cells[run] / "certificate.json").is_file():
-            certificate = json.loads(file.read_text())
+        if certificate := read_json(scope.cells[run] / "certificate.json"):
             found[f"{certificate['condition'].lower()}_passed"] = certificate["passed"]
     return found
 
@@ -291,8 +291,7 @@ def orderings(table: Table, rows: list[dict]) -> list[dict]:
 
 
 def score(row: dict) -> str:
-    low, high = row["interval"] or row["seeds"][0]["interval"]
-    return f"{row['mean']:.3f} [{low:.3f}, {high:.3f}]"
+    return with_interval(row["mean"], row["interval"] or row["seeds"][0]["interval"])
 
 
 def as_markdown(table: Table, rows: list[dict], sentences: list[str], title: str) -> str:
@@ -305,9 +304,9 @@ def as_markdown(table: Table, rows: list[dict], sentences: list[str], title: str
 
 
 def row_lines(rows: list[dict]) -> list[str]:
-    lines = ["| row | score | optimiser steps | labels seen | tokens sampled | seconds |", "| --- |" + " ---: |" * 5]
+    lines = [f"| row | score | {' | '.join(TOTALS.values())} |", "| --- |" + " ---: |" * 5]
     for row in rows:
-        costs = [f"{np.mean([seed[key] for seed in row['seeds']]):,.0f}" for key in COSTS]
+        costs = [f"{mean_of(row, key):,.0f}" for key in TOTALS]
         best = f", best on the way {mean_of(row, 'best_on_the_way'):.3f}" if "plateau" in row["row"] else ""
         lines.append(f"| {row['row']} | {score(row)}{best} | " + " | ".join(costs) + " |")
     return lines
@@ -442,7 +441,7 @@ def main(args) -> None:
     if args.dry_run:
         for scope in scopes:
             print(f"\n# {scope.directory}")
-            print_commands(scope, scale["launch"])
+            print_commands(scope)
         return
     check_data(scale, args.data)
     threads = 1 if args.scale == "toy" else max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else None

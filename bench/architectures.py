@@ -29,9 +29,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -105,8 +108,6 @@ IDS = torch.arange(12)[None] + 2
 
 
 def config_of(name: str):
-    from transformers import AutoConfig
-
     model_type, more = ARCHITECTURES[name]
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "initializer_range": 0.4,
@@ -117,8 +118,6 @@ def config_of(name: str):
 
 def make(name: str, directory: Path, seed: int = 0) -> Path:
     """A checkpoint directory as one would download it; nothing in it is 0 or 1 for lack of training."""
-    from transformers import AutoModelForCausalLM
-
     torch.manual_seed(seed)
     with quiet():
         model = AutoModelForCausalLM.from_config(config_of(name), dtype=torch.float32)
@@ -133,17 +132,13 @@ def make(name: str, directory: Path, seed: int = 0) -> Path:
 
 def write_problems(path: Path) -> None:
     """Prompts of 2 to 11 tokens."""
-    rows = [{"problem": "3491827546"[:length] + "=", "answer": str(length)} for length in (10, 1, 5, 3, 7, 2)]
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    prepare.write_rows(path, [{"problem": "3491827546"[:length] + "=", "answer": str(length)}
+                              for length in (10, 1, 5, 3, 7, 2)])
 
 
 @contextlib.contextmanager
 def quiet():
     """Without what transformers warns of: kernels that are not installed, positions of scaled RoPE."""
-    import warnings
-
-    from transformers.utils import logging
-
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -154,10 +149,6 @@ def quiet():
 
 
 # ---------------------------------------------------------------- what is measured
-
-def load(directory: Path, trainable: bool = False):
-    return load_model(directory, load_tokenizer(directory), "float32", "cpu", trainable=trainable)
-
 
 def draw(model, samples_per_prompt: int, temperature: float):
     return sample(model, PROMPTS, samples_per_prompt=samples_per_prompt, max_new_tokens=16, temperature=temperature,
@@ -187,15 +178,14 @@ def own_logprobs(model, rollouts) -> torch.Tensor:
 
 def sampler_and_training(directory: Path) -> dict:
     """The first five columns."""
-    model = load(directory)
+    model = load_model(directory, load_tokenizer(directory), "float32", "cpu")
     shared = has_plain_attention(model)
     greedy, rollouts = as_generate(model), draw(model, 4, 1.0)
     expected = own_logprobs(model, rollouts)
     model.requires_grad_(True)
     packed = isinstance(layout(model, rollouts), Packed)
     scored = completion_logprobs(model, rollouts).detach()
-    return {"parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "sampler": "shared" if shared else "plain", "generate": "yes" if greedy else "no",
+    return {"sampler": "shared" if shared else "plain", "generate": "yes" if greedy else "no",
             "sampler_nats": (rollouts.sampler_logprobs - expected).abs().max().item(),
             "training": "shared" if packed else "plain", "training_nats": (scored - expected).abs().max().item()}
 
@@ -222,15 +212,11 @@ def stage1_with_gradient(directory: Path, out: Path) -> tuple[list[torch.Tensor]
             "--max-grad-norm", 1e9, "--lr", 1e-3)
     finally:
         torch.optim.AdamW.step, stage1_grpo.save_model = step, save_model
-    return gradients, difference_when_reloaded(out / "model", kept[0]) if ranks.world_size() == 1 else None
-
-
-def difference_when_reloaded(directory: Path, expected: torch.Tensor) -> float:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(directory)
+    if ranks.world_size() > 1:
+        return gradients, None
     with torch.no_grad():
-        return (model(IDS, use_cache=False).logits - expected).abs().max().item()
+        reloaded = AutoModelForCausalLM.from_pretrained(out / "model")(IDS, use_cache=False).logits
+    return gradients, (reloaded - kept[0]).abs().max().item()
 
 
 def run(module, *flags) -> None:
@@ -318,12 +304,12 @@ def rank_of(folders: dict[str, str]) -> None:
 
 # ---------------------------------------------------------------- the table
 
-HEADS = {"architecture": "---", "sampler": "---", "`generate()`": "---", "nats off": "---:", "training": "---",
-         "nats off ": "---:", "stages": "---", "saved": "---:", "two ranks": "---:"}
+HEAD = ["| architecture | sampler | `generate()` | nats off | training | nats off | stages | saved | two ranks |",
+        "| --- | --- | --- | ---: | --- | ---: | --- | ---: | ---: |"]
 
 
 def table(rows: list[dict]) -> str:
-    lines = [f"| {' | '.join(map(str.strip, part))} |" for part in (HEADS, HEADS.values())]
+    lines = list(HEAD)
     for row in rows:
         cells = [row["name"], row.get("sampler"), row.get("generate"), number(row.get("sampler_nats")),
                  row.get("training"), number(row.get("training_nats")), " ".join(map(str, row["steps"])) or "refused",
@@ -339,10 +325,6 @@ def table(rows: list[dict]) -> str:
 
 def number(x: float | None) -> str | None:
     return x if x is None else "0" if x == 0 else f"{x:.0e}"
-
-
-def versions() -> str:
-    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers"))
 
 
 def main() -> None:
@@ -370,7 +352,8 @@ def main() -> None:
             row["two_ranks"] = answer if not isinstance(answer, str) else None
             row["problems"] += [f"two ranks: {answer}"] if isinstance(answer, str) else []
     shutil.rmtree(folder)
-    text = f"{versions()}, float32 on a CPU:\n\n{table(rows)}"
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers"))
+    text = f"{versions}, float32 on a CPU:\n\n{table(rows)}"
     print(text)
     if args.write:
         before, rest = PAGE.read_text().split(BEGIN)

@@ -17,16 +17,23 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from common import FlagParser  # noqa: E402
 import plan  # noqa: E402
+from common import FlagParser, completion_logprobs, sample  # noqa: E402
+from engine import hardware  # noqa: E402
+from engine.attention import same_attention_again  # noqa: E402
 from engine.logprobs import WORKSPACE_BYTES  # noqa: E402
+from engine.rollouts import Rollouts  # noqa: E402
+from plan import GIB, Model, Stage, Wave, moments, peak, worst_moment  # noqa: E402
 from processes import memory  # noqa: E402
-from plan import GIB, Model, Stage, Wave, moments, peak, total  # noqa: E402
 
 plan.WORKSPACE = WORKSPACE_BYTES["cpu"]                     # where these cases run
 
@@ -92,23 +99,16 @@ def random_case(seed: int) -> Stage:
 
 def build(model: Model, seed: int):
     """A random model of transformers' own class, in float32."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
-
     torch.manual_seed(seed)
-    config_class, model_class = (Qwen3Config, Qwen3ForCausalLM) if model.qk_norm else (LlamaConfig, LlamaForCausalLM)
-    return model_class(config_class(
-        vocab_size=model.vocab, hidden_size=model.hidden, intermediate_size=model.intermediate,
-        num_hidden_layers=model.layers, num_attention_heads=model.heads, num_key_value_heads=model.kv_heads,
-        head_dim=model.head_dim, tie_word_embeddings=model.tied, max_position_embeddings=16384)).eval()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(
+        "qwen3" if model.qk_norm else "llama", vocab_size=model.vocab, hidden_size=model.hidden,
+        intermediate_size=model.intermediate, num_hidden_layers=model.layers, num_attention_heads=model.heads,
+        num_key_value_heads=model.kv_heads, head_dim=model.head_dim, tie_word_embeddings=model.tied,
+        max_position_embeddings=16384)).eval()
 
 
 def random_rollouts(stage: Stage):
     """A micro-batch of groups; where it has several prompts or rollouts, the first of each is a little shorter."""
-    import torch
-
-    from engine.rollouts import Rollouts
-
     vocab, rows = min(model.vocab for model in (stage.sampler, *stage.readers)), stage.micro_batch_size
     prompts = torch.randint(0, vocab, (rows // stage.samples, stage.max_prompt)).repeat_interleave(stage.samples, 0)
     completions = torch.randint(0, vocab, (rows, stage.max_new))
@@ -119,14 +119,6 @@ def random_rollouts(stage: Stage):
 
 
 def run(stage: Stage) -> None:
-    from contextlib import nullcontext
-
-    import torch
-
-    from engine import hardware
-    from engine.attention import same_attention_again
-    from common import completion_logprobs, sample
-
     hardware.quick_linears = nullcontext
     model, readers = build(stage.sampler, 0), [build(reader, 1) for reader in stage.readers]
     for each in [model, *readers]:
@@ -138,7 +130,9 @@ def run(stage: Stage) -> None:
         sample(model, prompts, samples_per_prompt=wave.samples, max_new_tokens=stage.max_new, eos_ids=[], pad_id=0,
                rollout_tokens=stage.rollout_tokens)
     if not stage.trained:
-        return [score(reader, random_rollouts(stage)) for reader in readers]
+        for reader in readers:
+            score(reader, random_rollouts(stage))
+        return
     if stage.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": same_attention_again})
         model.train()                                   # transformers checkpoints in training mode only; no dropout
@@ -154,19 +148,13 @@ def run(stage: Stage) -> None:
         optimizer.zero_grad()
 
 
-def score(model, rollouts):
-    import torch
-
-    from common import completion_logprobs
-
-    with torch.no_grad():
-        return completion_logprobs(model, rollouts)
+@torch.no_grad()
+def score(model, rollouts) -> None:
+    completion_logprobs(model, rollouts)
 
 
 def measure(stage: Stage) -> int:
     """The bytes that a case adds to its process at the most."""
-    import torch
-
     torch.set_num_threads(1)
     run(replace(stage, sampler=TINY, trained=stage.trained and TINY, readers=(TINY,) * len(stage.readers),
                 max_prompt=16, max_new=16, micro_batch_size=2, samples=1, rollout_tokens=0,
@@ -208,7 +196,7 @@ def main(args) -> None:
         command += ["--random", "1", "--seed", str(number)] * bool(args.random)
         measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
         ratios.append(measured / peak(case))
-        moment, parts = max(moments(case).items(), key=lambda item: total(item[1]))
+        moment, parts = worst_moment(case)
         largest = max(parts, key=parts.get)
         print(f"{number:2} {describe(case):98} predicted {peak(case) / GIB:6.3f} GiB ({moment}, most of it {largest}), "
               f"measured {measured / GIB:6.3f}, ratio {ratios[-1]:.3f}", flush=True)

@@ -23,20 +23,22 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from statistics import median
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch  # noqa: E402
+from torch.profiler import ProfilerActivity  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config  # noqa: E402
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from common import FlagParser  # noqa: E402
-from common import sample  # noqa: E402
+from common import FlagParser, sample  # noqa: E402
 from engine.hardware import quick_linears  # noqa: E402
 from engine.rollouts import pad  # noqa: E402
 from engine.sampler import has_plain_attention  # noqa: E402
 from processes import memory  # noqa: E402
-
 
 CLOCK = time.perf_counter
 SHAPES = {"qwen3-1.7b": dict(vocab_size=151936, hidden_size=2048, intermediate_size=6144, num_hidden_layers=28,
@@ -118,15 +120,12 @@ def measure(function, *args) -> tuple[float, list[int], float]:
     lengths = function(*args)
     if cuda:
         torch.cuda.synchronize()
-    seconds = CLOCK() - start
-    if cuda:
-        return seconds, lengths, torch.cuda.max_memory_allocated() / 1e9
-    return seconds, lengths, memory("VmHWM") / 1e9
+    return CLOCK() - start, lengths, (torch.cuda.max_memory_allocated() if cuda else memory("VmHWM")) / 1e9
 
 
 # ---------------------------------------------------------------- the roofline
 
-def best_seconds(function, repeats: int = 5) -> float:
+def median_seconds(function, repeats: int = 5) -> float:
     times = []
     for _ in range(repeats):
         start = CLOCK()
@@ -134,7 +133,7 @@ def best_seconds(function, repeats: int = 5) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(CLOCK() - start)
-    return sorted(times)[len(times) // 2]
+    return median(times)
 
 
 @torch.no_grad()
@@ -149,15 +148,15 @@ def matmul_seconds(model, batch: int, head: bool = True) -> float:
         for module in linears:
             module(inputs[module.in_features])
 
-    own = best_seconds(step)
+    own = median_seconds(step)
     with quick_linears(model):
-        return min(own, best_seconds(step))
+        return min(own, median_seconds(step))
 
 
 def bandwidth(device) -> float:
     """bytes/s of reading memory"""
     buffer = torch.ones(2**26, device=device)
-    return buffer.nbytes / best_seconds(buffer.sum)
+    return buffer.nbytes / median_seconds(buffer.sum)
 
 
 def cache_bytes(model, tokens: int) -> int:
@@ -239,20 +238,14 @@ def fixed_length(model, pad_id, prompts, samples: int, steps: int, cache: str) -
 
 
 def profile(model, pad_id, prompts, samples: int) -> None:
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as recording
-
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-    with recording(activities=kinds) as record:
+    with torch.profiler.profile(activities=kinds) as record:
         ours(model, pad_id, prompts, samples, 32, [])
     on = "device" if torch.cuda.is_available() else "cpu"
     print(record.key_averages().table(sort_by=f"self_{on}_time_total", row_limit=16, max_name_column_width=48))
 
 
 def main(args) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
-
     disable_progress_bar()
     set_verbosity_error()
     warnings.filterwarnings("ignore")
@@ -279,10 +272,10 @@ def main(args) -> None:
     contestants = {"ours": ours, "generate()": theirs} | ({} if args.no_batching else {"generate_batch()": batching})
     for dtype in args.dtype:
         if args.shape:
-            config = Qwen3Config(**SHAPES[args.shape])
-            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).to(device).eval()
+            model = AutoModelForCausalLM.from_config(Qwen3Config(**SHAPES[args.shape]), dtype=getattr(torch, dtype))
         else:
-            model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, dtype)).to(device).eval()
+            model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, dtype))
+        model = model.to(device).eval()
         print(f"\n{dtype}; attention {'shared' if has_plain_attention(model) else 'plain'}")
         if args.profile:
             profile(model, pad_id, prompts, samples)
@@ -290,8 +283,8 @@ def main(args) -> None:
         cache = faster_cache(model, pad_id, prompts)
         if not args.no_fixed:
             print("fixed length, decoding alone")
-        for count, each in [] if args.no_fixed else batches:
-            fixed_length(model, pad_id, prompts[:count], each, 8 if args.quick else args.fixed_steps, cache)
+            for count, each in batches:
+                fixed_length(model, pad_id, prompts[:count], each, 8 if args.quick else args.fixed_steps, cache)
         for new_tokens in lengths:
             print(f"GSM8K, {len(prompts)} prompts x {samples}, up to {new_tokens} tokens; generate(): {cache} cache")
             for _ in range(args.rounds):

@@ -16,10 +16,13 @@ import time
 from pathlib import Path
 from statistics import median
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from common import FlagParser  # noqa: E402
-from engine import ranks  # noqa: E402
+from engine.ranks import rank  # noqa: E402
+
 STAGES = ("stage1_grpo", "stage3_kl", "stage4_distill")
 
 
@@ -58,25 +61,22 @@ def main(args) -> None:
 
 def prepare(args, folder: Path) -> dict[str, list]:
     """Models, problems and teacher rollouts.  -> the flags of each stage"""
-    if not args.student:
+    student, teacher, problems = args.student, args.teacher, args.problems
+    if not student:
         launch(1, [ROOT / "prepare.py", "toy", "--out", folder / "toy"])
-        args.student, args.teacher = folder / "toy" / "student", folder / "toy" / "teacher"
-        args.problems = folder / "toy" / "train.jsonl"
+        student, teacher, problems = (folder / "toy" / name for name in ("student", "teacher", "train.jsonl"))
     shared = ["--max-new-tokens", args.max_new_tokens, "--micro-batch-size", args.micro_batch_size]
-    launch(1, [ROOT / "stage2_shape.py", "--teacher", args.teacher, "--reference", args.teacher, "--problems",
-               args.problems, "--certify-problems", args.problems, "--num-certify-problems", 8, "--num-problems", 64,
+    launch(1, [ROOT / "stage2_shape.py", "--teacher", teacher, "--reference", teacher, "--problems", problems,
+               "--certify-problems", problems, "--num-certify-problems", 8, "--num-problems", 64,
                "--out", folder / "shape", "--allow-failed-certificate", *shared])
-    shared += ["--max-steps", args.steps]
-    pair = ["--student", args.student, "--teacher", args.teacher, "--problems", args.problems]
-    rollouts = args.prompts_per_step * args.samples_per_prompt
-    return {"stage1_grpo": ["--model", args.student, "--problems", args.problems, "--prompts-per-step",
-                            args.prompts_per_step, "--samples-per-prompt", args.samples_per_prompt,
-                            "--steps-per-rollout", 1, "--give-up-after", 0, *shared],
+    shared += ["--max-steps", args.steps, "--problems", problems]
+    pair = ["--student", student, "--teacher", teacher]
+    batch = ["--prompts-per-step", args.prompts_per_step, "--samples-per-prompt", args.samples_per_prompt]
+    return {"stage1_grpo": ["--model", student, "--steps-per-rollout", 1, "--give-up-after", 0, *batch, *shared],
             "stage3_kl": [*pair, "--rollouts", folder / "shape" / "rollouts.jsonl", "--max-kl", -1, "--eval-every", 0,
-                          "--num-certify-problems", 8, "--allow-failed-certificate", "--rollouts-per-step", rollouts,
-                          *shared],
-            "stage4_distill": [*pair, "--prompts-per-step", args.prompts_per_step, "--samples-per-prompt",
-                               args.samples_per_prompt, *shared]}
+                          "--num-certify-problems", 8, "--allow-failed-certificate", "--rollouts-per-step",
+                          args.prompts_per_step * args.samples_per_prompt, *shared],
+            "stage4_distill": [*pair, *batch, *shared]}
 
 
 def launch(ranks: int, command: list) -> None:
@@ -92,9 +92,6 @@ def launch(ranks: int, command: list) -> None:
 
 def worker(stage: str, out: str, *flags: str) -> None:
     """One run in this process (or on this rank), its collectives recorded from the second step to the last."""
-    import torch
-
-
     module, profiler = importlib.import_module(stage), torch.profiler.profile()
     log_metrics, measured = module.log_metrics, {"tokens": 0}
 
@@ -110,10 +107,10 @@ def worker(stage: str, out: str, *flags: str) -> None:
     module.log_metrics = log
     module.main(module.parse_args([*flags, "--out", out]))
     profiler.stop()
-    if ranks.rank() == 0:
-        begin = measured["start"]
+    if rank() == 0:
         Path(out).with_suffix(".json").write_text(json.dumps({
-            "tokens": measured["tokens"], "seconds": measured["end"] - begin, "communication": in_flight(profiler)}))
+            "tokens": measured["tokens"], "seconds": measured["end"] - measured["start"],
+            "communication": in_flight(profiler)}))
 
 
 def in_flight(profiler) -> float:

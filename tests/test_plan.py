@@ -1,7 +1,11 @@
 """plan.py's formulas beside transformers: parameters exactly, kept activations to the byte; what fits and what does not."""
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -144,15 +148,11 @@ def test_a_table_is_planned_from_its_own_commands(capsys):
     assert "yes" in out and "NO" not in out                                         # the paper's scale is made for this
 
 
-def test_what_does_not_fit_is_said_with_its_remedy(capsys):
-    plan.main(plan.parse_args(["--scale", "paper", "--gpus", "8", "--gpu", "A100-40GB"]))
+@pytest.mark.parametrize("gpus, gpu, remedy", [("8", "A100-40GB", "fits with --rollout-tokens"), ("1", "L40S", "fits with --gpus 8 --rollout-tokens")])
+def test_what_does_not_fit_is_said_with_its_remedy(gpus, gpu, remedy, capsys):
+    plan.main(plan.parse_args(["--gpus", gpus, "--gpu", gpu]))
     out = capsys.readouterr().out
-    assert "NO" in out and "fits with" in out and "--rollout-tokens" in out
-
-
-def test_on_one_small_gpu_the_plan_asks_for_more(capsys):
-    plan.main(plan.parse_args(["--gpus", "1", "--gpu", "L40S"]))
-    assert "fits with --gpus 8 --rollout-tokens" in capsys.readouterr().out
+    assert "NO" in out and remedy in out
 
 
 def test_times_follow_the_work():
@@ -177,13 +177,8 @@ def test_a_model_or_gpu_that_is_not_known_is_one_sentence(tmp_path, capsys):
         assert stop.value.code == 2 and words in sentence and sentence.count("\n") == 1
 
 
-def test_the_bench_measures_one_small_case_within_its_tolerance(monkeypatch):
+def test_the_bench_measures_one_small_case_within_its_tolerance():
     """One case of bench/plan.py, in a process of its own: memory, no time."""
-    import os
-    import subprocess
-    import sys
-    from pathlib import Path
-    root = Path(__file__).parent.parent
-    answer = subprocess.run([sys.executable, str(root / "bench" / "plan.py"), "--case", "8"], capture_output=True, text=True,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    answer = subprocess.run([sys.executable, "bench/plan.py", "--case", "8"], cwd=Path(__file__).parent.parent, capture_output=True,
+                            text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
     assert math.isclose(float(answer.stdout.split("ratio ")[1].split()[0]), 1, abs_tol=0.15)

@@ -78,11 +78,11 @@ EQUATIONS = [("If 14 of 22 customers left and 4 sat at each table , how many tab
 def write_mawps(folder, form):
     """Ten rows as training file, as published or as JSON lines; other numbers in the other two files."""
     folder.mkdir(exist_ok=True)
-    for name, names in prepare.MAWPS_FILES.items():
+    for name, file in prepare.MAWPS_FILES[form].items():
         keys = [("original_text", "equation", "ans"), ("problem", "equation", "answer")][form]
         extra = {"train": EQUATIONS, "heldout": [("What is 1 and 8 ?", "x=1+8", 9.0)] + EQUATIONS[5:6], "test": [("What is 2 and 8 ?", "x=2+8", 10.0)]}
         rows = [dict(zip(keys, (text, equation, answer if form == 0 else str(answer)))) for text, equation, answer in extra[name]]
-        (folder / names[form]).write_text(json.dumps(rows) if form == 0 else "".join(json.dumps(row) + "\n" for row in rows))
+        (folder / file).write_text(json.dumps(rows) if form == 0 else "".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
@@ -108,8 +108,6 @@ def test_both_forms_of_mawps_are_the_same_problems_and_bad_rows_are_counted(tmp_
     assert [row["problem"] for row in published["heldout"]] == ["12 in all, 5 gone. How many left?", "What is 1 and 8?"]
     reasons = {"whole": 1, "steps": 3, "does not give": 1, "already": 2}       # 0.5; two without a step, and 10 / 3; 2 + 2; two texts
     assert {word: sum(count for reason, count in dropped.items() if word in reason) for word in reasons} == reasons
-    original = {"iindex": 1, "squestion": "What is 2 and 8 ?", "lequations": ["X=2+8"], "lsolutions": [10.0]}
-    assert prepare.mawps_fields(original, "") == ("What is 2 and 8?", "X=2+8", "10.0")
 
 
 def test_mawps_that_is_missing_is_one_sentence(tmp_path, capsys):
@@ -220,7 +218,7 @@ def test_examples_are_asked_as_the_stages_ask(tiny_smollm2):
 
 def test_the_laptops_table_at_its_smallest(tiny_smollm2, many_sums, tmp_path, monkeypatch):
     """Every command of `main`, with the scale's own flags but for the sizes; no model of this size is right."""
-    for name, value in (("NUM_SWEEP", 6), ("NUM_SWEEP_HELDOUT", 4), ("write_smollm2", lambda out, layers: shutil.copytree(tiny_smollm2, out))):
+    for name, value in (("NUM_SWEEP", 6), ("NUM_SWEEP_HELDOUT", 4), ("write_smollm2", lambda out: shutil.copytree(tiny_smollm2, out))):
         monkeypatch.setattr(prepare, name, value)
     sizes = {"prepare": SCALES["laptop"]["prepare"].replace("prepare.py laptop", "prepare.py laptop --num-examples 10 --epochs 1 --student-layers 4 --upper-bound 0"),
              "labels": 8, "grpo_steps": 1, "opd_steps": 1, "plateau_steps": 1}

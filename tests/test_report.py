@@ -14,7 +14,7 @@ pytestmark = pytest.mark.pages
 
 def write_run(run, command, lines, done=True, **files):
     run.mkdir(parents=True)
-    args = {"eval_problems": "p.jsonl", "eval_samples": 2, "temperature": 1.0, "max_steps": 40}
+    args = {"eval_problems": ["p.jsonl"], "eval_samples": 2, "temperature": 1.0, "max_steps": 40}
     (run / "args.json").write_text(json.dumps({"args": args, "parents": {}, "command": command, "versions": {"device": "cpu"}, "world_size": 1}))
     if lines:
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
