@@ -398,7 +398,8 @@ def write_table_page(out: Path) -> None:
     seed_dirs = [out / scope["directory"] for scope in table["scopes"] if scope["setting"] == chosen]
     seed_dirs = [seed_dir for seed_dir in seed_dirs if all(
         (seed_dir / name).is_dir() for row in rows for name in row["runs"])] or seed_dirs[:1]
-    rows = [row for row in rows if all((seed_dir / name).is_dir() for seed_dir in seed_dirs for name in row["runs"])]
+    rows = [row for row in rows
+            if all((seed_dir / name).is_dir() for seed_dir in seed_dirs for name in row["runs"])] or rows
     trained = [row for row in rows if not is_reference(row, rows)] or rows
     colours = dict(zip([row["row"] for row in trained[::-1]], PALETTE * len(trained)))
     names = list(dict.fromkeys(name for row in rows for name in row["runs"]))
@@ -410,12 +411,15 @@ def write_table_page(out: Path) -> None:
     figure = (out / "figure.svg").read_text(encoding="utf-8") if (out / "figure.svg").is_file() else ""
     sections = [f"<p class='lead'>{escape(table['about'])}</p><figure class=wide>{figure}</figure><ul>{sentences}</ul>",
                 f"<h2>At one setting: {escape(chosen)}</h2>" if len(settings) > 1 else "",
-                score_section(rows, colours, seed_dirs), learning_section(trained, colours, seed_dirs),
-                certificate_section(seed_dirs[0] / shaped[0]) if shaped else "",
-                f"<p class='muted'>Drawn: {seed_dirs[0].name}/{shaped[0]}, the first seed’s.</p>" if shaped else "",
-                certificates_section(names, seed_dirs), length_section(trained, colours, seed_dirs),
-                time_section(names, seed_dirs), dense_rewards_section(seed_dirs[0] / shaped[0]) if shaped else "",
-                runs_section(names, seed_dirs, table, out)]
+                score_section(rows, colours, seed_dirs)]
+    if any((seed_dirs[0] / name).is_dir() for name in names):           # results/ keeps tables without their runs
+        sections += [
+            learning_section(trained, colours, seed_dirs),
+            certificate_section(seed_dirs[0] / shaped[0]) if shaped else "",
+            f"<p class='muted'>Drawn: {seed_dirs[0].name}/{shaped[0]}, the first seed’s.</p>" if shaped else "",
+            certificates_section(names, seed_dirs), length_section(trained, colours, seed_dirs),
+            time_section(names, seed_dirs), dense_rewards_section(seed_dirs[0] / shaped[0]) if shaped else "",
+            runs_section(names, seed_dirs, table, out)]
     title = f"{table['table'].capitalize()} table, {table['scale']} scale"
     write_text(out / "report.html", page(title, "Sparse-to-dense reward post-training", sections, out))
 

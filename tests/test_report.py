@@ -2,9 +2,11 @@
 import argparse
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
+from forks import ROOT
 
 import report
 import stage2_shape
@@ -92,6 +94,13 @@ def test_table_page(table, capsys):
     run_page = (table / "seed0" / "direct" / "report.html").read_text()
     assert "<script>" not in run_page and "&lt;script&gt;" in run_page and len(run_page) < 10**6
     assert capsys.readouterr().out.strip() == str(table / "report.html")
+
+
+@pytest.mark.parametrize("kept", ["ablation-toy", "labels-toy"])
+def test_a_table_that_is_kept_without_its_runs_has_a_page(tmp_path, kept):
+    shutil.copytree(ROOT / "results" / kept, tmp_path / kept)
+    page = page_of(tmp_path / kept)
+    assert "Scores and costs" in page and "Learning curves" not in page
 
 
 def test_pages_need_no_network_and_fit_dark_and_narrow_screens(table):
