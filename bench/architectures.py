@@ -282,11 +282,15 @@ def on_two_ranks(folders: dict[str, Path]) -> dict[str, str | float]:
     jobs = json.dumps({name: str(folder) for name, folder in folders.items()})
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run([*launch, __file__, "--rank-of", jobs], capture_output=True, text=True, env=environment)
-    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"two')]
-    answers = {answer["two"]: answer["answer"] for answer in answers}
+    answers = answers_in(done.stdout)
     if missing := folders.keys() - answers.keys():
         print(f"two ranks ended early, without {sorted(missing)}:\n{done.stderr[-3000:]}")
     return answers
+
+
+def answers_in(text: str) -> dict[str, str | float]:
+    answers = [json.loads(line) for line in text.splitlines() if line.startswith('{"two')]
+    return {answer["two"]: answer["answer"] for answer in answers}
 
 
 def rank_of(folders: dict[str, str]) -> None:

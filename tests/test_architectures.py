@@ -1,10 +1,13 @@
 """bench/architectures.py, reduced: what docs/architectures.md says of each architecture is so."""
 import contextlib
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from forks import run_ranks
 from transformers import CONFIG_MAPPING
 
 import common
@@ -70,7 +73,8 @@ def test_two_ranks(tmp_path, half_are_right):
         architectures.write_problems(folder / "problems.jsonl")
         with architectures.quiet():
             torch.save(architectures.stage1_with_gradient(directory, folder / "rl")[0], folder / "gradient.pt")
-    answers = architectures.on_two_ranks(folders)
+    said = run_ranks(2, Path(architectures.__file__), "--rank-of", json.dumps(folders, default=str))
+    answers = architectures.answers_in(said)
     assert all(answers[name] < 1e-5 for name in folders), answers
 
 
