@@ -23,11 +23,12 @@ EOS, PAD = prepare.EOS, prepare.PAD
 
 @pytest.hookimpl(tryfirst=True)                          # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """Tests that share a fixture which takes minutes stay on one of pytest-xdist's processes, and begin first."""
-    items.sort(key=lambda item: "many" not in item.fixturenames)
+    """Tests that share a fixture which takes long stay on one of pytest-xdist's processes, and begin first."""
+    shared = ("many", "undisturbed_on_two_ranks")
+    items.sort(key=lambda item: not {*shared} & {*item.fixturenames})
     for item in items:
-        if "many" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("ranks"))
+        for name in {*shared} & {*item.fixturenames}:
+            item.add_marker(pytest.mark.xdist_group(name))
 
 
 def pytest_make_parametrize_id(val, argname):

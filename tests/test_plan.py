@@ -1,13 +1,10 @@
 """plan.py's formulas beside transformers: parameters exactly, kept activations to the byte; what fits and what does not."""
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from forks import ROOT, Fork
 import torch
 from transformers import (
     AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config, Qwen3Config, Qwen3ForCausalLM,
@@ -179,6 +176,5 @@ def test_a_model_or_gpu_that_is_not_known_is_one_sentence(tmp_path, capsys):
 
 def test_the_bench_measures_one_small_case_within_its_tolerance():
     """One case of bench/plan.py, in a process of its own: memory, no time."""
-    answer = subprocess.run([sys.executable, "bench/plan.py", "--case", "8"], cwd=Path(__file__).parent.parent, capture_output=True,
-                            text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
-    assert math.isclose(float(answer.stdout.split("ratio ")[1].split()[0]), 1, abs_tol=0.15)
+    fork = Fork(ROOT / "bench" / "plan.py", "--case", 8)
+    assert fork.wait() == 0 and math.isclose(float(fork.said().split("ratio ")[1].split()[0]), 1, abs_tol=0.15), fork.said()

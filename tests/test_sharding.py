@@ -73,7 +73,7 @@ def many(flags_of, tmp_path_factory):
         folder = folders[num_ranks] = tmp_path_factory.mktemp(f"ranks{num_ranks}")
         jobs = [[str(folder / f"{stage}_{name}.pt"), stage, *flags_of[stage], PER_STEP[stage], str(uneven[0]), *uneven[1:],
                  *VARIANTS.get(f"{stage}_{name}", []), "--max-steps", "1", "--out", str(folder / f"{stage}_{name}")]
-                for stage in STAGES for name, uneven in UNEVEN.items()]
+                for stage in STAGES for name, uneven in UNEVEN.items() if (num_ranks, name) != (2, "three")]
         if num_ranks != 2:
             for stage in STAGES:
                 steps = ["--max-steps", "3", "--save-every", "2", PER_STEP[stage], "5", "--micro-batch-size", "4"]
@@ -86,8 +86,7 @@ def many(flags_of, tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("name", UNEVEN)
+@pytest.mark.parametrize("name, ranks", [("five", 2), ("five", 4), ("three", 4)])
 @pytest.mark.parametrize("stage", STAGES)
 def test_gradient_is_the_same_on_any_number_of_ranks(many, stage, name, ranks):
     alone, shared = (torch.load(many[number] / f"{stage}_{name}.pt")[0] for number in (1, ranks))

@@ -121,7 +121,6 @@ def test_intervals_and_verdicts_by_hand():
     assert "+0.403" in found[0]["sentence"] and "3 of 3 seeds" in found[0]["sentence"]
 
 
-@pytest.mark.pages
 def test_a_small_table_is_made_goes_on_where_it_stopped_and_shares_its_runs(tmp_path, monkeypatch, capsys):
     """Two budgets at the smallest size: everything is run, nothing twice, and the page is drawn."""
     small = {"grpo": "--prompts-per-step 4 --samples-per-prompt 4 --max-new-tokens 16 --seed {seed} --eval-problems {test} --eval-every 1 --eval-samples 1",
@@ -159,7 +158,7 @@ def test_a_small_table_is_made_goes_on_where_it_stopped_and_shares_its_runs(tmp_
     assert "so far" not in text
     assert "| 8 labels |" in text and "| 16 labels |" in text and "8 labels: direct GRPO, plateau < full workflow" in text
     page = (tmp_path / "labels" / "report.html").read_text()
-    assert page.count("<svg") > 3 and (tmp_path / "labels" / "8_labels" / "seed0" / "teacher" / "report.html").is_file()
+    assert page.count("<svg") > 3
     main = reproduce.parse_args(["main", "--scale", "toy", "--labels", "8", "--out", str(tmp_path / "main")])
     before = len(starts)
     reproduce.main(main)
