@@ -23,12 +23,11 @@ EOS, PAD = prepare.EOS, prepare.PAD
 
 @pytest.hookimpl(tryfirst=True)                          # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """Tests that share a fixture which takes long stay on one of pytest-xdist's processes, and begin first."""
-    shared = ("many", "undisturbed_on_two_ranks")
-    items.sort(key=lambda item: not {*shared} & {*item.fixturenames})
+    """Tests whose fixtures take long stay on one of pytest-xdist's processes, and begin first."""
+    items.sort(key=lambda item: item.path.stem not in ("test_sharding", "test_faults"))
     for item in items:
-        for name in {*shared} & {*item.fixturenames}:
-            item.add_marker(pytest.mark.xdist_group(name))
+        if item.path.stem in ("test_sharding", "test_faults"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_make_parametrize_id(val, argname):

@@ -3,14 +3,13 @@ import json
 import os
 import shutil
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from conftest import EOS, PAD, run
+from forks import run_ranks
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -409,9 +408,9 @@ def test_one_rank_of_a_node_downloads_first(toy, tmp_path, cache):
     """What is asked for, by rank and in order: rank 0 a branch, then all others its commit; no pickles, no subfolders."""
     script = tmp_path / "ask.py"
     script.write_text(f"""
-import json, os, sys
-sys.path.insert(0, {str(HERE.parent)!r})
+import json, os
 import huggingface_hub
+huggingface_hub.constants.HF_HUB_CACHE = {str(cache)!r}
 real = huggingface_hub.snapshot_download
 def noted(repository, **flags):
     with open({str(tmp_path / "asked")!r}, "a") as file:
@@ -427,10 +426,7 @@ try:
 except SystemExit as stop:
     assert stop.code == 2
 """)
-    answer = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)],
-                            env={**os.environ, "HF_HUB_CACHE": str(cache)}, capture_output=True, text=True)
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stderr.count("error: owner/none: no such directory") == 1
+    assert run_ranks(2, script).count("error: owner/none: no such directory") == 1
     asked = [json.loads(line) for line in (tmp_path / "asked").read_text().splitlines()]
     assert [row[:3] for row in asked] == [["0", "owner/small", "main"], ["1", "owner/small", COMMIT], ["0", "owner/none", None]]
     assert asked[0][3] == ["*.safetensors", "README.md", "*.json", "*.jinja", "*.txt", "tokenizer.model"] and "*/*" in asked[0][4]
