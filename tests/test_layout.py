@@ -82,5 +82,6 @@ def test_the_judge_needs_no_torch():
 
 def test_the_scripts_start_from_any_directory_and_through_a_link(tmp_path):
     (tmp_path / "linked.py").symlink_to(ROOT / "plan.py")
-    done = subprocess.run([sys.executable, "linked.py", "--gpu", "none"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and "plan.py knows" in done.stderr
+    for script in (ROOT / "plan.py", tmp_path / "linked.py"):
+        done = subprocess.run([sys.executable, str(script), "--gpu", "none"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and "plan.py knows" in done.stderr

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eval as judge
 import prepare
+import report
 import reproduce
 import stage1_grpo
 import stage2_shape
@@ -140,6 +141,7 @@ def test_a_small_table_is_made_goes_on_where_it_stopped_and_shares_its_runs(tmp_
         return run_here(directory, command)
 
     monkeypatch.setattr(reproduce, "start", start)
+    monkeypatch.setattr(report, "write_run_page", lambda run: (run / "report.html").touch())
     args = reproduce.parse_args(["labels", "--scale", "toy", "--out", str(tmp_path / "labels"), "--jobs", "2", "--results", str(tmp_path / "results")])
     scopes = reproduce.scopes_of(args, TABLES["labels"], SCALES["toy"])
     scopes[0].names = scopes[0].names[:4]
@@ -158,7 +160,7 @@ def test_a_small_table_is_made_goes_on_where_it_stopped_and_shares_its_runs(tmp_
     assert "so far" not in text
     assert "| 8 labels |" in text and "| 16 labels |" in text and "8 labels: direct GRPO, plateau < full workflow" in text
     page = (tmp_path / "labels" / "report.html").read_text()
-    assert page.count("<svg") > 3
+    assert page.count("<svg") > 3 and (tmp_path / "labels" / "8_labels" / "seed0" / "teacher" / "report.html").is_file()
     main = reproduce.parse_args(["main", "--scale", "toy", "--labels", "8", "--out", str(tmp_path / "main")])
     before = len(starts)
     reproduce.main(main)
