@@ -12,7 +12,6 @@ A completion that was cut at --max-new-tokens is wrong, even behind its box, as 
 What is right is decided by judge/answers.py: extract_answer, is_equal and grade can be imported from here, too.
 """
 import argparse
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from common import (
     FlagParser, bootstrap_interval, grade_rollouts, load_graded_problems, load_prepared, natural, positive, prepare,
     sample, share_of_one,
 )
-from engine.files import write_json, write_text
+from engine.files import write_json, write_jsonl, write_text
 from engine.problems import (
     INSTRUCTION, Problem, digest, gold_of, placed_rows, template_arguments, with_readable_golds,
 )
@@ -60,10 +59,11 @@ def score(rows: list[dict]) -> dict:
     completions for these problems been others).
     """
     right = [np.array(row["verdicts"], dtype=float) for row in rows]
-    sizes = {len(verdicts) for verdicts in right}
-    k = min(sizes)
+    samples = np.array([len(verdicts) for verdicts in right])
+    rates = np.array([verdicts.mean() for verdicts in right])
+    k = int(samples.min())
     per_problem = {
-        f"avg@{k}" if len(sizes) == 1 else "avg": np.array([verdicts.mean() for verdicts in right]),
+        f"avg@{k}" if k == samples.max() else "avg": rates,
         **{f"pass@{n}": np.array([pass_at_k(len(verdicts), int(verdicts.sum()), n) for verdicts in right])
            for n in (2, 4, 8, 16, 32, 64, 128, 256) if n <= k},
         f"maj@{k}": np.array([majority_is_right(answers_of(row), row["verdicts"]) for row in rows])}
@@ -74,8 +74,7 @@ def score(rows: list[dict]) -> dict:
     scores = {name: {"value": float(values.mean()),
                      "interval_over_problems": bootstrap_interval(lambda i, v=values: v[i].mean(), len(rows))}
               for name, values in per_problem.items()}
-    counts_of, rates = [len(verdicts) for verdicts in right], [verdicts.mean() for verdicts in right]
-    resampled = (np.random.default_rng(0).binomial(counts_of, rates, (1000, len(rows))) / counts_of).mean(1)
+    resampled = (np.random.default_rng(0).binomial(samples, rates, (1000, len(rows))) / samples).mean(1)
     average = next(iter(scores.values()))
     average["interval_over_samples"] = [float(bound) for bound in np.percentile(resampled, [2.5, 97.5])]
     without_answer = sum(extract_answer(text) is None for row in rows for text in row["completions"])
@@ -299,7 +298,7 @@ def main(args) -> None:
         return
     scores = score(rows)
     if rank() == 0:
-        write_text(args.out / "completions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_jsonl(args.out / "completions.jsonl", rows)
         write_json(args.out / "scores.json", scores)
         write_text(args.out / "failures.html", failures_page(rows))
         add_scores(args.out)                            # to the card of the run's model

@@ -46,7 +46,6 @@ toy writes OUT/teacher and OUT/student, ordinary checkpoint directories, and OUT
 import argparse
 import ast
 import importlib.util
-import json
 import operator
 import random
 import re
@@ -66,25 +65,19 @@ from common import (
     FlagParser, completion_logprobs, from_zero, load_model, load_tokenizer, natural, positive, share_of_one, stop_ids,
 )
 from engine.checkpoints import save_model
-from engine.files import read_json, set_modes, write_json, write_text
+from engine.files import read_json, set_modes, write_json, write_jsonl
 from engine.problems import Problem, contents, digest, encode_prompts, load_problems, placed_rows
 from engine.ranks import fail, setup_distributed
 from engine.rollouts import from_rows
 from engine.runs import finish_run, leave_if_asked, load_state, open_run, release_signals, save_or_leave
 from eval import Sampling, evaluate
 
-# ---------------------------------------------------------------- files of problems
-
-def write_rows(path: Path, rows: list[dict]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-# ---------------------------------------------------------------- the toy world: text
-
 SHIPPED_PAIR = Path(__file__).parent / "toy_base"
 NUM_DIGITS, NUM_COLUMNS = 10, 2                        # five numbers of two digits
 PAD, EOS, EQUALS, BOX, CLOSE, ZERO = 0, 1, 2, 3, 4, 5  # the vocabulary: <pad> <eos> = \boxed{ } 0 1 … 9
 
+
+# ---------------------------------------------------------------- the toy world: text
 
 def toy_tokenizer():
     """One token for each digit, `=`, `\\boxed{` and `}`; no chat template: a problem's text is the prompt."""
@@ -220,7 +213,7 @@ def prepare_toy(args) -> None:
     write_json(args.out / "pretraining.json", figures)
     problems = toy_problems(2048 + 512 + 256, seed=0)
     for name, rows in (("train", problems[:2048]), ("heldout", problems[2048:2560]), ("test", problems[2560:])):
-        write_rows(args.out / f"{name}.jsonl", rows)
+        write_jsonl(args.out / f"{name}.jsonl", rows)
 
 
 # ---------------------------------------------------------------- a real small model
@@ -302,11 +295,13 @@ def read_mawps(files: dict[str, Path]) -> tuple[dict[str, list[dict]], dict[str,
 
 
 def mawps_fields(row: dict, source: str) -> tuple[str, str, str]:
-    """Text, equation and answer of a row: of MWPToolkit's columns, or of JSON lines."""
-    for names in (("original_text", "equation", "ans"), ("problem", "equation", "answer")):
+    """Text, equation and answer of a row: of MWPToolkit's columns, of the first publication's, or of JSON lines."""
+    for names in (("original_text", "equation", "ans"), ("squestion", "lequations", "lsolutions"),
+                  ("problem", "equation", "answer")):
         if all(name in row for name in names):
-            text, equation, answer = (str(row[name]) for name in names)
-            return re.sub(r" (?=[,.?!;:%]|['’]s\b)", "", " ".join(text.split())), equation, answer
+            text, *others = (row[name] for name in names)
+            equation, answer = (str(value[0] if isinstance(value, list) and value else value) for value in others)
+            return re.sub(r" (?=[,.?!;:%]|['’]s\b)", "", " ".join(str(text).split())), equation, answer
     fail(f"{source}: no row of MAWPS; original_text, equation and ans are expected (columns: {', '.join(row)})")
 
 
@@ -354,7 +349,7 @@ def prepare_laptop(args, mawps: dict[str, list[dict]], dropped: dict[str, int]) 
     files |= {"train": list(left), "heldout": mawps["heldout"], "test": mawps["test"]}
     for name, part in files.items():
         kept = part if name == "cold_start" else [{key: row[key] for key in ("problem", "answer")} for row in part]
-        write_rows(args.out / f"{name}.jsonl", kept)
+        write_jsonl(args.out / f"{name}.jsonl", kept)
     if args.smollm2 is None and not (args.out / "smollm2" / "tokenizer.json").is_file():         # it is written last
         write_smollm2(args.out / "smollm2")
 
@@ -461,7 +456,7 @@ def prepare_dapo(args, published: list[Problem]) -> None:
     random.Random(42).shuffle(problems)
     cut = len(problems) * 8 // 10
     for name, rows in (("train", problems[:cut]), ("heldout", problems[cut:])):
-        write_rows(args.out / f"{name}.jsonl", rows)
+        write_jsonl(args.out / f"{name}.jsonl", rows)
     print(f"{len(published)} rows, {len(problems)} different problems: {cut} to train.jsonl, the rest to heldout.jsonl")
 
 
@@ -481,8 +476,8 @@ def prepare_labels(args, problems: list[Problem]) -> None:
     for name, part in (("labelled", labelled), ("rl", rl), ("certify", certify),
                        ("more", order[args.num_labels:2 * args.num_labels])):
         rows = [{"problem": problem.text, "answer": problem.answer} for problem in part]
-        write_rows(args.out / f"{name}.jsonl", rows)
-    write_rows(args.out / "prompts.jsonl", [{"problem": problem.text} for problem in problems])
+        write_jsonl(args.out / f"{name}.jsonl", rows)
+    write_jsonl(args.out / "prompts.jsonl", [{"problem": problem.text} for problem in problems])
 
 
 def parse_args(argv=None) -> argparse.Namespace:

@@ -47,7 +47,7 @@ import stage3_kl  # noqa: E402
 import stage4_distill  # noqa: E402
 from common import FlagParser, completion_logprobs, load_model, load_tokenizer, sample  # noqa: E402
 from engine import ranks  # noqa: E402
-from engine.files import write_text  # noqa: E402
+from engine.files import write_jsonl, write_text  # noqa: E402
 from engine.packed import Packed, layout  # noqa: E402
 from engine.ranks import first_line  # noqa: E402
 from engine.sampler import has_plain_attention  # noqa: E402
@@ -132,8 +132,8 @@ def make(name: str, directory: Path, seed: int = 0) -> Path:
 
 def write_problems(path: Path) -> None:
     """Prompts of 2 to 11 tokens."""
-    prepare.write_rows(path, [{"problem": "3491827546"[:length] + "=", "answer": str(length)}
-                              for length in (10, 1, 5, 3, 7, 2)])
+    write_jsonl(path, [{"problem": "3491827546"[:length] + "=", "answer": str(length)}
+                       for length in (10, 1, 5, 3, 7, 2)])
 
 
 @contextlib.contextmanager

@@ -29,6 +29,11 @@ def read_json(path: Path):
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def write_jsonl(path: Path, rows: list[dict]) -> None:
+    """Rows that people read, too: letters of any script as they are."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def read_jsonl(path: Path) -> list[dict]:
     """The objects of a file of JSON lines, if there is one; without a last line that its writer did not live to end."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []

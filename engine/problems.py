@@ -67,10 +67,16 @@ def name_contradictions(problems: list[Problem]) -> None:
     pairs = [(other, problem) for problem in problems
              if (other := first.setdefault(problem.id, problem)).answer != problem.answer]
     if pairs:
-        named = "; ".join(" and ".join(f"{problem.source}: {problem.answer[:60]!r}" for problem in pair)
-                          for pair in pairs[:5])
-        more = f"; and {len(pairs) - 5} more" if len(pairs) > 5 else ""
-        say(f"the same problem stands twice with different answers, {len(pairs)} times: {named}{more}")
+        named = first_few([" and ".join(map(with_gold, pair)) for pair in pairs], 5)
+        say(f"the same problem stands twice with different answers, {len(pairs)} times: {named}")
+
+
+def with_gold(problem: Problem) -> str:
+    return f"{problem.source}: {problem.answer[:60]!r}"
+
+
+def first_few(texts: list[str], most: int) -> str:
+    return "; ".join(texts[:most]) + (f"; and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def with_readable_golds(problems: list[Problem], skip: bool) -> list[Problem]:
@@ -80,10 +86,9 @@ def with_readable_golds(problems: list[Problem], skip: bool) -> list[Problem]:
         return [i for i, problem in enumerate(problems) if not readable[problem.answer]]
 
     if unreadable := dict.fromkeys(from_rank_0(look)):
-        named = "; ".join(f"{problems[i].source}: {problems[i].answer[:60]!r}" for i in [*unreadable][:10])
-        more = f"; and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
+        named = first_few([with_gold(problems[i]) for i in unreadable], 10)
         then = "left out" if skip else "right is what repeats them letter by letter (--skip-unreadable leaves them out)"
-        say(f"{len(unreadable)} of {len(problems)} golds cannot be read by the judge, {then}: {named}{more}")
+        say(f"{len(unreadable)} of {len(problems)} golds cannot be read by the judge, {then}: {named}")
     if skip and len(unreadable) == len(problems) > 0:
         fail(f"{problems[0].file}: the judge can read none of the golds, so --skip-unreadable leaves no problem")
     return [problem for i, problem in enumerate(problems) if i not in unreadable] if skip else problems

@@ -24,9 +24,10 @@ EOS, PAD = prepare.EOS, prepare.PAD
 @pytest.hookimpl(tryfirst=True)                          # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
     """Tests whose fixtures take long stay on one of pytest-xdist's processes, and begin first."""
-    items.sort(key=lambda item: item.path.stem not in ("test_sharding", "test_faults"))
+    slow = ("test_sharding", "test_faults")
+    items.sort(key=lambda item: item.path.stem not in slow)
     for item in items:
-        if item.path.stem in ("test_sharding", "test_faults"):
+        if item.path.stem in slow:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import replace
 
 import pytest
-from forks import ROOT, Fork
 import torch
+from forks import ROOT, Fork
 from transformers import (
     AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config, Qwen3Config, Qwen3ForCausalLM,
 )

@@ -108,6 +108,8 @@ def test_both_forms_of_mawps_are_the_same_problems_and_bad_rows_are_counted(tmp_
     assert [row["problem"] for row in published["heldout"]] == ["12 in all, 5 gone. How many left?", "What is 1 and 8?"]
     reasons = {"whole": 1, "steps": 3, "does not give": 1, "already": 2}       # 0.5; two without a step, and 10 / 3; 2 + 2; two texts
     assert {word: sum(count for reason, count in dropped.items() if word in reason) for word in reasons} == reasons
+    original = {"iindex": 1, "squestion": "What is 2 and 8 ?", "lequations": ["X=2+8"], "lsolutions": [10.0]}
+    assert prepare.mawps_fields(original, "") == ("What is 2 and 8?", "X=2+8", "10.0")
 
 
 def test_mawps_that_is_missing_is_one_sentence(tmp_path, capsys):
