@@ -234,3 +234,14 @@ def test_the_laptops_table_at_its_smallest(tiny_smollm2, many_sums, tmp_path, mo
     assert [row["row"] for row in table["rows"]] == [
         "base student", "raw teacher", "RL teacher", "raw-teacher transfer", "direct GRPO, equal steps", "direct GRPO, plateau", "full workflow"]
     assert len(table["orderings"]) == 3 and not list((tmp_path / "cells").glob("*/state"))
+
+
+@pytest.mark.parametrize("kind, targets", [("student", [0.8, 0.8, 0.84, 0.805]), ("pair", [0.8] * 4)])
+def test_a_student_that_missed_its_band_moves_the_aim_of_the_next(tmp_path, monkeypatch, tiny, kind, targets):
+    """By half of what it missed, if it learnt its skill at all; the rule of a pair has one aim."""
+    figures, asked = iter([(0.1, 0.1), (0.82, 0.80), (0.9, 0.95), (0.9, 0.88)]), []
+    monkeypatch.setattr(prepare, "toy_model", lambda *_: tiny)
+    monkeypatch.setattr(prepare, "pretrain", lambda name, model, target, *_: asked.append(target) or dict(zip(("q", "q_after_style"), next(figures))))
+    args = prepare.parse_args(["toy", "--out", str(tmp_path), "--pretrain", kind])
+    assert len(prepare.pretrain_accepted("student", (64, 2), args, 0.8, 0.03, 0.86, 0.90)["refused"]) == 3
+    assert asked == pytest.approx(targets)
