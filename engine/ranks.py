@@ -80,12 +80,6 @@ def share(items: list) -> list:
     return items[rank()::world_size()]
 
 
-def even_batches(items: list, size: int) -> list[list]:
-    """This rank's share in batches; every rank has equally many, the last may be empty: they call models together."""
-    most, mine = -(-len(items) // world_size()), share(items)
-    return [mine[start:start + size] for start in range(0, most, size)]
-
-
 def balanced_share(sizes: list[int]) -> list[int]:
     """This rank's part of items of these sizes: the largest first, each to the rank that has least.  -> their places"""
     loads, places = [0] * world_size(), []

@@ -2,6 +2,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,20 @@ def test_there_is_no_circle():
     for name in FILES:
         visit(name, [])
     assert len(done) == len(FILES) > 20
+
+
+def test_every_function_and_flag_is_used():
+    """By name, somewhere beside its own body: in the code, a benchmark or a test."""
+    trees = {path: ast.parse(path.read_text()) for folder in (".", "engine", "judge", "bench", "tests") for path in (ROOT / folder).glob("*.py")}
+    nodes = [node for tree in trees.values() for node in ast.walk(tree)]
+    used = Counter([node.id for node in nodes if isinstance(node, ast.Name)] + [node.attr for node in nodes if isinstance(node, ast.Attribute)])
+    flags = [node.args[-1].value for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"]
+    assert len(flags) > 200 and [flag for flag in flags if not used[flag.lstrip("-").replace("-", "_")]] == []
+    functions = [node for path in FILES.values() for node in ast.walk(trees[path]) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    inside = {node: sum(isinstance(name, ast.Name) and name.id == node.name for name in ast.walk(node)) for node in functions}
+    by_python = {"_get_help_string"}                    # argparse's
+    assert [node.name for node in functions if used[node.name] == inside[node] and not node.name.startswith("__")
+            and node.name not in by_python] == []
 
 
 def reachable(name):
