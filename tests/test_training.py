@@ -1,8 +1,10 @@
 """The loops: whatever splits a batch leaves the gradient alone, and a resumed run is the same to the bit."""
+import json
 
 import gradients as gradients_script
 import pytest
 import torch
+import transformers
 from conftest import metrics, run
 from safetensors.torch import load_file
 
@@ -131,6 +133,91 @@ def test_masked_truncated_rows_are_as_if_they_were_not_there(gradient_here, flag
     monkeypatch.setattr(stage1_grpo, "cut_groups", lambda rollouts, *rest: [rollouts.select(rollouts.finished)])
     removed = gradient_here("stage1_grpo", flags)
     assert_same(masked, removed)
+
+
+# ---------------------------------------------------------------- a whole step, beside plain float64
+
+
+TEMPERATURE = 0.7
+
+
+def plain_logprobs(directory, prompts, completions):
+    """By the whole model in float64, each row alone.  -> its weights, and log π at each of a row's tokens (C, V)"""
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
+    logits = [model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1:-1] for prompt, completion in zip(prompts, completions, strict=True)]
+    return list(model.parameters()), [each.div(TEMPERATURE).log_softmax(-1) for each in logits]
+
+
+def of_tokens(logprobs, completions):
+    return [each.gather(1, torch.tensor(ids)[:, None])[:, 0] for each, ids in zip(logprobs, completions, strict=True)]
+
+
+def assert_is_gradient(got, loss, weights):
+    expected = torch.autograd.grad(loss, weights)
+    scale = max(gradient.abs().max() for gradient in expected)
+    for one, other in zip(got, expected, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * scale
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The canned rollouts that a stage was given."""
+    taken, sample = [], gradients_script.canned_sample
+    monkeypatch.setattr(gradients_script, "canned_sample", lambda *args, **more: (taken.append(sample(*args, **more)), taken[-1])[1])
+    return taken
+
+
+@pytest.mark.parametrize("loss_mean", ["token", "sequence"])
+def test_stage_1s_gradient_is_plain(gradient_here, flags_of, toy, taken, loss_mean):
+    """On the first pass: − A · log π − 0.1 · the entropy, of every token or sequence alike."""
+    got = gradient_here("stage1_grpo", [*flags_of["stage1_grpo"], "--temperature", TEMPERATURE, "--loss-mean", loss_mean, "--entropy-coef", 0.1])
+    prompts, completions, finished = taken[0].prompts(), taken[0].completions(), taken[0].finished.tolist()
+    texts = common.load_tokenizer(toy / "student").batch_decode(completions, skip_special_tokens=True)
+    groups = torch.tensor([float(ended and len(text) % 2 == 0) for text, ended in zip(texts, finished)], dtype=torch.float64).view(6, 3)
+    advantages = (groups - groups.mean(1, keepdim=True)) / (groups.var(1, keepdim=True, correction=0).sqrt() + 1e-4)
+    assert 1 < advantages.any(1).sum() < 6, "groups with and without variance"
+    weights, logprobs = plain_logprobs(toy / "student", prompts, completions)
+    rows = [-advantage * tokens + 0.1 * (each.exp() * each).sum(1)
+            for advantage, tokens, each in zip(advantages.flatten(), of_tokens(logprobs, completions), logprobs)]
+    assert_is_gradient(got, torch.cat(rows).mean() if loss_mean == "token" else sum(row.mean() for row in rows) / len(rows), weights)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "sampled"])
+def test_stage_3s_gradient_is_plain(gradient_here, toy, tmp_path, monkeypatch, estimator):
+    """KL(teacher || student), or cross-entropy, of rollouts that stage 2 has given several weights."""
+    monkeypatch.setattr(common, "grade", lambda completion, gold: sum(map(ord, completion)) % 2 == 0)
+    run(stage2_shape, "--teacher", toy / "teacher", "--reference", toy / "teacher", "--problems", toy / "few_train.jsonl", "--num-problems", 8,
+        "--certify-problems", toy / "few_heldout.jsonl", "--max-new-tokens", 16, "--samples-per-prompt", 4, "--weight", "reward", "--temperature", TEMPERATURE,
+        "--out", tmp_path / "shape", "--allow-failed-certificate")
+    rollouts = tmp_path / "shape" / "rollouts.jsonl"
+    rows = [json.loads(line) for line in rollouts.read_text().splitlines()]
+    assert len({row["weight"] for row in rows}) > 1
+    got = gradient_here("stage3_kl", [
+        "--student", toy / "student", "--teacher", toy / "teacher", "--rollouts", rollouts, "--problems", toy / "few_heldout.jsonl", "--max-kl", -1,
+        "--allow-failed-certificate", "--max-steps", 1, "--rollouts-per-step", len(rows), "--temperature", TEMPERATURE, "--estimator", estimator,
+        "--max-grad-norm", 1e9, "--max-new-tokens", 12])
+    prompts, completions = ([row[name] for row in rows] for name in ("prompt_ids", "completion_ids"))
+    weights, student = plain_logprobs(toy / "student", prompts, completions)
+    teacher = [each.detach() for each in plain_logprobs(toy / "teacher", prompts, completions)[1]]
+    each = [(q.exp() * (q - p)).sum(1) for p, q in zip(student, teacher)] if estimator == "exact" else [-tokens for tokens in of_tokens(student, completions)]
+    loss = sum(row["weight"] * tokens.sum() for row, tokens in zip(rows, each)) / sum(row["weight"] * len(row["completion_ids"]) for row in rows)
+    assert_is_gradient(got, loss, weights)
+
+
+@pytest.mark.parametrize("flags", ["--divergence reverse", "--divergence forward", "--divergence jsd", "--estimator sampled"])
+def test_stage_4s_gradient_is_plain(gradient_here, flags_of, toy, taken, flags):
+    """The divergence, or − (log q − log p) · log p of the sampled tokens, of the student's own samples."""
+    got = gradient_here("stage4_distill", [*flags_of["stage4_distill"], "--temperature", TEMPERATURE, *flags.split()])
+    prompts, completions = taken[0].prompts(), taken[0].completions()
+    weights, student = plain_logprobs(toy / "student", prompts, completions)
+    teacher = [each.detach() for each in plain_logprobs(toy / "teacher", prompts, completions)[1]]
+    p, q = torch.cat(student), torch.cat(teacher)
+    middle = ((p.exp() + q.exp()) / 2).log()
+    sampled_p, sampled_q = (torch.cat(of_tokens(each, completions)) for each in (student, teacher))
+    loss = {"reverse": (p.exp() * (p - q)).sum(1), "forward": (q.exp() * (q - p)).sum(1),
+            "jsd": ((p.exp() * (p - middle)).sum(1) + (q.exp() * (q - middle)).sum(1)) / 2,
+            "sampled": -(sampled_q - sampled_p).detach() * sampled_p}[flags.split()[1]]
+    assert_is_gradient(got, loss.mean(), weights)
 
 
 GRPO = ("--max-new-tokens", 16, "--samples-per-prompt", 4, "--prompts-per-step", 4, "--micro-batch-size", 64, "--lr", 1e-3)
