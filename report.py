@@ -27,6 +27,7 @@ from engine.pages import (
     with_interval,
 )
 from engine.ranks import fail, rank, say
+from engine.runs import short_commit
 
 TOTALS = COSTS | {"seconds": "seconds"}
 CURVES = {  # key of metrics.jsonl -> title, y axis with its unit, whether that axis is a share from 0 to 1
@@ -312,7 +313,7 @@ def origin_section(run: Path, record: dict) -> str:
         where, target = escape(parent.get("run", parent["path"])), Path(parent.get("run", "nowhere")) / "report.html"
         link = f"<a href='{escape(os.path.relpath(target, run))}'>{where}</a>" if target.is_file() else where
         parents.append([escape(name), link, f"<code>{parent['sha256'][:16]}</code>"])
-    facts = {"started": record.get("started"), "git commit": (record.get("git_commit") or "")[:12],
+    facts = {"started": record.get("started"), "git commit": short_commit(record.get("git_commit") or ""),
              "processes": record.get("world_size"), **record.get("versions", {})}
     flags = "".join(f"<li><code>--{escape(key.replace('_', '-'))}</code> {escape(str(value))}</li>"
                     for key, value in record.get("args", {}).items())
@@ -420,7 +421,8 @@ def write_table_page(out: Path) -> None:
             certificates_section(names, seed_dirs), length_section(trained, colours, seed_dirs),
             time_section(names, seed_dirs), dense_rewards_section(seed_dirs[0] / shaped[0]) if shaped else "",
             runs_section(names, seed_dirs, table, out)]
-    title = f"{table['table'].capitalize()} table, {table['scale']} scale"
+    so_far = "" if table.get("finished", True) else ", so far"
+    title = f"{table['table'].capitalize()} table, {table['scale']} scale{so_far}"
     write_text(out / "report.html", page(title, "Sparse-to-dense reward post-training", sections, out))
 
 
@@ -710,6 +712,8 @@ def main(args) -> None:
     if args.out and not others:
         fail(f"--out is for several runs; the page of one directory is {first / 'report.html'}")
     out = (args.out or Path("report.html")) if others else first / "report.html"
+    if missing := [str(directory) for directory in args.directories if not directory.is_dir()]:
+        fail(f"{missing[0]}: there is no such directory")
     if out.is_dir() or not out.parent.is_dir():
         fail(f"--out {out}: give a file in a directory that is there")
     is_table = not others and (first / "table.json").is_file()

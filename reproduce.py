@@ -7,9 +7,11 @@
     python reproduce.py main --scale paper --data DATA --out runs/paper --dry-run      # print the paper's own commands
 
 What the tables compare, and the settings, stand in tables.py.  Every run is kept in CELLS by what it hangs on, its
-command and the runs that it takes: an interrupted table goes on, tables share what they have in common, and a command
-that was changed is another run.  OUT/seed0/NAME links to the run of that name.  Commands that do not wait for one
-another run side by side (--jobs); a run's output is then in CELLS/NAME-….log.
+command, the runs that it takes and what the files of --data and --models hold: an interrupted table goes on, tables
+share what they have in common, also while both are running, and a command that was changed is another run.  Changed
+code is not: for that, delete CELLS or name another.  OUT/seed0/NAME links to the run of that name.  Commands that do
+not wait for one another run side by side (--jobs); a run's output is then in CELLS/NAME-….log.  Ctrl-C and SIGTERM let
+every run end its step.
 
 Every row says what it cost, the teacher's RL included: optimiser steps, labels seen, tokens sampled, seconds of its
 runs (loading and evaluation apart).  Over several seeds: mean and 95% interval (Student's t), and for each ordering
@@ -19,27 +21,31 @@ Writes OUT/table.json, OUT/table.md, OUT/figure.svg, OUT/report.html, anew each 
 with --results also DIR/TABLE-SCALE/, to be kept.
 """
 import argparse
+import fcntl
 import hashlib
 import importlib.util
+import json
 import math
 import os
 import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from common import FlagParser, positive
-from engine.files import read_json, read_jsonl, write_json, write_text
+from common import FlagParser, natural, positive
+from engine.files import file_digest, read_json, read_jsonl, write_json, write_text
 from engine.pages import with_interval
 from engine.ranks import fail, say
-from engine.runs import git_commit
+from engine.runs import short_commit
 from prepare import find_mawps
 from report import TOTALS, write_table_figure, write_table_page
 from tables import DRAWN, EVALUATE, SCALES, TABLES, Table, budgets, table_at
@@ -50,7 +56,7 @@ REFRESH_SECONDS = 60
 # ---------------------------------------------------------------- from a table's text to commands
 
 SETTING = r"(?<!\\boxed)\{(\w+)\}"
-RUN = r"@([a-z]\w*)"
+RUN = r"(?<!\S)@([a-z]\w*)"
 
 
 def fill(text: str, values: dict) -> str:
@@ -58,6 +64,10 @@ def fill(text: str, values: dict) -> str:
     while re.search(SETTING, text):
         text = re.sub(SETTING, lambda match: str(values[match[1]]), text)
     return text
+
+
+def quoted(path) -> str:
+    return shlex.quote(str(path))
 
 
 def slug(name: str) -> str:
@@ -95,7 +105,7 @@ def with_numbers(command: str, totals: dict[str, dict]) -> str:
 
 
 def wanted(lines: dict[str, str], rows: list[str]) -> list[str]:
-    """The evaluations of these rows and all that they need, each behind what it needs."""
+    """The evaluations of these rows and all that they need, each behind what it needs; what is prepared, first."""
     order: list[str] = []
 
     def add(name: str) -> None:
@@ -105,7 +115,7 @@ def wanted(lines: dict[str, str], rows: list[str]) -> list[str]:
             order.append(name)
     for row in rows:
         add(f"eval_{slug(row)}")
-    return order
+    return sorted(order, key=lambda name: not lines[name].startswith("prepare.py"))
 
 
 # ---------------------------------------------------------------- running
@@ -123,90 +133,148 @@ class Scope:
         command = self.lines[name]
         if any(not is_done(self.cells.get(other)) for other in needs(command)):
             return None
-        command = with_numbers(command, {other: read_json(self.cells[other] / "DONE") for other in needs(command)})
-        key = re.sub(RUN, lambda match: self.cells[match[1]].name, command)
+        command = with_numbers(command, {other: read_of(self.cells[other], "DONE") for other in needs(command)})
+        key = re.sub(RUN, lambda match: self.cells[match[1]].name, command) + "".join(
+            held_by(word) for word in shlex.split(command) if word.startswith(self.values["outside"]))
         self.cells[name] = cells / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-        command = re.sub(RUN, lambda match: str(self.cells[match[1]]), command)
+        command = re.sub(RUN, lambda match: quoted(self.cells[match[1]]), command)
         link(self.directory / name, self.cells[name])
-        return self.cells[name], f"{command} --out {self.cells[name]}"
+        return self.cells[name], f"{command} --out {quoted(self.cells[name])}"
+
+
+@cache
+def held_by(path: str) -> str:
+    """What a file, or a folder's files, hold: SHA-256; of weights, which take minutes to read, size and time."""
+    files = [Path(path)] if Path(path).is_file() else sorted(file for file in Path(path).rglob("*") if file.is_file())
+    return "".join(f" {file.name} {file_digest(file) if file.stat().st_size < 2**28 else file.stat().st_mtime_ns}"
+                   for file in files)
 
 
 def is_done(run: Path | None) -> bool:
     return run is not None and (run / "DONE").is_file()
 
 
+def read_of(run: Path, name: str, *keys: str) -> dict:
+    """A JSON file of a run that is done."""
+    try:
+        content = json.loads((run / name).read_text(encoding="utf-8"))
+        if all(key in content for key in keys):
+            return content
+    except (OSError, ValueError):
+        pass
+    fail(f"{run}: its {name} is gone or damaged; delete that directory and run this again, it is made anew")
+
+
 def link(place: Path, target: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(place.parent, "--out")
     if place.is_symlink():
         place.unlink()
+    elif place.exists():
+        fail(f"--out: {place} is in the way of a link to {target}; move it, or choose another directory")
     place.symlink_to(os.path.relpath(target, place.parent))
 
 
-def run_all(scopes: list[Scope], cells: Path, jobs: int, threads: int | None, when_evaluated=lambda: None) -> None:
-    """Every wanted run of every scope, up to `jobs` at a time.  Ends the table if one fails.
+def make_directory(path: Path, flag: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"{flag}: {path} cannot be made ({error.strerror}); choose another directory")
 
-    when_evaluated() is called after evaluations, at most once in REFRESH_SECONDS.
+
+def run_all(scopes: list[Scope], cells: Path, jobs: int, threads: int | None, when_evaluated=lambda: None) -> None:
+    """Every wanted run of every scope, up to `jobs` at a time; one that another table is making is waited for.
+
+    Ends the table if one fails.  when_evaluated() is called after evaluations, at most once in REFRESH_SECONDS.
     """
     todo, running = [(scope, name) for scope in scopes for name in scope.names], {}
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     bar, evaluated, last_call = tqdm(total=len(todo), unit="run", desc="table", disable=jobs == 1), False, -1e9
-    cells.mkdir(parents=True, exist_ok=True)
-    while todo or running:
-        for scope, name in list(todo):
-            ready = scope.resolve(name, cells)
-            if ready and is_done(ready[0]):
-                todo.remove((scope, name))
-                evaluated |= name.startswith("eval_")
-                bar.update()
-            elif ready and ready[0] not in running and len(running) < jobs:
-                running[ready[0]] = start(*ready, scope.values, environment, to_log=jobs > 1)
-                bar.set_postfix_str(", ".join(run.name for run in running))
-        for run, process in list(running.items()):
-            if process.poll() is not None:
-                del running[run]
-                if process.returncode:
-                    stop(run, process.returncode, running)
-                shutil.rmtree(run / "state", ignore_errors=True)        # only an unfinished run needs it
-        if evaluated and todo and time.monotonic() > last_call + REFRESH_SECONDS:
-            when_evaluated()
-            evaluated, last_call = False, time.monotonic()
+    make_directory(cells, "--cells")
+    try:
+        while todo or running:
+            for scope, name in list(todo):
+                ready = scope.resolve(name, cells)
+                if ready and is_done(ready[0]):
+                    todo.remove((scope, name))
+                    evaluated |= name.startswith("eval_")
+                    bar.update()
+                elif ready and ready[0] not in running and len(running) < jobs:
+                    if process := start(*ready, scope.values, environment, to_log=jobs > 1):
+                        running[ready[0]] = process
+                        bar.set_postfix_str(", ".join(run.name for run in running))
+            if todo or running:
+                wait(running.values())
+            for run, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[run]
+                    if process.returncode:
+                        say_how_it_failed(run, process.returncode)
+                    shutil.rmtree(run / "state", ignore_errors=True)        # only an unfinished run needs it
+            if evaluated and todo and time.monotonic() > last_call + REFRESH_SECONDS:
+                when_evaluated()
+                evaluated, last_call = False, time.monotonic()
+    finally:                                            # whatever ends the table: the runs save their states
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+        bar.close()
+
+
+def wait(processes, seconds: float = 5.0) -> None:
+    """Until one of them has ended; not longer, for another table may have done what this one waits for."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and all(process.poll() is None for process in processes):
         time.sleep(0.05)
-    bar.close()
 
 
 def launch_of(script: str, values: dict) -> list[str]:
-    return fill("{python}" if script == "prepare.py" else values["launch"], values).split()
+    return shlex.split(fill("{python}" if script == "prepare.py" else values["launch"], values))
 
 
-def start(run: Path, command: str, values: dict, environment: dict, to_log: bool) -> subprocess.Popen:
+def start(run: Path, command: str, values: dict, environment: dict, to_log: bool) -> subprocess.Popen | None:
+    """None if it is running already, for another table: whose process holds the lock, and dies with it."""
     script, flags = command.split(" ", 1)
-    launch, output = launch_of(script, values), None
-    if to_log:
-        output = open(run.with_suffix(".log"), "a")
-    else:
-        print("$", Path(launch[0]).name, *launch[1:], script, flags, flush=True)
-    return subprocess.Popen([*launch, str(HERE / script), *shlex.split(flags)], env=environment, stdout=output,
-                            stderr=output)
+    launch = launch_of(script, values)
+    with open(run.with_suffix(".lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        if is_done(run):                                # since it was looked for
+            return None
+        output = open(run.with_suffix(".log"), "a") if to_log else None
+        if not to_log:
+            print("$", Path(launch[0]).name, *launch[1:], script, flags, flush=True)
+        return subprocess.Popen([*launch, str(HERE / script), *shlex.split(flags)], env=environment, stdout=output,
+                                stderr=output, pass_fds=[lock.fileno()],
+                                start_new_session=True)         # Ctrl-C comes once, from here: a second one is not kind
 
 
-def stop(run: Path, code: int, others: dict[Path, subprocess.Popen]) -> None:
-    """Let the others save their states, and say which run failed."""
-    for process in others.values():
-        process.terminate()
-    for process in others.values():
-        process.wait()
+def say_how_it_failed(run: Path, code: int) -> None:
     log = run.with_suffix(".log")
     said = f"; {log} ends with: {log.read_text().strip()[-500:]}" if log.is_file() else ""
     raise SystemExit(f"{run.name} ended with exit code {code}; mend what it says and run this again: it goes on "
                      f"there{said}")
 
 
+def catch_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:          # as nohup has it
+            signal.signal(number, leave)
+
+
+def leave(number, frame) -> None:
+    say(f"Stopped by {signal.Signals(number).name}; the runs end their steps, and the same command goes on from there.")
+    raise SystemExit(128 + number)
+
+
 def print_commands(scope: Scope) -> None:
     """The exact commands of a scope, in an order in which they can be run."""
     for name in scope.names:
-        script, flags = re.sub(RUN, rf"{scope.directory}/\1", scope.lines[name]).split(" ", 1)
-        first, *others = launch_of(script, scope.values)
-        print("$", Path(first).name, *others, script, flags, "--out", scope.directory / name)
+        command = NUMBER.sub(lambda match: quoted(match[0]), scope.lines[name])         # filled in when these are done
+        script, flags = re.sub(RUN, lambda match: quoted(scope.directory / match[1]), command).split(" ", 1)
+        print("$", *launch_of(script, scope.values), script, flags, "--out", quoted(scope.directory / name))
 
 
 # ---------------------------------------------------------------- the table
@@ -214,8 +282,8 @@ def print_commands(scope: Scope) -> None:
 
 def result_of(scope: Scope, row: str, runs: list[str]) -> dict:
     """A row of one seed: its score with its interval over problems, what it cost, and how it went."""
-    scores = read_json(scope.cells[f"eval_{slug(row)}"] / "scores.json")
-    costs = [read_json(scope.cells[run] / "DONE") for run in runs]
+    scores = read_of(scope.cells[f"eval_{slug(row)}"], "scores.json", "samples")
+    costs = [read_of(scope.cells[run], "DONE") for run in runs]
     metrics = read_jsonl(scope.cells[runs[-1]] / "metrics.jsonl") if runs else []
     on_the_way = [line["eval_accuracy"] for line in metrics if line.get("eval_accuracy") is not None]
     rewards = [line["reward_mean"] for line in metrics if line.get("reward_mean") is not None]
@@ -229,7 +297,8 @@ def result_of(scope: Scope, row: str, runs: list[str]) -> dict:
         found |= {"best_on_the_way": max(on_the_way), "heldout_at_the_end": on_the_way[-1],
                   "training_reward": float(np.mean(rewards[-5:]))}
     for run in runs:
-        if certificate := read_json(scope.cells[run] / "certificate.json"):
+        if scope.lines[run].startswith(("stage2", "stage3")):
+            certificate = read_of(scope.cells[run], "certificate.json", "condition", "passed")
             found[f"{certificate['condition'].lower()}_passed"] = certificate["passed"]
     return found
 
@@ -242,7 +311,7 @@ def mean_and_interval(values: list[float]) -> tuple[float, list[float] | None]:
     mean, degrees = float(np.mean(values)), len(values) - 1
     if degrees == 0:
         return mean, None
-    quantile = T_QUANTILES[degrees - 1] if degrees <= len(T_QUANTILES) else 1.96 + 2.4 / degrees
+    quantile = T_QUANTILES[degrees - 1] if degrees <= len(T_QUANTILES) else 1.96 + 2.4 / degrees + 2.8 / degrees**2
     half = quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return mean, [mean - half, mean + half]
 
@@ -290,8 +359,10 @@ def orderings(table: Table, rows: list[dict]) -> list[dict]:
     return found
 
 
-def score(row: dict) -> str:
-    return with_interval(row["mean"], row["interval"] or row["seeds"][0]["interval"])
+def score(row: dict, seeds: int) -> str:
+    """seeds: of the row that has most, while the table is running"""
+    of = f" ({len(row['seeds'])} of {seeds} seeds)" if len(row["seeds"]) < seeds else ""
+    return with_interval(row["mean"], row["interval"] or row["seeds"][0]["interval"]) + of
 
 
 def as_markdown(table: Table, rows: list[dict], sentences: list[str], title: str) -> str:
@@ -299,33 +370,33 @@ def as_markdown(table: Table, rows: list[dict], sentences: list[str], title: str
     seeds = max(len(row["seeds"]) for row in rows)
     over = f"mean over {seeds} seeds [95% interval, Student's t]" if seeds > 1 else "one seed [95% over problems]"
     lines = [f"## {title}", "", f"{table.about}  {rows[0]['metric']}, {over}.", ""]
-    lines += setting_lines(table, rows) if table.over else row_lines(rows)
+    lines += setting_lines(table, rows, seeds) if table.over else row_lines(rows, seeds)
     return "\n".join([*lines, "", *(f"- {sentence}" for sentence in sentences), ""])
 
 
-def row_lines(rows: list[dict]) -> list[str]:
+def row_lines(rows: list[dict], seeds: int) -> list[str]:
     lines = [f"| row | score | {' | '.join(TOTALS.values())} |", "| --- |" + " ---: |" * 5]
     for row in rows:
         costs = [f"{mean_of(row, key):,.0f}" for key in TOTALS]
         best = f", best on the way {mean_of(row, 'best_on_the_way'):.3f}" if "plateau" in row["row"] else ""
-        lines.append(f"| {row['row']} | {score(row)}{best} | " + " | ".join(costs) + " |")
+        lines.append(f"| {row['row']} | {score(row, seeds)}{best} | " + " | ".join(costs) + " |")
     return lines
 
 
-def setting_lines(table: Table, rows: list[dict]) -> list[str]:
+def setting_lines(table: Table, rows: list[dict], seeds: int) -> list[str]:
     names, of_direct = [name for name in table.rows if name not in table.once], "direct GRPO, plateau" in table.rows
     head = ["", *names, *["direct GRPO, best on the way", "its reward in training"] * of_direct, "C1 held"]
     lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
     for setting in dict.fromkeys(row["setting"] for row in rows if row["setting"]):
         of = {row["row"]: row for row in rows if row["setting"] == setting}
-        cells = [setting, *(score(of[name]) if name in of else "" for name in names)]
+        cells = [setting, *(score(of[name], seeds) if name in of else "" for name in names)]
         if of_direct:
             cells += [f"{mean_of(of['direct GRPO, plateau'], key):.3f}" if "direct GRPO, plateau" in of else ""
                       for key in ("best_on_the_way", "training_reward")]
         held = [seed["c1_passed"] for row in rows if row is of.get("full workflow") for seed in row["seeds"]]
         lines.append(f"| {' | '.join(cells)} | {sum(held)} of {len(held)} |")
     if table.once:
-        same = "; ".join(f"{row['row']} {score(row)}" for row in rows if not row["setting"])
+        same = "; ".join(f"{row['row']} {score(row, seeds)}" for row in rows if not row["setting"])
         lines += ["", f"The same for all: {same}."]
     lines.append("")
     for name in (name for name in names if table.rows[name][1] and any(row["row"] == name for row in rows)):
@@ -340,30 +411,35 @@ def mean_of(row: dict, key: str) -> float:
     return float(np.mean([seed[key] for seed in row["seeds"]]))
 
 
-def provenance(args) -> dict:
+def provenance(args, scopes: list[Scope]) -> dict:
+    """The command, and where and when the runs were made: those of another commit are named by it."""
+    records = [read_json(run / "args.json") for scope in scopes for run in scope.cells.values() if is_done(run)]
+    commits = {record["git_commit"]: None for record in records if record.get("git_commit")}
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), "") if Path("/proc/cpuinfo").is_file() else platform.processor()
     flags = [args.table, "--scale", args.scale, "--seeds", str(args.seeds)]
-    for flag in ("first_seed", "labels", "data"):
+    for flag in ("first_seed", "labels", "data", "test"):
         flags += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))] * bool(getattr(args, flag))
     flags += ["--dtype", args.dtype] * (args.dtype != "float32")
-    return {"command": f"python reproduce.py {' '.join(flags)} --jobs {args.jobs} --out DIR", "commit": git_commit(),
-            "machine": f"{os.cpu_count()} cores of {cpu}", "date": time.strftime("%Y-%m-%d")}
+    return {"command": f"python reproduce.py {shlex.join(flags)} --jobs {args.jobs} --out DIR",
+            "commit": ", ".join(commits) or "unknown", "machine": f"{os.cpu_count()} cores of {cpu}",
+            "date": max(record.get("started", "") for record in records)[:10]}
 
 
 def write_table(args, table: Table, scopes: list[Scope], running: bool = False) -> None:
     """All that is written in --out; of a table that is running, what has come in so far."""
     if not (rows := collect(table, scopes)):
         return
-    ordered, title, origin = orderings(table, rows), f"{args.table}, {args.scale} scale", provenance(args)
+    ordered, title, origin = orderings(table, rows), f"{args.table}, {args.scale} scale", provenance(args, scopes)
     title += "" if table.over == "budgets" else f", {scopes[0].values['labels']} labels"
     title += ", so far" if running else ""
     write_json(args.out / "table.json", {
-        "table": args.table, "scale": args.scale, "about": table.about, **origin, "rows": rows, "orderings": ordered,
+        "table": args.table, "scale": args.scale, "finished": not running, "about": table.about, **origin,
+        "rows": rows, "orderings": ordered,
         "scopes": [{**{key: scope.values[key] for key in ("seed", "setting", "labels")},
                     "directory": str(scope.directory.relative_to(args.out))} for scope in scopes]})
     text = as_markdown(table, rows, [each["sentence"] for each in ordered], title)
-    write_text(args.out / "table.md", text + f"\n`{origin['command']}`, commit {(origin['commit'] or 'unknown')[:10]}, "
+    write_text(args.out / "table.md", f"{text}\n`{origin['command']}`, commit {short_commit(origin['commit'])}, "
                f"{origin['machine']}, {origin['date']}.\n")
     if importlib.util.find_spec("matplotlib"):
         write_table_figure(args.out)
@@ -377,7 +453,7 @@ def write_table(args, table: Table, scopes: list[Scope], running: bool = False) 
         say("No figure and no report.html: they need matplotlib (pip install 'sparse-to-dense[report]').")
     if args.results:
         kept = args.results / f"{args.table}-{args.scale}"
-        kept.mkdir(parents=True, exist_ok=True)
+        make_directory(kept, "--results")
         for file in ("table.json", "table.md", "figure.svg"):
             if (args.out / file).is_file():
                 shutil.copy(args.out / file, kept / file)
@@ -391,14 +467,16 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="directory for the table and the report")
     parser.add_argument("--cells", type=Path, help="directory of the runs (default: `cells` beside --out)")
     parser.add_argument("--seeds", type=positive, default=1, help="how many seeds of the post-training")
-    parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
+    parser.add_argument("--first-seed", type=natural, default=0, help="the first of them")
     parser.add_argument("--labels", type=positive, help="labelled problems, in place of the scale's or of all budgets")
     parser.add_argument("--jobs", type=positive, default=1, help="runs side by side; each has its share of the cores")
     parser.add_argument("--results", type=Path, help="copy table and figure to a directory there")
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     parser.add_argument("--data", type=Path,
-                        help="folder with gsm8k_train.jsonl, gsm8k_test.jsonl, math500.jsonl (smollm2, small, paper), "
-                             "or with MAWPS (laptop)")
+                        help="folder with gsm8k_train.jsonl, gsm8k_test.jsonl, math500.jsonl (smollm2, small), MAWPS "
+                             "(laptop), or dapo-math-17k.parquet and math500.jsonl (paper)")
+    parser.add_argument("--test", type=Path,
+                        help="problems to evaluate on, in place of the scale's; takes the runs that are there")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder with Qwen3-1.7B, Qwen3-8B (paper)")
     parser.add_argument("--gpus", type=positive, default=8, help="processes on this node (small, paper)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="(smollm2, laptop)")
@@ -417,9 +495,25 @@ def check_data(scale: dict, data: Path | None) -> None:
             fail(f"--data {data}: no {name} there; this scale reads {' and '.join(files)}")
 
 
+def check_out(args, scopes: list[Scope]) -> None:
+    """Refuse to write over another table, or over one that has more."""
+    old = read_json(args.out / "table.json")
+    if old and (old["table"], old["scale"]) != (args.table, args.scale):
+        fail(f"--out {args.out} holds the table {old['table']} of {old['scale']} scale; choose another directory")
+    asked = {(scope.values["seed"], scope.values["setting"], scope.values["labels"]) for scope in scopes}
+    for kept in old.get("scopes", ()):
+        if (kept["seed"], kept["setting"], kept["labels"]) not in asked:
+            fail(f"--out {args.out} has seed {kept['seed']}, {kept['setting'] or kept['labels']}, which this command "
+                 "leaves out; ask for it, too, or choose another directory")
+
+
 def scopes_of(args, table: Table, scale: dict) -> list[Scope]:
-    values = {**scale, "data": args.data or "DATA", "models": args.models, "gpus": args.gpus, "dtype": args.dtype,
-              "python": sys.executable, "torchrun": "torchrun"}
+    python, torchrun = ("python", "torchrun") if args.dry_run else (
+        quoted(sys.executable), f"{quoted(sys.executable)} -m torch.distributed.run")
+    values = {**scale, "data": quoted(args.data or "DATA"), "models": quoted(args.models), "gpus": args.gpus,
+              "dtype": args.dtype, "python": python, "torchrun": torchrun}
+    values["outside"] = tuple(str(path) for path in (args.data, args.models, args.test) if path)
+    values |= {"test": quoted(args.test)} if args.test else {}
     settings = scale.get(table.over) if table.over else {"": {}}
     if settings is None:
         fail(f"--scale {args.scale} has no {table.over}, which `{args.table}` goes through; tables.py would name them")
@@ -444,6 +538,10 @@ def main(args) -> None:
             print_commands(scope)
         return
     check_data(scale, args.data)
+    check_out(args, scopes)
+    for flag, directory in (("--out", args.out), ("--results", args.results)):
+        if directory:
+            make_directory(directory, flag)
     threads = 1 if args.scale == "toy" else max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else None
     run_all(scopes, args.cells or args.out.parent / "cells", args.jobs, threads,     # tiny matrices: threads only wait
             when_evaluated=lambda: write_table(args, table, scopes, running=True))
@@ -451,4 +549,5 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
+    catch_signals()
     main(parse_args())

@@ -25,6 +25,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -134,9 +135,14 @@ def differences(old: dict, new: dict) -> str:
 
 
 def git_commit() -> str | None:
-    root = Path(__file__).parent.parent
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    """Of the code, with -dirty behind it where a file was changed since."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    answer = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     return answer.stdout.strip() or None
+
+
+def short_commit(commit: str) -> str:
+    return re.sub("([0-9a-f]{10})[0-9a-f]*", r"\1", commit)
 
 
 def versions() -> dict:

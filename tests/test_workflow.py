@@ -1,8 +1,13 @@
 """The four mains in a row, the evaluator, and the list of commands that is a table."""
 import dataclasses
 import json
+import os
 import re
 import shlex
+import signal
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,7 +88,8 @@ def test_stage4_brings_a_disturbed_student_back_to_its_teacher(toy, copy_of, tmp
 @pytest.mark.parametrize("scale", list(SCALES))
 def test_every_printed_command_parses(table, scale, tmp_path, capsys):
     """--dry-run prints the exact commands; each is one that its script's own flags accept, and comes after what it needs."""
-    flags = [table, "--scale", scale, "--out", str(tmp_path / "out"), "--dry-run"]
+    out, data = tmp_path / "it's mine", tmp_path / "of me@home"
+    flags = [table, "--scale", scale, "--out", str(out), "--data", str(data), "--dry-run"]
     if TABLES[table].over and TABLES[table].over not in SCALES[scale]:
         with pytest.raises(SystemExit):
             reproduce.main(reproduce.parse_args(flags))
@@ -91,14 +97,15 @@ def test_every_printed_command_parses(table, scale, tmp_path, capsys):
     reproduce.main(reproduce.parse_args(flags))
     lines = [line.removeprefix("$ ") for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
     modules = {f"{module.__name__}.py": module for module in (stage1_grpo, stage2_shape, stage3_kl, stage4_distill, judge, prepare)}
-    assert len(lines) > len(TABLES[table].rows) and not (tmp_path / "out").exists()
+    assert len(lines) > len(TABLES[table].rows) and not out.exists()
     written = set()
     for line in lines:
-        words = shlex.split(re.sub("<.*?>", "1", line))
+        words = shlex.split(re.sub("'<.*?>'", "1", line))
         script = next(word for word in words if word.endswith(".py"))
         args = modules[script].parse_args(words[words.index(script) + 1:])
-        used = {path for path in re.findall(rf"{tmp_path}/[\w/.]*?seed0/\w+", line)} - {str(args.out)}
+        used = {re.match(rf"{out}/(\w+/)?seed0/\w+", word)[0] for word in words if word.startswith(str(out))} - {str(args.out)}
         assert used <= written, "a run comes before what it needs"
+        assert all(data in (Path(word), Path(word).parent) for word in words if "@home" in word)
         written.add(str(args.out))
 
 
@@ -114,6 +121,8 @@ def test_intervals_and_verdicts_by_hand():
     mean, (low, high) = reproduce.mean_and_interval([0.1, 0.2, 0.3])
     assert mean == pytest.approx(0.2) and high - mean == pytest.approx(mean - low) == pytest.approx(4.303 * 0.1 / 3**0.5)
     assert reproduce.mean_and_interval([0.5]) == (0.5, None)
+    mean, (low, high) = reproduce.mean_and_interval([0.0, 1.0] * 6)                 # eleven degrees of freedom
+    assert high - mean == pytest.approx(2.201 * 0.5222 / 12**0.5, rel=1e-3)
     def row(name, values):
         return {"row": name, "setting": "", "seeds": [{"seed": seed, "value": value} for seed, value in enumerate(values)]}
     table = Table("", "", {}, (("low", "high"), ("high", "low"), ("low", "noisy")))
@@ -175,6 +184,87 @@ def test_a_run_that_fails_ends_the_table_with_its_own_words(tmp_path, monkeypatc
     args = reproduce.parse_args(["main", "--scale", "toy", "--labels", "8", "--out", str(tmp_path / "main"), "--jobs", "2"])
     with pytest.raises(SystemExit, match="teacher-.* ended with exit code 2.*--samples-per-prompt 1"):
         reproduce.main(args)
+
+
+def until(holds):
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_signal_lets_the_runs_end_and_two_tables_may_want_the_same(tmp_path):
+    """The runs hear one SIGTERM, whatever ended the table and wherever Ctrl-C came from; a run is made by one table at a time."""
+    (tmp_path / "stub.py").write_text("""if True:
+        import pathlib, signal, sys, time
+        out = pathlib.Path(sys.argv[2])
+        signal.signal(signal.SIGTERM, lambda *_: ((out / "DONE").write_text("{}"), sys.exit(0)))
+        out.mkdir()
+        (out / "begun").touch()
+        time.sleep(100)""")
+    code = f"""if True:
+        import pathlib, types
+        import reproduce
+        reproduce.HERE, cells = pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(tmp_path)!r}) / "cells"
+        reproduce.catch_signals()
+        scope = types.SimpleNamespace(names=["run"], values={{"launch": "{{python}}", "python": {sys.executable!r}}},
+                                      resolve=lambda name, cells: (cells / "run", f"stub.py --out {{cells / 'run'}}"))
+        wait, reproduce.wait = reproduce.wait, lambda processes: wait(processes, 0.2)
+        reproduce.run_all([scope], cells, 2, None)"""
+    one = Fork(code)
+    run = tmp_path / "cells" / "run"
+    until(lambda: (run / "begun").is_file())
+    other = Fork(code)                                  # whose stub would fail at out.mkdir()
+    until(lambda: "0/1" in other.said())
+    os.kill(one.process.pid, signal.SIGINT)
+    assert one.wait() == 130 and "Stopped by SIGINT" in one.said()
+    assert (run / "DONE").is_file(), "its run was let to end"
+    assert other.wait() == 0, other.said()
+
+
+def test_a_cell_hangs_on_what_the_data_hold(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "gsm8k_train.jsonl").write_text("one")
+
+    def cell():
+        reproduce.held_by.cache_clear()
+        args = reproduce.parse_args(["main", "--scale", "small", "--data", str(data), "--out", str(tmp_path / "out")])
+        directory, command = reproduce.scopes_of(args, TABLES["main"], SCALES["small"])[0].resolve("labels", tmp_path / "cells")
+        assert shlex.split(command)[3] == f"{data}/gsm8k_train.jsonl"
+        return directory
+
+    first = cell()
+    assert cell() == first
+    (data / "gsm8k_train.jsonl").write_text("two")
+    assert cell() != first
+
+
+def test_a_table_is_not_written_over_another(tmp_path, capsys):
+    def refused(*flags):
+        with pytest.raises(SystemExit) as stop:
+            reproduce.main(reproduce.parse_args([*flags, "--scale", "toy", "--out", str(tmp_path)]))
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    scopes = [{"seed": 0, "setting": "", "labels": 64}, {"seed": 1, "setting": "", "labels": 64}]
+    (tmp_path / "table.json").write_text(json.dumps({"table": "main", "scale": "toy", "scopes": scopes}))
+    assert "holds the table main of toy scale" in refused("ablation")
+    assert "has seed 1, 64, which this command leaves out" in refused("main")
+    assert "has seed 0, 64" in refused("main", "--seeds", "2", "--labels", "32")
+    (tmp_path / "table.json").unlink()
+    (tmp_path / "seed0" / "base").mkdir(parents=True)
+    assert "seed0/base is in the way" in refused("main")
+    (tmp_path / "file").touch()
+    assert "--results" in refused("main", "--results", str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("damage", ["", "{", "{}"])
+def test_a_cell_that_was_damaged_is_named(tmp_path, damage, capsys):
+    (tmp_path / "scores.json").write_text(damage)
+    with pytest.raises(SystemExit):
+        reproduce.read_of(tmp_path, "scores.json", "samples")
+    assert f"{tmp_path}: its scores.json is gone or damaged; delete that directory" in capsys.readouterr().err
 
 
 def test_an_unknown_table_or_missing_data_is_one_sentence(tmp_path, capsys):
