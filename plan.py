@@ -110,6 +110,8 @@ MODELS = {
     "Qwen3-14B": qwen3(5120, 17408, 40, 40),
     "Qwen3-32B": qwen3(5120, 25600, 64, 64),
     "SmolLM2-135M": Model(49152, 576, 1536, 30, 9, 3, 64, tied=True),
+    "Llama-3.2-1B-Instruct": Model(128256, 2048, 8192, 16, 32, 8, 64, tied=True),
+    "Llama-3.2-3B-Instruct": Model(128256, 3072, 8192, 28, 24, 8, 128, tied=True),
     "Llama-3.1-8B-Instruct": Model(128256, 4096, 14336, 32, 32, 8, 128),
     "Llama-3.3-70B-Instruct": Model(128256, 8192, 28672, 80, 64, 8, 128),
 }
@@ -571,7 +573,7 @@ def grpo(flags, model_of, gpus: int, args) -> Stage:
 
 
 def shape(flags, model_of, gpus: int, args) -> Stage:
-    counts = [flags.num_problems or args.problems, flags.num_certify_problems or args.problems]
+    counts = [flags.num_problems or args.problems, flags.num_certify_problems or args.num_certify_problems]
     batches = sum(math.ceil(count / flags.prompts_per_step) for count in counts)
     rollouts = sum(counts) * flags.samples_per_prompt / batches
     return Stage("", model_of(flags.teacher), readers=(model_of(flags.reference),), steps=batches,
@@ -637,6 +639,7 @@ def plan_table(args, gpu: GPU) -> list[Planned]:
     if (setting := args.setting or next(iter(settings))) not in settings:
         fail(f"--setting {setting}: `{args.table}` has {', '.join(settings)} at this scale")
     scale |= settings[setting]
+    args.num_certify_problems = args.problems if scale["labels"] == "all" else scale["labels"] // 4
     names = {role: fill(scale[role], scale).replace("@", "") for role in ("teacher", "student")}
     shapes = names | {names[role]: shape for role, shape in scale.get("shapes", {}).items()}
     models = {name: find(getattr(args, role) or args.model or shapes.get(name, name)) for role, name in names.items()}

@@ -38,8 +38,8 @@ sweep.jsonl and sweep_heldout.jsonl, on which learning rates are chosen, and the
 in two files.
 
 labels: problems drawn by --seed, the fewer among the more.  labelled.jsonl has --num-labels of them, and these make up
-rl.jsonl, three quarters, and certify.jsonl, one quarter; more.jsonl has as many others, as far as there are;
-prompts.jsonl has every problem without its answer.
+rl.jsonl, three quarters, and certify.jsonl, one quarter; more.jsonl, where there are so many, has as many others;
+prompts.jsonl has every problem without its answer.  A problem that the files hold twice is one problem.
 
 toy writes OUT/teacher and OUT/student, ordinary checkpoint directories, and OUT/train.jsonl, heldout.jsonl, test.jsonl.
 """
@@ -473,11 +473,15 @@ def prepare_labels(args, problems: list[Problem]) -> None:
     order = random.Random(args.seed).sample(problems, len(problems))
     labelled, certify = order[:args.num_labels], order[:args.num_labels][3::4]      # every fourth, of any budget
     rl = [problem for place, problem in enumerate(labelled) if place % 4 != 3]
-    for name, part in (("labelled", labelled), ("rl", rl), ("certify", certify),
-                       ("more", order[args.num_labels:2 * args.num_labels])):
+    more = order[args.num_labels:2 * args.num_labels]
+    parts = {"labelled": labelled, "rl": rl, "certify": certify}
+    parts |= {"more": more} if len(more) == len(labelled) else {}
+    for name, part in parts.items():
         rows = [{"problem": problem.text, "answer": problem.answer} for problem in part]
         write_jsonl(args.out / f"{name}.jsonl", rows)
     write_jsonl(args.out / "prompts.jsonl", [{"problem": problem.text} for problem in problems])
+    print(f"{len(problems)} different problems: {', '.join(f'{len(part)} to {name}' for name, part in parts.items())}"
+          f"{'' if 'more' in parts else ', none to more, which would be as many again'}")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -522,8 +526,11 @@ def main(args) -> None:
     if args.what == "labels" and args.problems is None:
         fail("labels needs --problems FILE, problems with answers")
     given = load_problems({"dapo": args.parquet, "labels": args.problems}.get(args.what) or [])
+    if args.what == "labels":                           # one that occurs twice would be in two of the files
+        given = list({problem.text: problem for problem in given}.values())
     if args.what == "labels" and not 4 <= args.num_labels <= len(given):
-        fail(f"--num-labels {args.num_labels}: 4 or more, and no more than the {len(given)} problems of --problems")
+        fail(f"--num-labels {args.num_labels}: 4 or more, and no more than the {len(given)} different problems of "
+             "--problems")
     mawps, dropped = read_mawps(find_mawps(args.data)) if args.what == "laptop" else ({}, {})
     if mawps and len(mawps["train"]) <= args.num_examples + NUM_SWEEP + NUM_SWEEP_HELDOUT:
         fail(f"--data {args.data}: of its {len(mawps['train'])} training problems none is left beside --num-examples "

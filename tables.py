@@ -11,10 +11,10 @@ at a scale, which stand above its own.
 
 Labels are the budget.  `prepare.py labels` draws {labels} labelled problems by the seed, and everything that sees a
 label is paid from them: direct GRPO gets all of them; the workflow three quarters for the teacher's RL and one quarter
-for C1.  Distillation samples on the whole training file without its answers.  C2 and the curves use held-out prompts;
-what is measured there, and on the test problems, decides nothing.
+for C1.  Distillation samples on the whole training file without its answers.  C2, where the bridge ends, needs held-out
+prompts and no answers of theirs; nothing that is measured with a label of the held-out or the test problems decides.
 
-Fixed before any table was run (toy):
+Fixed before the table in question was run (toy):
     steps       100 of RL on the teacher, up to 40 of the bridge, 100 of distillation; direct GRPO has a row with as
                 many as these together, one with as many as fit in their seconds, and one with 800 (its plateau),
                 whose best point on the way is reported, too, though nobody could choose it without labels.
@@ -171,7 +171,7 @@ SMOL_FLAGS = "--temperature 0.5 --max-new-tokens 128 --micro-batch-size 4 --dtyp
 LAPTOP_FLAGS = r"--instruction 'Give the result as \boxed{number}.' --max-new-tokens 64 --dtype {dtype} --seed {seed}"
 LAPTOP_CURVE = "--weight-decay 0 --eval-problems {heldout} --eval-every 20 --eval-samples 1"
 PAPER_FLAGS = "--max-new-tokens 8192 --micro-batch-size 2 --rollout-tokens 300000 --dtype bfloat16 --seed {seed}"
-PAPER_CURVE = "--eval-problems {test} --eval-every 5 --eval-samples 4 --save-every 20"
+PAPER_CURVE = "--eval-problems {data}/math500.jsonl --eval-every 5 --eval-samples 4 --save-every 20"
 
 SCALES = {
     # 128 rollouts in every optimiser step of every arm.
@@ -237,15 +237,17 @@ SCALES = {
         "families": {"Qwen3": {}, "Llama": {"teacher": "meta-llama/Llama-3.2-3B-Instruct", "student": "meta-llama/Llama-3.2-1B-Instruct"}},
         "teachers": {"1.7B": {}, "4B": {"teacher": "Qwen/Qwen3-4B"}},
         **DRAWN, "heldout": "{data}/gsm8k_test.jsonl", "test": "{data}/math500.jsonl",
-        "grpo": "--prompts-per-step 32 --samples-per-prompt 8 --steps-per-rollout 2 --lr 1e-6 --max-new-tokens 1024 --micro-batch-size 8 --dtype bfloat16 --seed {seed}",
-        "shape": "--num-problems 1024 --samples-per-prompt 4 --prompts-per-step 128 --max-new-tokens 1024 --micro-batch-size 16 --dtype bfloat16 --seed {seed}",
-        "bridge": "--max-kl 0.1 --max-steps 100 --rollouts-per-step 64 --lr 1e-6 --max-new-tokens 1024 --micro-batch-size 8 --dtype bfloat16 --seed {seed}",
-        "opd": "--prompts-per-step 64 --lr 1e-6 --max-new-tokens 1024 --micro-batch-size 8 --dtype bfloat16 --seed {seed}",
-        "eval": "--samples 8 --temperature 0.7 --top-p 0.8 --top-k 20 --max-new-tokens 2048 --dtype bfloat16",
+        "grpo": "--prompts-per-step 32 --samples-per-prompt 8 --steps-per-rollout 2 --activation-checkpointing --lr 1e-6 --max-new-tokens 1024 --micro-batch-size 4 --rollout-tokens 140000 --dtype bfloat16 --seed {seed}",
+        "shape": "--num-problems 1024 --samples-per-prompt 4 --prompts-per-step 128 --max-new-tokens 1024 --micro-batch-size 16 --rollout-tokens 400000 --dtype bfloat16 --seed {seed}",
+        "bridge": "--max-kl 0.1 --max-steps 100 --rollouts-per-step 64 --activation-checkpointing --lr 1e-6 --max-new-tokens 1024 --micro-batch-size 8 --dtype bfloat16 --seed {seed}",
+        "opd": "--prompts-per-step 64 --activation-checkpointing --lr 1e-6 --max-new-tokens 1024 --micro-batch-size 8 --dtype bfloat16 --seed {seed}",
+        "eval": "--samples 8 --temperature 0.7 --top-p 0.8 --top-k 20 --max-new-tokens 2048 --rollout-tokens 400000 --dtype bfloat16",
         "grpo_steps": 200, "opd_steps": 200, "plateau_steps": 600, "student_rl_steps": 100,
         "launch": "{torchrun} --nproc_per_node={gpus}", "if_failed": "--allow-failed-certificate"},
-    # The paper's settings: 15 epochs of 80% of DAPO-Math-17k; needs a GPU node.  Checkpointing and the bound on the
-    # cache change no figure; without them no stage fits 80 GB (plan.py).
+    # The paper's settings: RL is 15 epochs of 80% of DAPO-Math-17k, distillation 4; needs a GPU node.  Checkpointing and
+    # the bound on the cache change no figure; without them no stage fits 80 GB (plan.py).  The split is the paper's, too,
+    # where no --labels are given: RL has all of the 80%, of the teacher as of the student; C1 has 512 labels of the 20%
+    # that direct GRPO does not get, and student-rl's new labels are that 20%, these among them.
     "paper": {
         "prepare": """
             base    prepare.py dapo --parquet {data}/dapo-math-17k.parquet
@@ -260,7 +262,7 @@ SCALES = {
         "shape": f"--samples-per-prompt 2 --num-certify-problems 512 --prompts-per-step 512 {PAPER_FLAGS}",
         "bridge": f"--max-kl 0.1 --max-steps 200 --rollouts-per-step 64 --activation-checkpointing --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
         "opd": f"--prompts-per-step 64 --activation-checkpointing --lr 1e-6 {PAPER_FLAGS} {PAPER_CURVE}",
-        "eval": "--samples 16 --temperature 0.7 --top-p 0.8 --top-k 20 --max-new-tokens 8192 --rollout-tokens 300000 --dtype bfloat16",
+        "eval": "--samples 16 --temperature 0.7 --top-p 0.8 --top-k 20 --max-new-tokens 16384 --rollout-tokens 300000 --dtype bfloat16",
         "grpo_steps": 1600, "opd_steps": 800, "plateau_steps": 4000, "student_rl_steps": 200,
         "launch": "{torchrun} --nproc_per_node={gpus}", "if_failed": ""},
 }

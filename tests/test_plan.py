@@ -14,6 +14,7 @@ import plan
 from engine.packed import Packed
 from engine.rollouts import Rollouts
 from plan import GPUS, MODELS, Model, Stage, Wave, moments, num_params, peak, remedy, total, usable
+from tables import SCALES, TABLES
 
 CLASSES = {"Qwen3": Qwen3Config, "Llama": LlamaConfig, "SmolLM2": LlamaConfig}
 
@@ -32,13 +33,23 @@ def count_on_meta(config) -> int:
 # The numbers that the models' own cards and index files give.
 PUBLISHED = {"Qwen3-0.6B": 596_049_920, "Qwen3-1.7B": 1_720_574_976, "Qwen3-4B": 4_022_468_096, "Qwen3-8B": 8_190_735_360,
              "Qwen3-14B": 14_768_307_200, "Qwen3-32B": 32_762_123_264, "Llama-3.1-8B-Instruct": 8_030_261_248,
-             "Llama-3.3-70B-Instruct": 70_553_706_496, "SmolLM2-135M": 134_515_008}
+             "Llama-3.3-70B-Instruct": 70_553_706_496, "Llama-3.2-1B-Instruct": 1_235_814_400, "Llama-3.2-3B-Instruct": 3_212_749_824,
+             "SmolLM2-135M": 134_515_008}
 
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_the_papers_models_have_as_many_parameters_as_transformers_makes(name):
     model = MODELS[name]
     assert num_params(model) == count_on_meta(config_of(model, CLASSES[name.split("-")[0]])) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("table", [name for name, table in TABLES.items() if not table.over or table.over in SCALES["small"]])
+def test_every_table_of_the_small_scale_fits_one_gpu(table):
+    for setting in SCALES["small"].get(TABLES[table].over, [None]):
+        args = plan.parse_args(["--scale", "small", "--table", table, "--gpus", "1", "--gpu", "H100", *(["--setting", setting] if setting else [])])
+        planned = plan.plan_table(args, GPUS["H100"])
+        assert len(planned) > 8 and all(peak(each.asked) <= usable(GPUS["H100"]) for each in planned), setting
+        assert next(each for each in planned if each.asked.name == "shape").asked.steps <= 16, "C1 is paid from the labels"
 
 
 @pytest.mark.parametrize("config", [

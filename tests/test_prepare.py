@@ -122,6 +122,25 @@ def test_mawps_that_is_missing_is_one_sentence(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_budget_of_labels_pays_for_rl_and_c1_and_the_fewer_are_among_the_more(tmp_path, capsys):
+    rows = [{"problem": f"{number} + 1 =", "answer": str(number + 1)} for number in [*range(24), *range(8)]]       # eight of them twice
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for number in (8, 16):
+        run(prepare, "labels", "--problems", tmp_path / "all.jsonl", "--num-labels", number, "--seed", 5, "--out", tmp_path / str(number))
+    of = {number: {file.stem: [json.loads(line)["problem"] for line in file.read_text().splitlines()] for file in (tmp_path / number).glob("*.jsonl")}
+          for number in ("8", "16")}
+    for number, parts in of.items():
+        assert len(parts["labelled"]) == int(number) and len(parts["certify"]) == int(number) // 4
+        assert sorted(parts["rl"] + parts["certify"]) == sorted(parts["labelled"])
+        assert len(parts["prompts"]) == len(set(parts["prompts"])) == 24
+        assert '"answer"' not in (tmp_path / number / "prompts.jsonl").read_text()
+    assert len({*of["8"]["labelled"], *of["8"]["more"]}) == 16 and {*of["8"]["labelled"]} < {*of["16"]["labelled"]}
+    assert "more" not in of["16"] and "none to more" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run(prepare, "labels", "--problems", tmp_path / "all.jsonl", "--num-labels", 25, "--out", tmp_path / "25")
+    assert "no more than the 24 different problems" in capsys.readouterr().err
+
+
 def test_the_instruction_is_the_same_in_every_stage():
     for name in ("grpo", "shape", "bridge", "opd", "eval"):
         flags = shlex.split(SCALES["laptop"][name])

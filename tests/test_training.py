@@ -40,13 +40,14 @@ def flags_of(toy, rollouts_file):
 
 @pytest.fixture
 def gradient_here(tmp_path, monkeypatch):
-    """The same in this process, which saves the imports."""
+    """The same in this process, which saves the imports.  .run: the directory of the last run"""
     def compute(stage, flags):
         file = tmp_path / f"{len(list(tmp_path.iterdir()))}.pt"
         monkeypatch.setattr(torch.optim.AdamW, "step", torch.optim.AdamW.step)
         for name in ("sample", "grade"):
             monkeypatch.setattr(common, name, getattr(common, name))
-        gradients_script.main(file, stage, *map(str, flags), "--out", str(file) + "_run")
+        compute.run = file.with_suffix("")
+        gradients_script.main(file, stage, *map(str, flags), "--out", str(compute.run))
         return torch.load(file)[0]
     return compute
 
@@ -159,6 +160,15 @@ def assert_is_gradient(got, loss, weights):
         assert (one - other).abs().max() <= 1e-5 * scale
 
 
+def assert_figures(run, rollouts, **expected):
+    """What the log says of the step."""
+    lengths = torch.tensor([len(completion) for completion in rollouts.completions()], dtype=torch.float64)
+    expected |= {"num_tokens": lengths.sum(), "mean_length_tokens": lengths.mean(), "truncated_fraction": (~rollouts.finished).double().mean()}
+    row = metrics(run)[-1]
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(float(torch.as_tensor(value).detach()), rel=1e-4, abs=1e-6), name
+
+
 @pytest.fixture
 def taken(monkeypatch):
     """The canned rollouts that a stage was given."""
@@ -169,7 +179,7 @@ def taken(monkeypatch):
 
 @pytest.mark.parametrize("loss_mean", ["token", "sequence"])
 def test_stage_1s_gradient_is_plain(gradient_here, flags_of, toy, taken, loss_mean):
-    """On the first pass: − A · log π − 0.1 · the entropy, of every token or sequence alike."""
+    """On the first pass, the ratio 1: − A · ratio − 0.1 · the entropy, of every token or sequence alike."""
     got = gradient_here("stage1_grpo", [*flags_of["stage1_grpo"], "--temperature", TEMPERATURE, "--loss-mean", loss_mean, "--entropy-coef", 0.1])
     prompts, completions, finished = taken[0].prompts(), taken[0].completions(), taken[0].finished.tolist()
     texts = common.load_tokenizer(toy / "student").batch_decode(completions, skip_special_tokens=True)
@@ -177,9 +187,13 @@ def test_stage_1s_gradient_is_plain(gradient_here, flags_of, toy, taken, loss_me
     advantages = (groups - groups.mean(1, keepdim=True)) / (groups.var(1, keepdim=True, correction=0).sqrt() + 1e-4)
     assert 1 < advantages.any(1).sum() < 6, "groups with and without variance"
     weights, logprobs = plain_logprobs(toy / "student", prompts, completions)
-    rows = [-advantage * tokens + 0.1 * (each.exp() * each).sum(1)
+    rows = [-advantage * (1 + tokens - tokens.detach()) + 0.1 * (each.exp() * each).sum(1)
             for advantage, tokens, each in zip(advantages.flatten(), of_tokens(logprobs, completions), logprobs)]
-    assert_is_gradient(got, torch.cat(rows).mean() if loss_mean == "token" else sum(row.mean() for row in rows) / len(rows), weights)
+    loss = torch.cat(rows).mean() if loss_mean == "token" else sum(row.mean() for row in rows) / len(rows)
+    assert_is_gradient(got, loss, weights)
+    assert_figures(gradient_here.run, taken[0], loss=loss, reward_mean=groups.mean(), clipped_fraction=0,
+                   mixed_groups_fraction=advantages.any(1).double().mean(), sampled_tokens=sum(map(len, completions)),
+                   sampler_gap_max_nats=torch.cat(of_tokens(logprobs, completions)).abs().max())
 
 
 @pytest.mark.parametrize("estimator", ["exact", "sampled"])
@@ -206,7 +220,7 @@ def test_stage_3s_gradient_is_plain(gradient_here, toy, tmp_path, monkeypatch, e
 
 @pytest.mark.parametrize("flags", ["--divergence reverse", "--divergence forward", "--divergence jsd", "--estimator sampled"])
 def test_stage_4s_gradient_is_plain(gradient_here, flags_of, toy, taken, flags):
-    """The divergence, or − (log q − log p) · log p of the sampled tokens, of the student's own samples."""
+    """The divergence, or − (log q − log p) · ratio of the sampled tokens, of the student's own samples."""
     got = gradient_here("stage4_distill", [*flags_of["stage4_distill"], "--temperature", TEMPERATURE, *flags.split()])
     prompts, completions = taken[0].prompts(), taken[0].completions()
     weights, student = plain_logprobs(toy / "student", prompts, completions)
@@ -216,8 +230,10 @@ def test_stage_4s_gradient_is_plain(gradient_here, flags_of, toy, taken, flags):
     sampled_p, sampled_q = (torch.cat(of_tokens(each, completions)) for each in (student, teacher))
     loss = {"reverse": (p.exp() * (p - q)).sum(1), "forward": (q.exp() * (q - p)).sum(1),
             "jsd": ((p.exp() * (p - middle)).sum(1) + (q.exp() * (q - middle)).sum(1)) / 2,
-            "sampled": -(sampled_q - sampled_p).detach() * sampled_p}[flags.split()[1]]
+            "sampled": -(sampled_q - sampled_p).detach() * (1 + sampled_p - sampled_p.detach())}[flags.split()[1]]
     assert_is_gradient(got, loss.mean(), weights)
+    assert_figures(gradient_here.run, taken[0], loss=loss.mean(), reverse_kl_nats=loss.mean() if "sampled" in flags else (p.exp() * (p - q)).sum(1).mean(),
+                   sampler_gap_max_nats=sampled_p.abs().max())
 
 
 GRPO = ("--max-new-tokens", 16, "--samples-per-prompt", 4, "--prompts-per-step", 4, "--micro-batch-size", 64, "--lr", 1e-3)
