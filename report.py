@@ -21,7 +21,7 @@ import numpy as np
 
 from card import COSTS, certificate_in_words, script_of, write_card
 from common import FlagParser
-from engine.files import read_json, read_jsonl, read_record, write_text
+from engine.files import NotJson, read_json, read_jsonl, read_record, write_text
 from engine.pages import (
     INK, LINES, MUTED, PALETTE, html_table, interval_axis, interval_plot, new_figure, number, page, svg, swatch,
     with_interval,
@@ -726,8 +726,8 @@ def main(args) -> None:
         else:
             write_table_page(first) if is_table else write_run_page(first)
             write_card(first)
-    except json.JSONDecodeError as error:
-        fail(f"{' '.join(map(str, args.directories))}: a file there is not JSON ({error})")
+    except NotJson as error:
+        fail(f"{error}; mend it or delete it")
     print(out)
 
 

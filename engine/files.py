@@ -26,7 +26,18 @@ def write_json(path: Path, content) -> None:
 
 def read_json(path: Path):
     """What a JSON file of a run holds; an empty object where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return parsed(path.read_text(encoding="utf-8"), path) if path.is_file() else {}
+
+
+class NotJson(ValueError):
+    """A file that should be JSON and is not, by name and line."""
+
+
+def parsed(text: str, place):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise NotJson(f"{place}: not JSON ({error})") from None
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
@@ -37,7 +48,7 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
 def read_jsonl(path: Path) -> list[dict]:
     """The objects of a file of JSON lines, if there is one; without a last line that its writer did not live to end."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-    rows = [json.loads(line) for line in lines[:-1]]
+    rows = [parsed(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], 1)]
     try:
         return [*rows, json.loads(lines[-1])] if lines else []
     except json.JSONDecodeError:                        # torn, or nothing after the last newline

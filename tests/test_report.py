@@ -187,8 +187,8 @@ def test_several_runs_share_a_page(table, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flags, told", [
-    (["{out}"], "{out}"), (["{out}/missing"], "missing"), (["{run}", "{out}/seed0"], "{out}/seed0"), (["{run}", "--out", "x.html"], "--out"),
-    (["{run}", "{run}", "--out", "{out}/missing/x.html"], "missing/x.html"), (["{broken}"], "not JSON")])
+    (["{out}"], "{out}"), (["{out}/missing"], "missing: there is no such directory"), (["{run}", "{out}/seed0"], "{out}/seed0"), (["{run}", "--out", "x.html"], "--out"),
+    (["{run}", "{run}", "--out", "{out}/missing/x.html"], "missing/x.html"), (["{broken}"], "{broken}/metrics.jsonl, line 1: not JSON")])
 def test_bad_input_is_one_sentence(tmp_path, capsys, flags, told):
     places = {"out": tmp_path, "run": write_run(tmp_path / "run", "stage1_grpo.py", steps(1)), "broken": write_run(tmp_path / "broken", "stage1_grpo.py", [])}
     (tmp_path / "broken" / "metrics.jsonl").write_text("{}}\n{}\n")
