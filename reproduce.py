@@ -208,7 +208,7 @@ def run_all(scopes: list[Scope], cells: Path, jobs: int, threads: int | None, wh
                 if process.poll() is not None:
                     del running[run]
                     if process.returncode:
-                        say_how_it_failed(run, process.returncode)
+                        stop(run, process.returncode)
                     shutil.rmtree(run / "state", ignore_errors=True)        # only an unfinished run needs it
             if evaluated and todo and time.monotonic() > last_call + REFRESH_SECONDS:
                 when_evaluated()
@@ -251,7 +251,7 @@ def start(run: Path, command: str, values: dict, environment: dict, to_log: bool
                                 start_new_session=True)         # Ctrl-C comes once, from here: a second one is not kind
 
 
-def say_how_it_failed(run: Path, code: int) -> None:
+def stop(run: Path, code: int) -> None:
     log = run.with_suffix(".log")
     said = f"; {log} ends with: {log.read_text().strip()[-500:]}" if log.is_file() else ""
     raise SystemExit(f"{run.name} ended with exit code {code}; mend what it says and run this again: it goes on "
