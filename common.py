@@ -365,7 +365,7 @@ def has_known_head(model) -> bool:
         return False
     if not hasattr(model, "_has_known_head"):
         plain_forward = model.forward
-        with replaced_forward(model, compare):
+        with replaced_forward(model, compare), torch.autocast(model.device.type, enabled=False):      # which rounds
             ids = torch.arange(8, device=model.device)[None]                # id 0 alone may be padding, its state 0
             model._has_known_head = bool(model(input_ids=ids, use_cache=False))
     return model._has_known_head

@@ -36,7 +36,7 @@ from engine.problems import INSTRUCTION, template_arguments
 from engine.ranks import all_sum, fail, random_generator, rank, setup_distributed
 from engine.rollouts import cut_groups, even_micro_batches
 from engine.runs import (
-    all_finite, finish_run, leave_if_asked, load_state, log_metrics, log_nonfinite, log_samples, open_run,
+    all_finite, finish_run, load_state, log_metrics, log_nonfinite, log_samples, open_run,
     save_or_leave,
 )
 from engine.sharding import whole
@@ -256,8 +256,6 @@ def main(args) -> None:
             bar.set_postfix_str(f"reward {figures['reward_mean']:.3f}, mixed {figures['mixed_groups_fraction']:.2f}, "
                                 f"{figures['tokens_per_second']:.0f} tokens/s", refresh=False)
             bar.update()
-            if step < first + len(parts) - 1:
-                leave_if_asked(args.out, f"step {step} was taken; its rollout batch is done again")
             start, sample_seconds = time.perf_counter(), 0.0
 
         # save

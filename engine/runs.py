@@ -15,7 +15,8 @@ What can happen, and what then (bench/faults.py kills runs at any moment and com
     a torn state        its manifest does not match; it is named and set aside, and the one before is taken; where none
                         is sound the run says so and begins anew
     the disk is full    one sentence, exit code 1; the last good state is as it was
-    SIGTERM, SIGINT     the step is finished, and a state saved where its rollout batch is too; exit code 143 or 130
+    SIGTERM, SIGINT     the step is finished (in stage 1 those of its rollout batch) and a state saved; exit code 143 or
+                        130.  torchrun gives its ranks 30 s for that, then kills them: the last state is as it was
     a rank dies         the others' next collective fails; torchrun stops them, --max-restarts starts all again
     loss or gradient    NaN or infinite on any rank: no rank takes the step; three in a row end the run
     a second run        is refused while the first one lives: rank 0 holds a lock on .lock, which dies with it
@@ -137,7 +138,10 @@ def differences(old: dict, new: dict) -> str:
 def git_commit() -> str | None:
     """Of the code, with -dirty behind it where a file was changed since."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    answer = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    try:
+        answer = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    except OSError:                                             # no git here
+        return None
     return answer.stdout.strip() or None
 
 
@@ -395,7 +399,8 @@ def leave_if_asked(out: Path, done: str, together: bool = True) -> None:
 
 
 def leave(number: int, message: str) -> None:
-    say(f"{message}, then stopped by {signal.Signals(number).name}; the same command goes on from there")
+    say(f"{message}, then stopped by {signal.Signals(number).name}; the same command goes on from there "
+        "(without --overwrite)")
     raise SystemExit(128 + number)
 
 

@@ -66,8 +66,12 @@ def sampling_weights(model, dtype: str, on_shards: bool = False):
     was_training = model.training
     model.eval()                                                # else activation checkpointing switches caches off
     if not is_sharded(model):
-        same = model.dtype == getattr(torch, dtype)
-        yield model if same else copy.deepcopy(model).to(getattr(torch, dtype)).requires_grad_(False)
+        twin = model
+        if model.dtype != getattr(torch, dtype):
+            twin = copy.deepcopy(model).requires_grad_(False)
+            for parameter in twin.parameters():                 # not the buffers: a rotary frequency that is rounded
+                parameter.data = parameter.data.to(getattr(torch, dtype))               # turns by radians, far out
+        yield twin
     elif on_shards:
         with lockstep(model):
             yield model

@@ -6,9 +6,10 @@ import torch
 from conftest import EOS, PAD
 
 from engine import attention, checkpoints, hardware, rollouts, sampler
-from common import completion_logits, completion_logprobs, load_model, load_tokenizer, sample
+from common import completion_logits, completion_logprobs, has_known_head, load_model, load_tokenizer, sample
 from engine.rollouts import pad
 from engine.sampler import draw
+from engine.sharding import sampling_weights
 
 
 def draw_many(model, prompts, count=1, **changes):
@@ -168,6 +169,19 @@ def test_tied_embeddings_stay_tied(toy, tmp_path):
     checkpoints.save_model(model, tokenizer, [EOS], tmp_path / "model")
     again = load_model(tmp_path / "model", tokenizer, "float32", "cpu")
     assert again.get_output_embeddings().weight.data_ptr() == again.get_input_embeddings().weight.data_ptr()
+
+
+def test_the_bfloat16_copy_that_samples_is_the_policy_that_trains():
+    """Its weights are rounded, its rotary frequencies are not: positions would turn elsewhere, the further out the more."""
+    model = random_model("Qwen3")
+    with sampling_weights(model, "bfloat16") as twin:
+        assert {parameter.dtype for parameter in twin.parameters()} == {torch.bfloat16} and model.dtype == torch.float32
+        assert all(torch.equal(one, other) for one, other in zip(model.buffers(), twin.buffers(), strict=True)) and [*twin.buffers()]
+        rollouts = sample(twin, [[5, 6, 7], [8, 9]], samples_per_prompt=2, max_new_tokens=12, eos_ids=[EOS], pad_id=PAD)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert has_known_head(model), "asked for under autocast, as a stage does first"
+        logprobs = completion_logprobs(model, rollouts)
+    assert (logprobs - rollouts.sampler_logprobs)[rollouts.completion_mask].abs().mean() < 0.1
 
 
 # ---------------------------------------------------------------- every architecture, beside generate()
