@@ -146,8 +146,9 @@ class Scope:
 def held_by(path: str) -> str:
     """What a file, or a folder's files, hold: SHA-256; of weights, which take minutes to read, size and time."""
     files = [Path(path)] if Path(path).is_file() else sorted(file for file in Path(path).rglob("*") if file.is_file())
-    return "".join(f" {file.name} {file_digest(file) if file.stat().st_size < 2**28 else file.stat().st_mtime_ns}"
-                   for file in files)
+    facts = [(file, file.stat()) for file in files]
+    return "".join(f" {file.name} {file_digest(file) if of.st_size < 2**28 else (of.st_size, of.st_mtime_ns)}"
+                   for file, of in facts)
 
 
 def is_done(run: Path | None) -> bool:
@@ -171,7 +172,7 @@ def link(place: Path, target: Path) -> None:
         place.unlink()
     elif place.exists():
         fail(f"--out: {place} is in the way of a link to {target}; move it, or choose another directory")
-    place.symlink_to(os.path.relpath(target, place.parent))
+    place.symlink_to(os.path.relpath(target.resolve(), place.parent.resolve()))
 
 
 def make_directory(path: Path, flag: str) -> None:
@@ -208,7 +209,7 @@ def run_all(scopes: list[Scope], cells: Path, jobs: int, threads: int | None, wh
                 if process.poll() is not None:
                     del running[run]
                     if process.returncode:
-                        stop(run, process.returncode)
+                        stop(run, process.returncode, with_log=jobs > 1)
                     shutil.rmtree(run / "state", ignore_errors=True)        # only an unfinished run needs it
             if evaluated and todo and time.monotonic() > last_call + REFRESH_SECONDS:
                 when_evaluated()
@@ -241,6 +242,8 @@ def start(run: Path, command: str, values: dict, environment: dict, to_log: bool
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
+        except OSError:                                 # no locks on this file system, as the run will say
+            pass
         if is_done(run):                                # since it was looked for
             return None
         output = open(run.with_suffix(".log"), "a") if to_log else None
@@ -251,9 +254,9 @@ def start(run: Path, command: str, values: dict, environment: dict, to_log: bool
                                 start_new_session=True)         # Ctrl-C comes once, from here: a second one is not kind
 
 
-def stop(run: Path, code: int) -> None:
+def stop(run: Path, code: int, with_log: bool) -> None:
     log = run.with_suffix(".log")
-    said = f"; {log} ends with: {log.read_text().strip()[-500:]}" if log.is_file() else ""
+    said = f"; {log} ends with: {log.read_text(errors='replace').strip()[-500:]}" if with_log else ""
     raise SystemExit(f"{run.name} ended with exit code {code}; mend what it says and run this again: it goes on "
                      f"there{said}")
 
@@ -378,7 +381,8 @@ def row_lines(rows: list[dict], seeds: int) -> list[str]:
     lines = [f"| row | score | {' | '.join(TOTALS.values())} |", "| --- |" + " ---: |" * 5]
     for row in rows:
         costs = [f"{mean_of(row, key):,.0f}" for key in TOTALS]
-        best = f", best on the way {mean_of(row, 'best_on_the_way'):.3f}" if "plateau" in row["row"] else ""
+        best = in_short(row, "best_on_the_way") if "plateau" in row["row"] else ""
+        best = best and f", best on the way {best}"
         lines.append(f"| {row['row']} | {score(row, seeds)}{best} | " + " | ".join(costs) + " |")
     return lines
 
@@ -391,8 +395,7 @@ def setting_lines(table: Table, rows: list[dict], seeds: int) -> list[str]:
         of = {row["row"]: row for row in rows if row["setting"] == setting}
         cells = [setting, *(score(of[name], seeds) if name in of else "" for name in names)]
         if of_direct:
-            cells += [f"{mean_of(of['direct GRPO, plateau'], key):.3f}" if "direct GRPO, plateau" in of else ""
-                      for key in ("best_on_the_way", "training_reward")]
+            cells += [in_short(of.get("direct GRPO, plateau"), key) for key in ("best_on_the_way", "training_reward")]
         held = [seed["c1_passed"] for row in rows if row is of.get("full workflow") for seed in row["seeds"]]
         lines.append(f"| {' | '.join(cells)} | {sum(held)} of {len(held)} |")
     if table.once:
@@ -411,8 +414,13 @@ def mean_of(row: dict, key: str) -> float:
     return float(np.mean([seed[key] for seed in row["seeds"]]))
 
 
+def in_short(row: dict | None, key: str) -> str:
+    """Nothing where the row has not come in yet, or its runs were not evaluated on the way."""
+    return f"{mean_of(row, key):.3f}" if row and key in row["seeds"][0] else ""
+
+
 def provenance(args, scopes: list[Scope]) -> dict:
-    """The command, and where and when the runs were made: those of another commit are named by it."""
+    """The command, the commits and the day that the runs are of, and the machine that this is."""
     records = [read_json(run / "args.json") for scope in scopes for run in scope.cells.values() if is_done(run)]
     commits = {record["git_commit"]: None for record in records if record.get("git_commit")}
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -420,7 +428,8 @@ def provenance(args, scopes: list[Scope]) -> dict:
     flags = [args.table, "--scale", args.scale, "--seeds", str(args.seeds)]
     for flag in ("first_seed", "labels", "data", "test"):
         flags += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))] * bool(getattr(args, flag))
-    flags += ["--dtype", args.dtype] * (args.dtype != "float32")
+    for flag, default in (("models", Path("models")), ("gpus", 8), ("dtype", "float32")):
+        flags += [f"--{flag}", str(getattr(args, flag))] * (getattr(args, flag) != default)
     return {"command": f"python reproduce.py {shlex.join(flags)} --jobs {args.jobs} --out DIR",
             "commit": ", ".join(commits) or "unknown", "machine": f"{os.cpu_count()} cores of {cpu}",
             "date": max(record.get("started", "") for record in records)[:10]}
@@ -435,6 +444,7 @@ def write_table(args, table: Table, scopes: list[Scope], running: bool = False) 
     title += ", so far" if running else ""
     write_json(args.out / "table.json", {
         "table": args.table, "scale": args.scale, "finished": not running, "about": table.about, **origin,
+        "test": args.test and str(args.test), "dtype": args.dtype,
         "rows": rows, "orderings": ordered,
         "scopes": [{**{key: scope.values[key] for key in ("seed", "setting", "labels")},
                     "directory": str(scope.directory.relative_to(args.out))} for scope in scopes]})
@@ -483,16 +493,19 @@ def parse_args(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def check_data(scale: dict, data: Path | None) -> None:
-    """Refuse to begin without the files that a scale reads from --data."""
-    if "prepare.py laptop" in scale["prepare"]:
-        find_mawps(data)
+def check_inputs(args, scale: dict) -> None:
+    """Refuse to begin without the files that the table reads."""
+    if args.test and not args.test.is_file():
+        fail(f"--test {args.test}: no such file")
+    data = args.data
     files = sorted({name for setting in scale.values() for name in re.findall(r"\{data\}/([\w.-]+)", str(setting))})
     if files and data is None:
         fail(f"--data: give the folder that holds {' and '.join(files)}")
     for name in files:
         if not (data / name).is_file():
             fail(f"--data {data}: no {name} there; this scale reads {' and '.join(files)}")
+    if "prepare.py laptop" in scale["prepare"]:
+        find_mawps(data)
 
 
 def check_out(args, scopes: list[Scope]) -> None:
@@ -500,6 +513,8 @@ def check_out(args, scopes: list[Scope]) -> None:
     old = read_json(args.out / "table.json")
     if old and (old["table"], old["scale"]) != (args.table, args.scale):
         fail(f"--out {args.out} holds the table {old['table']} of {old['scale']} scale; choose another directory")
+    if old and (old.get("test"), old.get("dtype", args.dtype)) != (args.test and str(args.test), args.dtype):
+        fail(f"--out {args.out} holds this table with another --test or --dtype; choose another directory")
     asked = {(scope.values["seed"], scope.values["setting"], scope.values["labels"]) for scope in scopes}
     for kept in old.get("scopes", ()):
         if (kept["seed"], kept["setting"], kept["labels"]) not in asked:
@@ -508,6 +523,9 @@ def check_out(args, scopes: list[Scope]) -> None:
 
 
 def scopes_of(args, table: Table, scale: dict) -> list[Scope]:
+    for flag, path in (("data", args.data), ("models", args.models), ("test", args.test)):
+        if path and re.search(r"[{}]|(?<!\S)@", str(path)):
+            fail(f"--{flag} {path}: in a table's commands braces, and @ before a word, mean something else; move it")
     python, torchrun = ("python", "torchrun") if args.dry_run else (
         quoted(sys.executable), f"{quoted(sys.executable)} -m torch.distributed.run")
     values = {**scale, "data": quoted(args.data or "DATA"), "models": quoted(args.models), "gpus": args.gpus,
@@ -537,7 +555,7 @@ def main(args) -> None:
             print(f"\n# {scope.directory}")
             print_commands(scope)
         return
-    check_data(scale, args.data)
+    check_inputs(args, scale)
     check_out(args, scopes)
     for flag, directory in (("--out", args.out), ("--results", args.results)):
         if directory:

@@ -259,6 +259,30 @@ def test_a_table_is_not_written_over_another(tmp_path, capsys):
     assert "--results" in refused("main", "--results", str(tmp_path / "file"))
 
 
+    (tmp_path / "table.json").write_text(json.dumps({"table": "main", "scale": "toy", "scopes": scopes[:1], "test": None, "dtype": "bfloat16"}))
+    assert "another --test or --dtype" in refused("main")
+    assert "--test" in refused("main", "--test", str(tmp_path / "missing.jsonl"))
+    for path in ("a {b}", "@mine", "of @me"):
+        assert f"--data {path}: in a table's commands" in refused("main", "--data", path)
+
+
+@pytest.mark.parametrize("name", list(TABLES))
+def test_a_table_is_written_where_nothing_was_evaluated_on_the_way(name):
+    totals = {key: 1.0 for key in report.TOTALS}
+    seeds = [{"seed": 0, "value": 0.5, "interval": [0.4, 0.6], "c1_passed": True, **totals}]
+    rows = [{"row": row, "setting": None if row in TABLES[name].once else "one", "labels": 8, "metric": "avg@2", "mean": 0.5, "interval": None, "seeds": seeds}
+            for row in TABLES[name].rows]
+    text = reproduce.as_markdown(TABLES[name], rows, [], name)
+    assert all(row in text for row in TABLES[name].rows) and "0.500 [0.400, 0.600]" in text
+
+
+def test_links_hold_where_out_is_one(tmp_path):
+    (tmp_path / "disk" / "run").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    reproduce.link(tmp_path / "out" / "seed0" / "run", tmp_path / "out" / "run")
+    assert (tmp_path / "out" / "seed0" / "run").is_dir()
+
+
 @pytest.mark.parametrize("damage", ["", "{", "{}"])
 def test_a_cell_that_was_damaged_is_named(tmp_path, damage, capsys):
     (tmp_path / "scores.json").write_text(damage)
