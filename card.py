@@ -5,6 +5,7 @@ whose scores then stand in RUN/scores.jsonl.
 Every line comes from the files of the run and of those that led to it; none tells the time, so that the same run has
 the same card.
 """
+import fcntl
 import json
 import re
 from pathlib import Path
@@ -133,7 +134,7 @@ def run_lines(run: Path) -> str:
     record = read_json(run / "args.json")
     if not record:
         return f"### {run.name}\n\nIts directory is no longer there.\n"
-    flags = record["command"].partition(".py")[2]
+    flags = split_command(record["command"])[1]
     lines = [f"### {run.resolve().name}", "", f"`{script_of(run)}{shortened(flags)}`", "",
              f"- code: commit {record['git_commit'] or 'unknown'}; torch {record['versions']['torch']}, transformers "
              f"{record['versions']['transformers']}; processes: {record['world_size']}"]
@@ -150,7 +151,13 @@ def run_lines(run: Path) -> str:
 
 def script_of(run: Path) -> str:
     """Which script wrote this run directory: stage1_grpo.py, …"""
-    return Path(read_json(run / "args.json").get("command", "").split(".py")[0]).name + ".py"
+    return split_command(read_json(run / "args.json").get("command", ""))[0]
+
+
+def split_command(command: str) -> tuple[str, str]:
+    """-> the script's name, without its folders, and its flags"""
+    found = re.search(r"(\w+\.py)(?=\s|$)(.*)", command, re.S)
+    return (found[1], found[2]) if found else (".py", "")
 
 
 def shortened(flags: str) -> str:
@@ -178,10 +185,12 @@ def add_scores(evaluation: Path) -> None:
         return
     row = {"problems": ", ".join(Path(path).name for path in args["problems"]), "metric": f"avg@{scores['samples']}",
            "sampling": ", ".join(f"{flag.replace('_', '-')} {args[flag]}" for flag in SAMPLING), **scores}
-    rows = {(each["problems"], each["metric"], each["sampling"]): each
-            for each in [*read_jsonl(Path(run) / "scores.jsonl"), row]}
-    try:
-        write_text(Path(run) / "scores.jsonl", "".join(json.dumps(each) + "\n" for each in rows.values()))
-        write_card(Path(run))
-    except OSError as error:                                    # it may be somebody else's
-        say(f"{run}: its model's card does not have these scores ({error.strerror})")
+    try:                                                        # it may be somebody else's
+        with open(Path(run) / ".scores.lock", "w") as lock:     # two evaluations may end at the same moment
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            rows = {(each["problems"], each["metric"], each["sampling"]): each
+                    for each in [*read_jsonl(Path(run) / "scores.jsonl"), row]}
+            write_text(Path(run) / "scores.jsonl", "".join(json.dumps(each) + "\n" for each in rows.values()))
+            write_card(Path(run))
+    except (OSError, SystemExit) as error:                      # write_text has said what it could not write
+        say(f"{run}: its model's card does not have these scores ({getattr(error, 'strerror', 'see above')})")

@@ -114,7 +114,7 @@ def prepare(args, flags: list[str], **groups: list[Problem]) -> Prepared:
     prompts = [encode_prompts(tokenizer, problems, args) for problems in groups.values()]
     every_problem, every_prompt = sum(groups.values(), []), sum(prompts, [])
     check_prompt_ids(every_problem, every_prompt, vocab_size)
-    args.max_new_tokens = longest_completion(dirs[0], every_problem, every_prompt, args.max_new_tokens)
+    args.max_new_tokens = longest_completion(dirs, every_problem, every_prompt, args.max_new_tokens)
     if "student" in flags:
         check_teacher_prompts(tokenizer, other, every_problem, every_prompt, args)
         check_runs_prompts(tokenizer, args, parents)

@@ -66,7 +66,8 @@ def score(rows: list[dict]) -> dict:
         f"avg@{k}" if k == samples.max() else "avg": rates,
         **{f"pass@{n}": np.array([pass_at_k(len(verdicts), int(verdicts.sum()), n) for verdicts in right])
            for n in (2, 4, 8, 16, 32, 64, 128, 256) if n <= k},
-        f"maj@{k}": np.array([majority_is_right(answers_of(row), row["verdicts"]) for row in rows])}
+        f"maj@{k}" if k == samples.max() else "maj":
+            np.array([majority_is_right(answers_of(row), row["verdicts"]) for row in rows])}
     if all("finished" in row for row in rows):
         per_problem["truncated_fraction"] = np.array([1 - np.mean(row["finished"]) for row in rows])
     if all("lengths" in row for row in rows):
@@ -194,7 +195,7 @@ PER_COMPLETION = {"completions": (str, "a text"), "finished": (bool, "true or fa
 def graded_row(row: dict, place: str, source: str) -> dict:
     """A row with a list for each of PER_COMPLETION that it has, equally long, and its gold as text."""
     row = {"id": place, **({"id": row["problem"]} if "problem" in row else {}), **row}
-    if "completions" not in row:                        # one completion, with what belongs to it
+    if row.get("completions") is None:                  # one completion, with what belongs to it
         row["completions"] = row.pop("completion", None)
         row |= {name: [row[name]] for name in PER_COMPLETION if not isinstance(row.get(name), list | None)}
     for name, (kind, what) in PER_COMPLETION.items():
@@ -293,6 +294,8 @@ def main(args) -> None:
         fail("give --model and --problems to sample and judge, or --grade to judge the completions of a file")
     if not 0 <= args.temperature < float("inf"):
         fail(f"--temperature {args.temperature}: give 0, which is greedy, or more")
+    if not args.top_p:
+        fail("--top-p 0: give 1, which is off, or less")
     rows = grade_file(args) if args.grade else sample_and_judge(args)
     if rows is None:
         return

@@ -527,7 +527,7 @@ def main(args) -> None:
         fail("labels needs --problems FILE, problems with answers")
     given = load_problems({"dapo": args.parquet, "labels": args.problems}.get(args.what) or [])
     if args.what == "labels":                           # one that occurs twice would be in two of the files
-        given = list({problem.text: problem for problem in given}.values())
+        given = list({problem.id: problem for problem in given}.values())
     if args.what == "labels" and not 4 <= args.num_labels <= len(given):
         fail(f"--num-labels {args.num_labels}: 4 or more, and no more than the {len(given)} different problems of "
              "--problems")

@@ -100,7 +100,7 @@ def draw_page(run: Path) -> None:
             write_card(run)
             if importlib.util.find_spec("matplotlib"):
                 write_run_page(run)
-        except Exception as error:
+        except (Exception, SystemExit) as error:                # a disk that is full
             say(f"{run}: no card or page ({type(error).__name__}: {error}); `python report.py {run}` tries again")
 
 

@@ -160,8 +160,10 @@ def main(args) -> None:
     if args.samples_per_prompt < 2:
         fail(f"--samples-per-prompt {args.samples_per_prompt}: an advantage compares completions of one prompt; "
              "give 2 or more")
-    if args.eval_every and not args.eval_problems:
-        fail("--eval-every needs --eval-problems")
+    if bool(args.eval_every) != bool(args.eval_problems):
+        fail("--eval-every and --eval-problems go together: give both, or neither")
+    if args.dual_clip <= 1:
+        fail(f"--dual-clip {args.dual_clip:g}: give more than 1, else no wrong answer has its whole gradient")
     device = setup_distributed()
     problems, eval_problems = load_graded_problems(args.problems, args), load_graded_problems(args.eval_problems, args)
     ready = prepare(args, ["model"], problems=problems, eval_problems=eval_problems)
@@ -271,9 +273,8 @@ def main(args) -> None:
 
 def trained_indices(num_problems: int, args) -> set[int]:
     """The problems whose labels this run has seen; stage 2 certifies on others."""
-    num_prompts = args.prompts_per_step * args.steps_per_rollout
-    return {i for batch in range(-(-args.max_steps // args.steps_per_rollout))
-            for i in batch_indices(num_problems, num_prompts, batch, args.seed)}
+    steps = -(-args.max_steps // args.steps_per_rollout) * args.steps_per_rollout       # whole rollout batches
+    return set(batch_indices(num_problems, args.prompts_per_step * steps, 0, args.seed))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ Reads two models and problems; writes rollouts.jsonl (token ids, reward, logprob
 implicit_rewards.jsonl (what C1 ranked) and dense_rewards.jsonl (some of it by token).  Exit code 1 if C1 does not hold.
 """
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from common import (
     FlagParser, above_zero, bootstrap_interval, completion_logprobs, grade_rollouts, load_graded_problems,
     load_prepared, load_problems, natural, positive, prepare, sample_share, share_of_one,
 )
-from engine.files import read_json, read_record, write_json, write_text
+from engine.files import read_json, read_record, write_json, write_jsonl
 from engine.problems import INSTRUCTION, check_runs_prompts, digest, template_arguments
 from engine.ranks import fail, from_rank_0, gather_list, rank, say, setup_distributed
 from engine.rollouts import even_micro_batches
@@ -153,6 +152,8 @@ def scored_rows(rollouts, problems, teacher_logprobs: Tensor, reference_logprobs
 def certificate_of(rows: list[dict], args) -> dict:
     scores, lengths, rewards = (np.array(column).reshape(-1, args.samples_per_prompt) for column in zip(
         *((row["implicit_reward_nats"], len(row["completion_ids"]), row["reward"]) for row in rows)))
+    if not np.isfinite(scores).all():
+        fail(f"{args.out}: C1 cannot rank: on some rollouts the logprobs of --teacher or --reference are not finite")
     return certify(scores, lengths, rewards > 0, args.min_auc)
 
 
@@ -166,8 +167,8 @@ def write_rollouts(path: Path, rows: list[dict], args) -> None:
             weight = 1.0 if args.weight == "uniform" else row["reward"] * len(group) / total if total else 0.0
             if weight > 0 and (args.keep == "all" or row["reward"] > 0):
                 kept = {key: value for key, value in row.items() if key != "dense_rewards_nats"}
-                lines.append(json.dumps(kept | {"weight": weight}) + "\n")
-    write_text(path, "".join(lines))
+                lines.append(kept | {"weight": weight})
+    write_jsonl(path, lines)
 
 
 # ---------------------------------------------------------------- flags and the script
@@ -234,8 +235,7 @@ def main(args) -> None:
     seen = set(check_reference(*ready.parents.values(), args))
     unseen = [i for i, problem in enumerate(given) if problem.id not in seen][:args.num_certify_problems or None]
     if not unseen:
-        fail(f"the teacher's RL has trained on every problem of {' '.join(map(str, args.certify_problems))}: C1 is "
-             "certified on others; name them with --certify-problems")
+        fail("the teacher's RL has trained on every problem of --certify-problems: name others to certify C1 on")
     certify_problems, certify_prompts = [given[i] for i in unseen], [ready.prompts[1][i] for i in unseen]
     if not open_run(args, ready.parents, ready.inputs | {"seen by RL": {"trained_problems": digest(sorted(seen))}}):
         return conclude(read_json(args.out / "certificate.json"), args)

@@ -33,11 +33,11 @@ from common import (
     FlagParser, above_zero, batch_indices, bootstrap_interval, completion_divergence, completion_logprobs, finite,
     from_zero, load_graded_problems, load_prepared, natural, positive, prepare, sample_share,
 )
-from engine.checkpoints import check_parent_run, save_model
-from engine.files import read_record, write_json
-from engine.problems import INSTRUCTION, check_runs_prompts, digest, load_problems, placed_rows, template_arguments
+from engine.checkpoints import save_model
+from engine.files import write_json
+from engine.problems import INSTRUCTION, check_runs_prompts, digest, load_problems, read_rollouts, template_arguments
 from engine.ranks import all_sum, balanced_share, fail, gather_list, rank, say, setup_distributed, share
-from engine.rollouts import even_micro_batches, from_rows, is_rollout
+from engine.rollouts import even_micro_batches, from_rows
 from engine.runs import (
     all_finite, finish_run, load_state, log_metrics, log_nonfinite, log_samples, open_run, save_or_leave,
 )
@@ -98,33 +98,6 @@ def measure_forward_kl(student, teacher, rollouts, args, autocast) -> float:
                    for micro in even_micro_batches(rollouts, args.micro_batch_size))
     nats, num_tokens = all_sum(nats, rollouts.completion_mask.sum())
     return nats / num_tokens
-
-
-# ---------------------------------------------------------------- teacher rollouts
-
-
-def read_rollouts(args, ready) -> list[dict]:
-    """The rows of stage 2's rollouts.jsonl, after checking that they are this teacher's, certified, and the student's
-    to learn: token ids cross between stages, so they must be ids of the student, and end as the student ends."""
-    path, teacher = args.rollouts, ready.parents["teacher"]
-    if record := read_record(path.parent):
-        check_parent_run(path.parent, args.allow_failed_certificate)
-        sampled_by = record["parents"].get("teacher")
-        if sampled_by is None:
-            fail(f"--rollouts {path}: {path.parent} is not a run of stage2_shape.py, whose rollouts.jsonl is meant")
-        if sampled_by["sha256"] != teacher["sha256"]:
-            fail(f"--rollouts {path} were sampled by {sampled_by['path']}, which is not --teacher {teacher['path']}")
-    rows = [row for _, row in placed_rows(path)]
-    for number, row in enumerate(rows, 1):
-        if not is_rollout(row):
-            fail(f"{path}, line {number}: not a rollout as stage2_shape.py writes them")
-        if max(row["prompt_ids"] + row["completion_ids"]) >= ready.vocab_size:
-            fail(f"{path}, line {number}: token ids beyond the student's vocabulary of {ready.vocab_size}")
-        if row["finished"] and row["completion_ids"][-1] not in ready.stop:
-            fail(f"{path}, line {number}: it ends with id {row['completion_ids'][-1]}, the student with {ready.stop}")
-    if not any(row["weight"] for row in rows):
-        fail(f"--rollouts {path}: the file holds no rollouts, or none whose weight is above 0")
-    return rows
 
 
 # ---------------------------------------------------------------- flags and the loop
@@ -196,6 +169,8 @@ def main(args) -> None:
         """C2, the forward KL beside it; counted in the run's seconds and tokens, as the method needs them."""
         start = time.perf_counter()
         certificate = measure_c2(student, teacher, tokenizer, prompts, args, stop, step, autocast)
+        if np.isnan(certificate["c2_reverse_kl_nats"]):
+            fail(f"{args.out}: C2 is not a number at step {step}: the logits of --student or --teacher are not")
         forward_kl_nats = measure_forward_kl(student, teacher, probe, args, autocast)
         totals["tokens_sampled"] += certificate["c2_tokens"]
         totals["seconds"] += time.perf_counter() - start
@@ -223,8 +198,9 @@ def main(args) -> None:
         losses, forward_kl_sum = [], 0.0
         for micro, weights in zip(micro_batches, weights_of):
             with autocast:                              # Σ weights · forward_kl, without the (B, C, V) logits
-                loss, forward_kl_nats, _ = completion_divergence(student, teacher, micro, forward_kl, args.temperature,
-                                                                 weights / total_weight)
+                with torch.set_grad_enabled(args.estimator == "exact"):
+                    loss, forward_kl_nats, _ = completion_divergence(
+                        student, teacher, micro, forward_kl, args.temperature, weights / total_weight)
                 if args.estimator == "sampled":
                     loss = -(completion_logprobs(student, micro, args.temperature) * weights).sum() / total_weight
             loss.backward()

@@ -123,8 +123,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(args) -> None:
     if args.estimator == "sampled" and args.divergence != "reverse":
         fail(f"--estimator sampled is a form of the reverse KL: take exact with --divergence {args.divergence}")
-    if args.eval_every and not args.eval_problems:
-        fail("--eval-every needs --eval-problems")
+    if bool(args.eval_every) != bool(args.eval_problems):
+        fail("--eval-every and --eval-problems go together: give both, or neither")
     device = setup_distributed()
     problems, eval_problems = load_problems(args.problems, False), load_graded_problems(args.eval_problems, args)
     ready = prepare(args, ["student", "teacher"], problems=problems, eval_problems=eval_problems)

@@ -42,7 +42,7 @@ def parsed(text: str, place):
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
     """Rows that people read, too: letters of any script as they are."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
 def read_jsonl(path: Path) -> list[dict]:

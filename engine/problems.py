@@ -25,9 +25,10 @@ from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
-from engine.checkpoints import text_config
+from engine.checkpoints import check_parent_run, text_config
 from engine.files import read_record
 from engine.ranks import fail, from_rank_0, say
+from engine.rollouts import is_rollout
 from judge.answers import GSM8K_LINE, is_readable, last_boxes, last_line
 
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
@@ -357,12 +358,19 @@ def template_arguments(text: str) -> dict:
     return value
 
 
-def longest_completion(model_dir: Path, problems: list[Problem], prompts: list[list[int]], asked: int | None) -> int:
+def least_context(model_dirs: list[Path]) -> tuple[int | None, Path]:
+    """The fewest positions that one of these models has, None where none says; which it is."""
+    contexts = [(getattr(text_config(path), "max_position_embeddings", None), path) for path in model_dirs]
+    return min((pair for pair in contexts if pair[0]), key=lambda pair: pair[0], default=(None, model_dirs[0]))
+
+
+def longest_completion(model_dirs: list[Path], problems: list[Problem], prompts: list[list[int]],
+                       asked: int | None) -> int:
     """--max-new-tokens, or where it was not given what the context leaves, at most LONGEST_COMPLETION.
 
     Refuses a prompt that leaves no room for it.
     """
-    context = getattr(text_config(model_dir), "max_position_embeddings", None)         # GPT-2 stores it as n_positions
+    context, model_dir = least_context(model_dirs)
     problem, prompt = max(zip(problems, prompts), key=lambda pair: len(pair[1]))
     longest = asked or min(LONGEST_COMPLETION, context - len(prompt) if context else LONGEST_COMPLETION)
     if context and len(prompt) + max(longest, 1) > context:
@@ -395,6 +403,39 @@ def check_runs_prompts(tokenizer, args, parents: dict[str, dict]) -> None:
         if [*theirs.values()] != [*mine.values()]:
             fail(f"--{flag} {run} rendered its prompts as {[*theirs][0]!r}, this run as {[*mine][0]!r}: give the same "
                  "--instruction, --enable-thinking and --template-args, and the same chat template")
+
+
+# ================================================================ stage 2's rollouts
+
+
+def read_rollouts(args, ready) -> list[dict]:
+    """The rows of stage 2's rollouts.jsonl, after checking that they are this teacher's, certified, and the student's
+    to learn: token ids cross between stages, so they must be ids of the student, and end as the student ends."""
+    path, teacher = args.rollouts, ready.parents["teacher"]
+    if record := read_record(path.parent):
+        check_parent_run(path.parent, args.allow_failed_certificate)
+        sampled_by = record["parents"].get("teacher")
+        if sampled_by is None:
+            fail(f"--rollouts {path}: {path.parent} is not a run of stage2_shape.py, whose rollouts.jsonl is meant")
+        if sampled_by["sha256"] != teacher["sha256"]:
+            fail(f"--rollouts {path} were sampled by {sampled_by['path']}, which is not --teacher {teacher['path']}")
+        if (theirs := record.get("args", {}).get("temperature", args.temperature)) != args.temperature:
+            fail(f"--rollouts {path} were sampled at --temperature {theirs}: give the same, not {args.temperature}")
+    rows = [row for _, row in placed_rows(path)]
+    context, model_dir = least_context([Path(parent["path"]) for parent in ready.parents.values()])
+    for number, row in enumerate(rows, 1):
+        if not is_rollout(row):
+            fail(f"{path}, line {number}: not a rollout as stage2_shape.py writes them")
+        if max(row["prompt_ids"] + row["completion_ids"]) >= ready.vocab_size:
+            fail(f"{path}, line {number}: token ids beyond the student's vocabulary of {ready.vocab_size}")
+        if (length := len(row["prompt_ids"] + row["completion_ids"])) > (context or length):
+            fail(f"{path}, line {number}: {length} tokens, more than the {context} of context of {model_dir}")
+        if row["finished"] and row["completion_ids"][-1] not in ready.stop:
+            fail(f"{path}, line {number}: it ends with id {row['completion_ids'][-1]}, the student with {ready.stop}")
+    rows = [row for row in rows if row["weight"]]
+    if not rows:
+        fail(f"--rollouts {path}: the file holds no rollouts, or none whose weight is above 0")
+    return rows
 
 
 # ================================================================ what a run depends on

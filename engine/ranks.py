@@ -130,8 +130,9 @@ def say(message: str) -> None:
 
 def fail(sentence: str) -> None:
     """End on bad input: one sentence on stderr, exit code 2."""
-    if rank() == 0:
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
+    if rank():
+        time.sleep(2)                                   # where all fail, rank 0 says it and torchrun ends this one
+    print(f"error{f' on rank {rank()}' if rank() else ''}: {sentence}", file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 
@@ -141,7 +142,7 @@ def first_line(error: BaseException) -> str:
 
 
 def random_generator(*key, device="cpu") -> torch.Generator:
-    """A random stream that is a function of its key, such as (seed, "rollouts", step, rank).
+    """A random stream that is a function of its key, such as (seed, "rollouts", step).
 
     Nothing random has a state that outlives a step: this is why a resumed run is the same to the bit.
     """

@@ -48,7 +48,7 @@ from engine.rollouts import Rollouts
 
 # ================================================================ begin and finish
 
-VOLATILE_FLAGS = {"out", "overwrite", "save_every"}    # may differ when a run is taken up again
+VOLATILE_FLAGS = {"out", "overwrite", "save_every", "allow_failed_certificate"}         # may differ in a run's command
 OWN_FILES = {".lock", "args.json.tmp"}                          # all that a run leaves that was killed as it began
 _lock = None                                                    # the open .lock of this process's run
 
@@ -114,7 +114,7 @@ def prepare_directory(args, parents: dict, inputs: dict) -> str | None:
             return f"--out {out} holds {path}, which this run reads; choose another directory"
     for path in sorted(out.iterdir(), key=lambda path: path.name != "DONE"):       # no longer a parent, first of all
         if path.name not in (".lock", "args.json"):             # as long as args.json stands, this is a run's directory
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     write_json(out / "args.json", record)
     return None
 
@@ -267,6 +267,10 @@ def save_state(out: Path, step: int, model, optimizer, progress: dict) -> None:
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")      # one process is no mistake
     final = state_directory(out, step)
     temporary = final.with_suffix(".tmp")
+    if not optimizer.state:                                     # no step was taken: torch takes one, of zeros
+        get_state_dict(model, optimizer)
+        for of_parameter in optimizer.state.values():
+            of_parameter["step"].zero_()
     model_state, optimizer_state = get_state_dict(model, optimizer)
     with saving(temporary):
         from_rank_0(lambda: str(empty_directory(temporary)))
@@ -302,7 +306,8 @@ def state_directory(out: Path, step: int) -> Path:
 
 def states(out: Path) -> list[Path]:
     """The saved states, the newest first."""
-    return sorted((path for path in (out / "state").glob("step_*") if path.suffix == ""), reverse=True)
+    found = [path for path in (out / "state").glob("step_*") if path.suffix == ""]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
 
 
 def load_state(out: Path, model, optimizer) -> tuple[int, dict]:
@@ -370,7 +375,7 @@ def catch_signals() -> None:
     global _asked
     _asked = 0
     for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) is not note_signal:
+        if signal.getsignal(number) not in (note_signal, signal.SIG_IGN):       # as nohup and `… &` in a script have it
             _handlers[number] = signal.signal(number, note_signal)
 
 

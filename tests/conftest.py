@@ -7,6 +7,7 @@ import importlib  # noqa: E402
 import json  # noqa: E402
 import shlex  # noqa: E402
 import shutil  # noqa: E402
+import signal  # noqa: E402
 import types  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -17,6 +18,7 @@ import prepare  # noqa: E402
 import report  # noqa: E402
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)          # ignored where the tests run in the background of a script
 write_run_page, report.write_run_page = report.write_run_page, lambda run: None
 EOS, PAD = prepare.EOS, prepare.PAD
 

@@ -6,7 +6,8 @@ import pytest
 from conftest import run
 
 import common
-from engine import checkpoints
+from engine import checkpoints, ranks
+import eval as judge
 import prepare
 import stage1_grpo
 import stage3_kl
@@ -162,6 +163,26 @@ def test_the_same_command_again_does_nothing_and_overwrite_begins_anew(toy, tmp_
     assert (tmp_path / "run" / "DONE").stat().st_mtime_ns > stamp
 
 
+def test_a_teacher_of_a_shorter_context(toy, tmp_path, refused, copy_of):
+    short = copy_of(toy / "teacher", "short", config={"max_position_embeddings": 12})
+    flags = [*pair(toy, tmp_path / "run", toy / "student", short), "--problems", toy / "few_train.jsonl", "--max-new-tokens", 16]
+    assert f"exceed the 12 tokens of context of {short}" in refused(stage4_distill, *flags)
+
+
+def test_flags_that_would_do_nothing_or_harm(toy, tmp_path, refused):
+    assert "--dual-clip 1: give more than 1" in refused(stage1_grpo, *grpo(toy, tmp_path / "run", dual_clip=1))
+    assert "go together" in refused(stage1_grpo, *grpo(toy, tmp_path / "run", eval_problems=toy / "few_test.jsonl"))
+    assert "--top-p 0: give 1" in refused(judge, "--model", toy / "student", "--problems", toy / "few_test.jsonl", "--out", tmp_path / "run", "--top-p", 0)
+
+
+def test_a_failure_of_one_rank_is_said_by_it(monkeypatch, capsys):
+    monkeypatch.setattr(ranks, "rank", lambda: 3)
+    monkeypatch.setattr(ranks.time, "sleep", lambda seconds: None)
+    with pytest.raises(SystemExit):
+        ranks.fail("its disk is not there")
+    assert capsys.readouterr().err == "error on rank 3: its disk is not there\n"
+
+
 def test_rollouts_of_another_teacher(toy, tmp_path, refused, copy_of):
     shape = tmp_path / "shape"
     shape.mkdir()
@@ -179,6 +200,11 @@ def test_rollouts_of_another_teacher(toy, tmp_path, refused, copy_of):
     flags[3] = toy / "teacher"
     (shape / "rollouts.jsonl").write_text(json.dumps(row | {"completion_ids": [6, 7]}) + "\n")
     assert "ends with id 7" in refused(stage3_kl, *flags)
+    (shape / "rollouts.jsonl").write_text(json.dumps(row | {"completion_ids": [6] * 200 + [1]}) + "\n")
+    assert "line 1: 203 tokens, more than the 128 of context" in refused(stage3_kl, *flags)
+    (shape / "args.json").write_text(json.dumps({"parents": parents, "args": {"temperature": 0.5}}))
+    assert "were sampled at --temperature 0.5" in refused(stage3_kl, *flags)
+    (shape / "args.json").write_text(json.dumps({"parents": parents}))
     (shape / "rollouts.jsonl").write_text(json.dumps(row | {"completion_ids": [99, 1]}) + "\n")
     assert "beyond the student's vocabulary" in refused(stage3_kl, *flags)
     for text in ("", json.dumps(row | {"weight": 0})):

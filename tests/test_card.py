@@ -1,6 +1,7 @@
 """What comes out serves elsewhere: the final directory's card, and the files that other programs look for."""
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -71,6 +72,24 @@ def test_scores_of_a_run_that_may_not_be_written(chain, monkeypatch, capsys):
     monkeypatch.setattr(card, "write_text", refuse)
     card.add_scores(chain / "scores")
     assert "does not have these scores (Permission denied)" in capsys.readouterr().out
+
+
+def test_scores_that_cannot_be_written_cost_no_evaluation(chain, tmp_path, capsys):
+    evaluation, run = tmp_path / "scores", tmp_path / "run"
+    shutil.copytree(chain / "scores", evaluation)
+    (run / "scores.jsonl").mkdir(parents=True)          # in the way
+    record = json.loads((evaluation / "args.json").read_text())
+    record["parents"]["model"]["run"] = str(run)
+    (evaluation / "args.json").write_text(json.dumps(record))
+    card.add_scores(evaluation)
+    told = capsys.readouterr()
+    assert "could not be written" in told.err and "does not have these scores (see above)" in told.out
+
+
+@pytest.mark.parametrize("command, script, flags", [
+    ("/home/u/sparse.pytorch/stage1_grpo.py --out a.py.d", "stage1_grpo.py", " --out a.py.d"), ("/u/.pyenv/x/eval.py", "eval.py", ""), ("", ".py", "")])
+def test_a_command_and_its_script(command, script, flags):
+    assert card.split_command(command) == (script, flags)
 
 
 def test_a_parent_that_is_gone_costs_no_card(chain, tmp_path):

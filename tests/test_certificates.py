@@ -1,5 +1,6 @@
 """C1 and C2: what they certify, what confounds them, when they refuse."""
 import json
+import types
 
 import numpy as np
 import pytest
@@ -150,6 +151,19 @@ def bridge(toy, teacher, out, *flags):
         "--problems", toy / "few_heldout.jsonl", "--max-new-tokens", 16, "--rollouts-per-step", 16, "--micro-batch-size", 16,
         "--lr", 1e-3, "--out", out, "--allow-failed-certificate", *flags)
     return json.loads((out / "certificate.json").read_text())
+
+
+def test_what_is_not_a_number_is_no_certificate(toy, tmp_path, monkeypatch, capsys):
+    row = {"implicit_reward_nats": float("nan"), "completion_ids": [1], "reward": 1.0}
+    args = types.SimpleNamespace(out=tmp_path, samples_per_prompt=2, min_auc=0.5)
+    with pytest.raises(SystemExit):
+        stage2_shape.certificate_of([row, row | {"implicit_reward_nats": 0.0, "reward": 0.0}], args)
+    assert "C1 cannot rank" in capsys.readouterr().err
+    measure = stage3_kl.measure_c2
+    monkeypatch.setattr(stage3_kl, "measure_c2", lambda *args: measure(*args) | {"c2_reverse_kl_nats": float("nan")})
+    with pytest.raises(SystemExit) as stop:
+        bridge(toy, toy / "teacher", tmp_path / "run", "--max-kl", 1)
+    assert stop.value.code == 2 and "C2 is not a number at step 0" in capsys.readouterr().err
 
 
 def test_the_bridge_stops_when_c2_holds_or_at_max_steps_and_says_which(toy, teacher, tmp_path, capsys, monkeypatch):

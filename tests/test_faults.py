@@ -289,6 +289,33 @@ def test_a_kill_in_the_middle_of_a_rollout_batch(flags_of, undisturbed, tmp_path
     assert_alike(tmp_path / "run", undisturbed("stage1_grpo"))
 
 
+def test_a_state_before_the_first_step_counts_none(tmp_path):
+    """torch fills an optimiser's empty state by a step of zeros, after which Adam's correction of its bias would be off."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    runs.save_state(tmp_path, 1, model, optimizer, {})
+    assert all(state["step"] == 0 for state in optimizer.state.values())
+    loaded = torch.optim.AdamW(model.parameters())
+    runs.load_state(tmp_path, model, loaded)
+    assert len(loaded.state) == 2 and all(state["step"] == 0 for state in loaded.state.values())
+
+
+def test_the_newest_state_is_that_of_the_most_steps(tmp_path):
+    for step in (5, 999_999, 1_000_000):
+        runs.state_directory(tmp_path, step).mkdir(parents=True)
+    assert [path.name for path in runs.states(tmp_path)] == ["step_1000000", "step_999999", "step_000005"]
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)       # as `… &` in a script has it
+    try:
+        runs.catch_signals()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN and signal.getsignal(signal.SIGTERM) is runs.note_signal
+    finally:
+        runs.release_signals()
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_signal_while_a_state_is_saved_asks_for_no_further_step(flags_of, tmp_path, patch):
     put_in_place = runs.put_in_place
     patch.setattr(runs, "put_in_place", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), put_in_place(*args)))

@@ -123,7 +123,8 @@ def test_mawps_that_is_missing_is_one_sentence(tmp_path, capsys):
 
 
 def test_a_budget_of_labels_pays_for_rl_and_c1_and_the_fewer_are_among_the_more(tmp_path, capsys):
-    rows = [{"problem": f"{number} + 1 =", "answer": str(number + 1)} for number in [*range(24), *range(8)]]       # eight of them twice
+    rows = [{"problem": f"{number} + 1 =", "answer": str(number + 1)} for number in [*range(24), *range(8)]]       # eight of them twice,
+    rows[-1]["problem"] += " "                          # one with a space
     (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for number in (8, 16):
         run(prepare, "labels", "--problems", tmp_path / "all.jsonl", "--num-labels", number, "--seed", 5, "--out", tmp_path / str(number))

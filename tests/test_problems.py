@@ -417,7 +417,7 @@ def test_a_training_run_refuses_an_edited_problem_file(toy, tmp_path, sentence):
     (tmp_path / "train.jsonl").write_text((toy / "few_train.jsonl").read_text())
     (tmp_path / "dev.jsonl").write_text((toy / "few_heldout.jsonl").read_text())
     flags = flags_of(toy, tmp_path / "run", model=toy / "student", problems=tmp_path / "train.jsonl", eval_problems=tmp_path / "dev.jsonl",
-                     samples_per_prompt=2, steps_per_rollout=1)
+                     samples_per_prompt=2, steps_per_rollout=1, eval_every=1)
     run(stage1_grpo, *flags)
     (tmp_path / "run" / "DONE").unlink()
     delete_a_problem_of = (tmp_path / "dev.jsonl").read_text().splitlines(keepends=True)
