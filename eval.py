@@ -30,7 +30,7 @@ from engine.files import write_json, write_jsonl, write_text
 from engine.problems import (
     INSTRUCTION, Problem, digest, gold_of, placed_rows, template_arguments, with_readable_golds,
 )
-from engine.ranks import fail, gather_list, random_generator, rank, say, setup_distributed, share
+from engine.ranks import all_sum, fail, gather_list, random_generator, rank, say, setup_distributed, share
 from engine.runs import finish_run, keep_rows, kept_rows, leave_if_asked, open_run
 from engine.sharding import sampling_weights
 from judge.answers import counts, extract_answer, grade, is_equal
@@ -327,7 +327,9 @@ def sample_and_judge(args) -> list[dict] | None:
     model = load_prepared(ready, "model", args, device)
     sampling = Sampling(args.samples, args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.seed,
                         args.batch_size, args.rollout_tokens, args.dtype, args.sample_on_shards)
-    return evaluate(model, ready.tokenizer, problems, ready.prompts[0], ready.stop, sampling, args.out, progress=True)
+    rows = evaluate(model, ready.tokenizer, problems, ready.prompts[0], ready.stop, sampling, args.out, progress=True)
+    counts.update(zip(counts, map(int, all_sum(*counts.values()))))         # of all ranks, for scores.json
+    return rows
 
 
 if __name__ == "__main__":

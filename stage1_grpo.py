@@ -204,7 +204,7 @@ def main(args) -> None:
         sizes = [all_sum(part.completion_mask.sum(), part.completion_mask.any(1).sum()) for part in parts]
         totals["labels_seen"] += len(chosen)
         totals["tokens_sampled"] += recent[-1]["sampled_tokens"]
-        totals["grader_gave_up"] += counts["timeout"] + counts["failed"] - gave_up_before
+        totals["grader_gave_up"] += int(all_sum(counts["timeout"] + counts["failed"] - gave_up_before)[0])
 
         # update
         if not (args.kl_coef or args.entropy_coef):             # without advantage no gradient: no need to compute it
