@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from statistics import median
 
 import torch
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -46,11 +48,12 @@ def main(args) -> None:
         folder = Path(folder)
         flags_of = prepare(args, folder)
         results: dict = {(stage, ranks): [] for stage in STAGES for ranks in args.ranks}
-        for number in range(args.rounds):
-            for stage, ranks in results:
+        with tqdm(total=args.rounds * len(results), unit="run") as bar:
+            for number, (stage, ranks) in product(range(args.rounds), results):
                 out = folder / f"{stage}_{ranks}_{number}"
                 launch(ranks, [__file__, "--worker", stage, str(out), *map(str, flags_of[stage])])
                 results[stage, ranks].append(json.loads(out.with_suffix(".json").read_text()))
+                bar.update()
     print(f"{'stage':16s} {'ranks':>5s} {'tokens/s':>9s} {'ratio':>6s} {'in communication':>17s}")
     for (stage, ranks), runs in results.items():
         speed = median(run["tokens"] / run["seconds"] for run in runs)
