@@ -639,7 +639,8 @@ def plan_table(args, gpu: GPU) -> list[Planned]:
     if (setting := args.setting or next(iter(settings))) not in settings:
         fail(f"--setting {setting}: `{args.table}` has {', '.join(settings)} at this scale")
     scale |= settings[setting]
-    args.num_certify_problems = args.problems if scale["labels"] == "all" else scale["labels"] // 4
+    paid = args.problems if scale["labels"] == "all" else scale["labels"] // 4
+    args = argparse.Namespace(**vars(args), num_certify_problems=paid)
     names = {role: fill(scale[role], scale).replace("@", "") for role in ("teacher", "student")}
     shapes = names | {names[role]: shape for role, shape in scale.get("shapes", {}).items()}
     models = {name: find(getattr(args, role) or args.model or shapes.get(name, name)) for role, name in names.items()}

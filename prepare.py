@@ -528,9 +528,9 @@ def main(args) -> None:
     given = load_problems({"dapo": args.parquet, "labels": args.problems}.get(args.what) or [])
     if args.what == "labels":                           # one that occurs twice would be in two of the files
         given = list({problem.id: problem for problem in given}.values())
-    if args.what == "labels" and not 4 <= args.num_labels <= len(given):
-        fail(f"--num-labels {args.num_labels}: 4 or more, and no more than the {len(given)} different problems of "
-             "--problems")
+        if not 4 <= args.num_labels <= len(given):
+            fail(f"--num-labels {args.num_labels}: 4 or more, and no more than the {len(given)} different problems of "
+                 "--problems")
     mawps, dropped = read_mawps(find_mawps(args.data)) if args.what == "laptop" else ({}, {})
     if mawps and len(mawps["train"]) <= args.num_examples + NUM_SWEEP + NUM_SWEEP_HELDOUT:
         fail(f"--data {args.data}: of its {len(mawps['train'])} training problems none is left beside --num-examples "

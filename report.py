@@ -712,8 +712,9 @@ def main(args) -> None:
     if args.out and not others:
         fail(f"--out is for several runs; the page of one directory is {first / 'report.html'}")
     out = (args.out or Path("report.html")) if others else first / "report.html"
-    if missing := [str(directory) for directory in args.directories if not directory.is_dir()]:
-        fail(f"{missing[0]}: there is no such directory")
+    for directory in args.directories:
+        if not directory.is_dir():
+            fail(f"{directory}: there is no such directory")
     if out.is_dir() or not out.parent.is_dir():
         fail(f"--out {out}: give a file in a directory that is there")
     is_table = not others and (first / "table.json").is_file()

@@ -36,8 +36,7 @@ from engine.problems import INSTRUCTION, template_arguments
 from engine.ranks import all_sum, fail, random_generator, rank, setup_distributed
 from engine.rollouts import cut_groups, even_micro_batches
 from engine.runs import (
-    all_finite, finish_run, load_state, log_metrics, log_nonfinite, log_samples, open_run,
-    save_or_leave,
+    all_finite, finish_run, load_state, log_metrics, log_nonfinite, log_samples, open_run, save_or_leave,
 )
 from engine.sharding import whole
 from eval import accuracy

@@ -360,6 +360,7 @@ def template_arguments(text: str) -> dict:
 
 def least_context(model_dirs: list[Path]) -> tuple[int | None, Path]:
     """The fewest positions that one of these models has, None where none says; which it is."""
+    # GPT-2's n_positions goes by this name, too
     contexts = [(getattr(text_config(path), "max_position_embeddings", None), path) for path in model_dirs]
     return min((pair for pair in contexts if pair[0]), key=lambda pair: pair[0], default=(None, model_dirs[0]))
 
@@ -426,12 +427,13 @@ def read_rollouts(args, ready) -> list[dict]:
     for number, row in enumerate(rows, 1):
         if not is_rollout(row):
             fail(f"{path}, line {number}: not a rollout as stage2_shape.py writes them")
-        if max(row["prompt_ids"] + row["completion_ids"]) >= ready.vocab_size:
+        ids = row["prompt_ids"] + row["completion_ids"]
+        if max(ids) >= ready.vocab_size:
             fail(f"{path}, line {number}: token ids beyond the student's vocabulary of {ready.vocab_size}")
-        if (length := len(row["prompt_ids"] + row["completion_ids"])) > (context or length):
-            fail(f"{path}, line {number}: {length} tokens, more than the {context} of context of {model_dir}")
-        if row["finished"] and row["completion_ids"][-1] not in ready.stop:
-            fail(f"{path}, line {number}: it ends with id {row['completion_ids'][-1]}, the student with {ready.stop}")
+        if context and len(ids) > context:
+            fail(f"{path}, line {number}: {len(ids)} tokens, more than the {context} of context of {model_dir}")
+        if row["finished"] and ids[-1] not in ready.stop:
+            fail(f"{path}, line {number}: it ends with id {ids[-1]}, the student with {ready.stop}")
     rows = [row for row in rows if row["weight"]]
     if not rows:
         fail(f"--rollouts {path}: the file holds no rollouts, or none whose weight is above 0")

@@ -69,8 +69,9 @@ def sampling_weights(model, dtype: str, on_shards: bool = False):
         twin = model
         if model.dtype != getattr(torch, dtype):
             twin = copy.deepcopy(model).requires_grad_(False)
-            for parameter in twin.parameters():                 # not the buffers: a rotary frequency that is rounded
-                parameter.data = parameter.data.to(getattr(torch, dtype))               # turns by radians, far out
+            # Not the buffers: a rotary frequency that is rounded turns far positions elsewhere.
+            for parameter in twin.parameters():
+                parameter.data = parameter.data.to(getattr(torch, dtype))
         yield twin
     elif on_shards:
         with lockstep(model):

@@ -258,7 +258,6 @@ def test_a_table_is_not_written_over_another(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert "--results" in refused("main", "--results", str(tmp_path / "file"))
 
-
     (tmp_path / "table.json").write_text(json.dumps({"table": "main", "scale": "toy", "scopes": scopes[:1], "test": None, "dtype": "bfloat16"}))
     assert "another --test or --dtype" in refused("main")
     assert "--test" in refused("main", "--test", str(tmp_path / "missing.jsonl"))
