@@ -62,10 +62,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common import (
-    FlagParser, completion_logprobs, from_zero, load_model, load_tokenizer, natural, positive, share_of_one, stop_ids,
+    FlagParser, completion_logprobs, from_zero, load_model, load_tokenizer, natural, positive, share_of_one,
 )
 from engine.checkpoints import save_model
 from engine.files import read_json, set_modes, write_json, write_jsonl
+from engine.models import eos_ids
 from engine.problems import Problem, contents, digest, encode_prompts, load_problems, placed_rows
 from engine.ranks import fail, setup_distributed
 from engine.rollouts import from_rows
@@ -372,7 +373,7 @@ def fine_tuned(args, record: dict, name: str, num_layers: int | None, rows: list
         return record[name]
     base, device = args.smollm2 or args.out / "smollm2", setup_distributed()
     tokenizer = load_tokenizer(base)
-    stop, model = stop_ids(base, tokenizer), load_model(base, tokenizer, "float32", device, trainable=True)
+    stop, model = eos_ids(base, tokenizer), load_model(base, tokenizer, "float32", device, trainable=True)
     of = model.config.num_hidden_layers
     layers = [*range(num_layers - 2), of - 2, of - 1] if num_layers else list(range(of))
     keep_layers(model, layers)
