@@ -46,7 +46,7 @@ from engine.files import file_digest, read_json, read_jsonl, write_json, write_t
 from engine.pages import with_interval
 from engine.ranks import fail, say
 from engine.runs import short_commit
-from prepare import find_mawps
+from experiments.mawps import find_mawps
 from report import TOTALS, write_table_figure, write_table_page
 from tables import DRAWN, EVALUATE, SCALES, TABLES, Table, budgets, table_at
 

@@ -27,7 +27,7 @@ Fixed before the table in question was run (toy):
     C1          where so few problems cannot certify it, the run goes on, and the table says on how many seeds it held.
 
 Fixed before any table was run (laptop):
-    models      by the rule that `prepare.py --help` states.  labels: 256; 64, 256 and 768 of 830 in `labels`.
+    models      by the rule that experiments/laptop.py states.  labels: 256; 64, 256 and 768 of 830 in `labels`.
     settings    learning rates and batches by bench/laptop_sweep.py, on problems and a seed that no table has.
     left out    direct GRPO in the workflow's seconds: a night holds its row with as many steps, and its plateau.
 """

@@ -24,7 +24,7 @@ from common import FlagParser, positive  # noqa: E402
 from engine.files import read_jsonl, write_text  # noqa: E402
 
 PAGE = ROOT / "docs" / "exercises.md"
-CODE = ("*.py", "engine", "judge", "toy_base")
+CODE = ("*.py", "experiments", "engine", "judge", "toy_base")
 
 
 @dataclass

@@ -16,11 +16,11 @@ import torch  # noqa: E402
 
 import prepare  # noqa: E402
 import report  # noqa: E402
+from experiments.toy import EOS, PAD, toy_model  # noqa: E402, F401
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)          # ignored where the tests run in the background of a script
 write_run_page, report.write_run_page = report.write_run_page, lambda run: None
-EOS, PAD = prepare.EOS, prepare.PAD
 
 
 @pytest.hookimpl(tryfirst=True)                          # before pytest-xdist reads the marks
@@ -48,7 +48,7 @@ def pages(monkeypatch, request):
 @pytest.fixture
 def tiny():
     """A random Qwen3 of two layers over the toy vocabulary."""
-    return prepare.toy_model(64, 2, seed=0).eval()
+    return toy_model(64, 2, seed=0).eval()
 
 
 @pytest.fixture(scope="session")

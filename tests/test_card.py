@@ -118,7 +118,7 @@ def test_llama_cpps_converter_finds_its_tokens_and_template(chain, tmp_path):
     from transformers import AutoTokenizer
 
     from engine.checkpoints import save_model
-    from prepare import toy_model
+    from experiments.toy import toy_model
     tokenizer = AutoTokenizer.from_pretrained(chain / "student" / "model")
     tokenizer.chat_template = "{{ messages[0].content }}"
     save_model(toy_model(32, 1, 0), tokenizer, [tokenizer.eos_token_id], tmp_path / "model")
