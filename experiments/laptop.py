@@ -16,8 +16,8 @@ A model is accepted if 12 rounds lead into the band, and refused if not; the ban
 measured at temperature 1 on sweep_heldout.jsonl, 8 answers to each problem.  pretraining.json has every measurement.
 
 Of the other training problems 128 go to sweep.jsonl and 126 to sweep_heldout.jsonl, on which the baseline's rate and
-C2's bound are chosen (bench/laptop_sweep.py), and the rest to train.jsonl.  No problem is in two files; no table reads
-the two of the sweep.
+C2's bound are chosen (the tables `sweep` and `sweep-workflow`), and the rest to train.jsonl.  No problem is in two
+files; no table whose rows are reported reads the two of the sweep.
 """
 import random
 import shutil

@@ -1,9 +1,8 @@
 """Problems and base models: the toy task by hand, the pretraining texts, DAPO's parquet columns, MAWPS and its pair."""
-import importlib
 import json
+import re
 import shlex
 import shutil
-import types
 from fractions import Fraction
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from conftest import run, run_here
 from safetensors.torch import load_file
 
-from bench import laptop_sweep
 import prepare
 import reproduce
 from experiments import laptop, mawps, toy as toy_world
@@ -149,17 +147,12 @@ def test_the_instruction_is_the_same_in_every_stage():
         assert flags[flags.index("--instruction") + 1] == laptop.LAPTOP_INSTRUCTION == "Give the result as \\boxed{number}."
 
 
-def test_the_sweeps_commands_parse_and_their_problems_are_of_no_table(tmp_path):
-    flags = types.SimpleNamespace(base=tmp_path / "base", out=tmp_path, dtype="bfloat16", seed=100, steps=20)
-    cells = {"teacher": laptop_sweep.RL_CELLS, "student": laptop_sweep.RL_CELLS, "shape": [""], "bridge": laptop_sweep.BRIDGE_CELLS,
-             "distill": laptop_sweep.DISTILL_CELLS}
-    assert cells.keys() == laptop_sweep.COMMANDS.keys()
-    for stage, changes in cells.items():
-        for change in changes:
-            script, *words = shlex.split(f"{reproduce.fill(laptop_sweep.COMMANDS[stage], laptop_sweep.settings(flags))} {change} --out x")
-            args = importlib.import_module(script.removesuffix(".py")).parse_args(words)
-            assert args.seed == 100 and {path.name for path in args.problems} <= {"sweep.jsonl", "sweep_heldout.jsonl"}
-            assert f"lr={args.lr:g}" == f"lr={float(change.split()[1]):g}" if change else stage == "shape"
+@pytest.mark.parametrize("table", ["sweep", "sweep-workflow"])
+def test_what_the_laptops_sweeps_read_is_of_no_table(table, tmp_path, capsys):
+    run(reproduce, table, "--scale", "laptop", "--data", "DATA", "--first-seed", 100, "--out", tmp_path, "--dry-run")
+    stages = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\$ python (stage|eval)", line)]
+    read = {path for line in stages for path in re.findall(r"(\w+)\.jsonl", line)}
+    assert len(stages) == (6 if table == "sweep" else 5) and read - {"rollouts"} == {"sweep", "sweep_heldout"} and all("--seed 100" in line for line in stages)
 
 
 @pytest.fixture
@@ -294,7 +287,7 @@ def test_the_laptops_table_at_its_smallest(tiny_smollm2, many_sums, tmp_path, mo
     run(reproduce, "main", "--scale", "laptop", "--data", many_sums, "--dtype", "bfloat16", "--out", tmp_path / "table")
     table = json.loads((tmp_path / "table" / "table.json").read_text())
     assert [row["row"] for row in table["rows"]] == [
-        "base student", "raw teacher", "RL teacher", "raw-teacher transfer", "direct GRPO, equal steps", "direct GRPO, plateau", "full workflow"]
+        "base student", "raw teacher", "RL teacher", "raw-teacher transfer", "direct GRPO, equal steps", "direct GRPO, tuned", "full workflow"]
     assert len(table["orderings"]) == 3 and not list((tmp_path / "cells").glob("*/state"))
 
 
