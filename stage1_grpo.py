@@ -41,7 +41,7 @@ from engine.runs import (
 from engine.sharding import whole
 from eval import accuracy
 from judge.answers import counts
-from report import draw_page
+from pages.run import draw_page
 from stage4_distill import reverse_kl
 
 # ---------------------------------------------------------------- equations

@@ -39,8 +39,8 @@ from transformers.utils import logging
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
+import pages.run  # noqa: E402
 from experiments.toy import EOS, PAD, toy_tokenizer  # noqa: E402
-import report  # noqa: E402
 import stage1_grpo  # noqa: E402
 import stage2_shape  # noqa: E402
 import stage3_kl  # noqa: E402
@@ -343,7 +343,7 @@ def main() -> None:
         parser.error("--write puts the whole table down: without --only")
     torch.set_num_threads(1)
     common.grade = lambda completion, gold: len(completion) % 2 == 0
-    report.write_run_page = lambda run: None             # drawing takes longer than these runs
+    pages.run.write_run_page = lambda run: None          # drawing takes longer than these runs
     if args.rank_of:
         return rank_of(args.rank_of)
     folder = Path(tempfile.mkdtemp())

@@ -5,10 +5,10 @@ trainset.json, validset.json, testset.json) or as mawps_train.jsonl, mawps_heldo
 answer, equation).  A problem may be answered by `\boxed{9}` alone or worked, `34 - 7 = 27. 27 / 3 = 9. \boxed{9}`.
 
 The rule by which the pair is made, fixed before any model was trained further: skill first, then style, as in the toy.
-The teacher has all 30 layers, the student the first 24 and the last 2.  Both learn from the same --num-examples
-training problems, in batches of 16, by cross-entropy on the completions.
-    skill   every example is worked.  The rate falls to 0 over --epochs epochs; the phase ends after the first epoch
-            that reaches the aim, a share of right answers of 0.35 (teacher) and 0.18 (student), or after the last one.
+The teacher has all 30 layers, the student the first 24 and the last 2.  Both learn from the same 640 training problems,
+in batches of 16, by cross-entropy on the completions.
+    skill   every example is worked.  The rate falls to 0 over four epochs; the phase ends after the first epoch that
+            reaches the aim, a share of right answers of 0.35 (teacher) and 0.18 (student), or after the last one.
     style   rounds of 10 steps at a constant rate, until the share of answers that work is in its band, 8 to 15%
             (teacher) and 1 to 3% (student).  The share of worked examples in a round is the middle of the band; where
             the round before ended below the band, it is higher by what was missed, up to four times the middle.
@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common import completion_logprobs, from_zero, load_model, load_tokenizer, positive, share_of_one
+from common import completion_logprobs, load_model, load_tokenizer
 from engine.checkpoints import save_model
 from engine.files import read_json, write_json, write_jsonl
 from engine.models import eos_ids
@@ -39,16 +39,18 @@ from eval import Sampling, evaluate
 from experiments.smollm2 import keep_layers, write_smollm2
 
 LAPTOP_INSTRUCTION = "Give the result as \\boxed{number}."
-NUM_SWEEP, NUM_SWEEP_HELDOUT = 128, 126
-BATCH, ROUND, MOST_ROUNDS, SAVE_EVERY = 16, 10, 12, 20            # examples; the others in steps
+SIZES = {"cold_start": 640, "sweep": 128, "sweep_heldout": 126}         # training problems that are not train.jsonl's
+EPOCHS, ROUND, MOST_ROUNDS, BATCH, SAVE_EVERY = 4, 10, 12, 16, 20       # ROUND and SAVE_EVERY in optimiser steps
+# Layers that are kept; share of right answers that ends the skill; band of the share that works; rate of the skill.
+RULE = {"teacher": ([*range(30)], 0.35, (0.08, 0.15), 1e-4), "student": ([*range(24), 28, 29], 0.18, (0.01, 0.03), 2e-4)}
+STYLE_LR = 5e-5
 
 
 def prepare(args, mawps: dict[str, list[dict]], dropped: dict[str, int]) -> None:
     """Files of problems, the teacher, the student.  Goes on where it stopped."""
-    rows = mawps["train"]
-    random.Random(args.seed).shuffle(rows)
-    left, sizes = iter(rows), {"cold_start": args.num_examples, "sweep": NUM_SWEEP, "sweep_heldout": NUM_SWEEP_HELDOUT}
-    files = {name: list(islice(left, size)) for name, size in sizes.items()}
+    random.Random(args.seed).shuffle(mawps["train"])
+    left = iter(mawps["train"])
+    files = {name: list(islice(left, size)) for name, size in SIZES.items()}
     files |= {"train": list(left), "heldout": mawps["heldout"], "test": mawps["test"]}
     for name, part in files.items():
         kept = part if name == "cold_start" else [{key: row[key] for key in ("problem", "answer")} for row in part]
@@ -57,60 +59,52 @@ def prepare(args, mawps: dict[str, list[dict]], dropped: dict[str, int]) -> None
         write_smollm2(args.out / "smollm2")
     record = read_json(args.out / "pretraining.json") or {
         "problems": {name: len(part) for name, part in files.items()}, "dropped": dropped}
-    for name in ("teacher", "student"):
+    for name in RULE:
         if not record.get(name, {}).get("accepted"):
             make(args, record, name, files["cold_start"])
 
 
 def make(args, record: dict, name: str, rows: list[dict]) -> None:
     """The model of this name by the rule, saved to OUT/name; what it came to stands in pretraining.json either way."""
-    aim, (low, high), lr = {"teacher": (args.skill[0], args.teacher_works, args.lr),
-                            "student": (args.skill[1], args.student_works, args.student_lr)}[name]
-    learner, steps_of_epoch, middle = Learner(args, name, rows), -(-len(rows) // BATCH), (low + high) / 2
-    skill = learner.learn("skill", steps_of_epoch, args.epochs,
-                          lr_at=lambda step: lr * (1 - step / (args.epochs * steps_of_epoch)),
+    layers, aim, (low, high), lr = RULE[name]
+    learner, epoch, middle = Learner(args, name, layers, rows), -(-len(rows) // BATCH), (low + high) / 2
+    skill = learner.learn("skill", epoch, EPOCHS,
+                          lr_at=lambda step: lr * (1 - step / (EPOCHS * epoch)),
                           worked_share=lambda rounds: 1.0,
-                          is_reached=lambda rounds: rounds[-1]["accuracy"] >= aim)
+                          is_reached=lambda last: last["accuracy"] >= aim)
     style = learner.learn("style", ROUND, MOST_ROUNDS,
-                          lr_at=lambda step: args.style_lr,
-                          worked_share=lambda rounds: worked_share(rounds, middle),
-                          is_reached=lambda rounds: low <= rounds[-1]["works"] <= high)
-    accepted = low <= style[-1]["works"] <= high
-    record[name] = {"accepted": accepted, "layers": learner.layers, "examples": len(rows), "lr": lr,
-                    "style_lr": args.style_lr, "skill": skill, "style": style}
+                          lr_at=lambda step: STYLE_LR,
+                          worked_share=lambda rounds: middle * min(max(
+                              [1, *(middle / max(last["works"], 1e-9) for last in rounds[-1:])]), 4),
+                          is_reached=lambda last: low <= last["works"] <= high)
+    works, accepted = style[-1]["works"], low <= style[-1]["works"] <= high
+    record[name] = {"accepted": accepted, "layers": layers, "examples": len(rows), "skill": skill, "style": style}
     write_json(args.out / "pretraining.json", record)
     if not accepted:
-        fail(f"the rule refused the {name}: after {len(style)} rounds of style it works in {style[-1]['works']:.1%} of "
-             f"its answers, not in {low:.1%} to {high:.1%}; {args.out}/pretraining.json has every round; "
-             "try --overwrite with another --seed")
+        fail(f"the rule refused the {name}: after {len(style)} rounds of style it works in {works:.1%} of its answers, "
+             f"not in {low:.1%} to {high:.1%}; {args.out}/pretraining.json has every round; try --overwrite with another "
+             "--seed")
     save_model(learner.model, learner.tokenizer, learner.eos_ids, args.out / name)
     shutil.rmtree(args.out / "states" / name, ignore_errors=True)
-    print(f"{name}: works in {style[-1]['works']:.1%} of its answers, right in {style[-1]['accuracy']:.1%}")
-
-
-def worked_share(rounds: list[dict], middle: float) -> float:
-    """How many of the next round's examples are worked: the band's middle, more where the last round fell short."""
-    return middle * min(max(middle / max(rounds[-1]["works"], 1e-9), 1), 4) if rounds else middle
+    print(f"{name}: works in {works:.1%} of its answers, right in {style[-1]['accuracy']:.1%}")
 
 
 class Learner:
     """SmolLM2, or some layers of it, that learns from these problems."""
 
-    def __init__(self, args, name: str, rows: list[dict]):
+    def __init__(self, args, name: str, layers: list[int], rows: list[dict]):
         base, device = args.smollm2 or args.out / "smollm2", setup_distributed()
         self.args, self.name, self.tokenizer = args, name, load_tokenizer(base)
         self.eos_ids = eos_ids(base, self.tokenizer)
         self.model = load_model(base, self.tokenizer, "float32", device, trainable=True)
-        last = self.model.config.num_hidden_layers
-        self.layers = [*range(args.student_layers - 2), last - 2, last - 1] if name == "student" else [*range(last)]
-        keep_layers(self.model, self.layers)
+        keep_layers(self.model, layers)
         problems = [Problem("", row["problem"], row["answer"], "MAWPS", row["problem"], {}) for row in rows]
         self.prompts = encode_prompts(self.tokenizer, problems, args)
         self.completions = [[self.tokenizer(text, add_special_tokens=False)["input_ids"] + self.eos_ids[:1]
                              for text in completions(row)] for row in rows]
 
     def learn(self, phase: str, steps_of_round: int, most: int, lr_at, worked_share, is_reached) -> list[dict]:
-        """AdamW on the mean over completion tokens, in rounds, until is_reached(rounds), `most` of them at most.
+        """AdamW on the mean over completion tokens, in rounds, until is_reached(the last one), `most` of them at most.
 
         lr_at: step -> learning rate, which rises for 10 steps.  worked_share: rounds so far -> share of the next one's
         examples that are worked.  -> what each round came to.  The same command goes on from the last state.
@@ -121,7 +115,7 @@ class Learner:
         step, progress = load_state(states, model, optimizer)
         rounds, losses = progress.get("rounds", []), progress.get("losses", [])
         bar = tqdm(desc=f"{self.name}, {phase}", total=most * steps_of_round, initial=step, unit="step")
-        while len(rounds) < most and not (rounds and is_reached(rounds)):
+        while len(rounds) < most and not (rounds and is_reached(rounds[-1])):
             share = worked_share(rounds)
             batch = from_rows(self.examples(step, share), self.tokenizer.pad_token_id).to(model.device)
             with torch.autocast(model.device.type, torch.bfloat16, enabled=self.args.dtype == "bfloat16"):
@@ -180,18 +174,5 @@ def completions(row: dict) -> tuple[str, str]:
 def add_flags(parser) -> None:
     parser.add_argument("--data", type=Path, help="the folder that holds MAWPS")
     parser.add_argument("--smollm2", type=Path, help="what `prepare.py smollm2` has written (default: written anew)")
-    parser.add_argument("--num-examples", type=positive, default=640, help="problems that the pair learns from")
-    parser.add_argument("--student-layers", type=positive, default=26, help="the first ones, and the last two")
-    parser.add_argument("--skill", type=share_of_one, nargs=2, default=[0.35, 0.18], metavar=("TEACHER", "STUDENT"),
-                        help="share of right answers that ends the skill phase")
-    parser.add_argument("--epochs", type=positive, default=4, help="of the skill phase at most")
-    parser.add_argument("--teacher-works", type=share_of_one, nargs=2, default=[0.08, 0.15], metavar=("LOW", "HIGH"),
-                        help="share of the teacher's answers that work")
-    parser.add_argument("--student-works", type=share_of_one, nargs=2, default=[0.01, 0.03], metavar=("LOW", "HIGH"),
-                        help="the same of the student")
-    parser.add_argument("--lr", type=from_zero, default=1e-4, help="of the teacher's skill")
-    parser.add_argument("--student-lr", type=from_zero, default=2e-4, help="of the student's, which has layers to heal")
-    parser.add_argument("--style-lr", type=from_zero, default=5e-5, help="of both models' style")
-    parser.add_argument("--instruction", default=LAPTOP_INSTRUCTION, help="end of the user message")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype")
-    parser.set_defaults(enable_thinking=False, template_args=None)      # of a prompt, as the stages make it
+    parser.set_defaults(instruction=LAPTOP_INSTRUCTION, enable_thinking=False, template_args=None)      # of every prompt

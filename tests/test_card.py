@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import card
 import conftest
 import eval as evaluation
 import stage1_grpo
@@ -16,6 +15,7 @@ import stage2_shape
 import stage3_kl
 import stage4_distill
 from engine.checkpoints import find_model
+from pages import card
 
 SHORT = ["--max-new-tokens", "16", "--max-steps", "1", "--seed", "0"]
 

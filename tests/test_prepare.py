@@ -107,8 +107,6 @@ def test_both_forms_of_mawps_are_the_same_problems_and_bad_rows_are_counted(tmp_
     assert [row["problem"] for row in published["heldout"]] == ["12 in all, 5 gone. How many left?", "What is 1 and 8?"]
     reasons = {"whole": 1, "steps": 3, "does not give": 1, "already": 2}       # 0.5; two without a step, and 10 / 3; 2 + 2; two texts
     assert {word: sum(count for reason, count in dropped.items() if word in reason) for word in reasons} == reasons
-    original = {"iindex": 1, "squestion": "What is 2 and 8 ?", "lequations": ["X=2+8"], "lsolutions": [10.0]}
-    assert mawps.mawps_fields(original, "") == ("What is 2 and 8?", "X=2+8", "10.0")
 
 
 def test_mawps_that_is_missing_is_one_sentence(tmp_path, capsys):
@@ -182,15 +180,17 @@ def many_sums(tmp_path):
     return folder
 
 
-def sizes_for_tests(monkeypatch):
-    for name, value in (("NUM_SWEEP", 6), ("NUM_SWEEP_HELDOUT", 4), ("ROUND", 2), ("MOST_ROUNDS", 3), ("SAVE_EVERY", 1)):
+@pytest.fixture
+def laptop_at_its_smallest(monkeypatch):
+    for name, value in (("SIZES", {"cold_start": 20, "sweep": 6, "sweep_heldout": 4}), ("EPOCHS", 3), ("ROUND", 2), ("MOST_ROUNDS", 3), ("SAVE_EVERY", 1)):
         monkeypatch.setattr(laptop, name, value)
+    rule = {name: (layers, *laptop.RULE[name][1:]) for name, layers in (("teacher", [*range(6)]), ("student", [0, 1, 4, 5]))}
+    monkeypatch.setattr(laptop, "RULE", rule)
 
 
 @pytest.fixture
-def laptop_flags(tiny_smollm2, many_sums, tmp_path, monkeypatch):
-    sizes_for_tests(monkeypatch)
-    return ("laptop", "--data", many_sums, "--smollm2", tiny_smollm2, "--num-examples", 20, "--epochs", 3, "--student-layers", 4, "--out", tmp_path / "base")
+def laptop_flags(laptop_at_its_smallest, tiny_smollm2, many_sums, tmp_path):
+    return ("laptop", "--data", many_sums, "--smollm2", tiny_smollm2, "--out", tmp_path / "base")
 
 
 def come_out_as(monkeypatch, *figures):
@@ -253,7 +253,7 @@ def test_what_is_measured_of_a_laptops_model(laptop_flags, tmp_path, monkeypatch
     args = prepare.parse_args([str(flag) for flag in laptop_flags])
     args.out.mkdir()
     (args.out / "sweep_heldout.jsonl").write_text('{"problem": "What is 1 and 8?", "answer": "9"}\n{"problem": "What is 1 and 1?", "answer": "2"}\n')
-    learner = laptop.Learner(args, "student", [{"problem": "What is 1 and 2?", "answer": "3", "working": ["1 + 2 = 3"]}])
+    learner = laptop.Learner(args, "student", [0, 5], [{"problem": "What is 1 and 2?", "answer": "3", "working": ["1 + 2 = 3"]}])
     found = learner.measured()
     assert found["answers"] == 16 and 0 <= found["accuracy"] <= 1 and found["mean_length_tokens"] > 0
     monkeypatch.setattr(laptop, "evaluate", lambda *_, **__: [
@@ -265,7 +265,7 @@ def test_what_is_measured_of_a_laptops_model(laptop_flags, tmp_path, monkeypatch
 def test_examples_are_asked_as_the_stages_ask_and_worked_evenly(tiny_smollm2):
     args = prepare.parse_args(["laptop", "--smollm2", str(tiny_smollm2), "--out", "x"])
     rows = [{"problem": f"What {i}?", "answer": "9", "working": ["34 - 7 = 27", "27 / 3 = 9"]} for i in range(20)]
-    learner = laptop.Learner(args, "teacher", rows)
+    learner = laptop.Learner(args, "teacher", [*range(6)], rows)
     batch = learner.examples(0, 0.25) + learner.examples(1, 0.25)
     texts = [learner.tokenizer.decode(row["completion_ids"]) for row in batch]
     assert {*texts} == {"34 - 7 = 27. 27 / 3 = 9. \\boxed{9}<eos>", "\\boxed{9}<eos>"} and [text[0] == "3" for text in texts] == [False, False, False, True] * 8
@@ -273,12 +273,11 @@ def test_examples_are_asked_as_the_stages_ask_and_worked_evenly(tiny_smollm2):
     assert sorted(prompts[:20]) == sorted(f"What {i}?\nGive the result as \\boxed{{number}}.:" for i in range(20)) and len({*prompts[20:]}) == 12
 
 
-def test_the_laptops_table_at_its_smallest(tiny_smollm2, many_sums, tmp_path, monkeypatch):
+def test_the_laptops_table_at_its_smallest(laptop_at_its_smallest, tiny_smollm2, many_sums, tmp_path, monkeypatch):
     """Every command of `main`, with the scale's own flags but for the sizes; no model of this size is right."""
-    sizes_for_tests(monkeypatch)
+    monkeypatch.setattr(laptop, "RULE", {name: (*rule[:2], (0, 1), rule[3]) for name, rule in laptop.RULE.items()})
     monkeypatch.setattr(laptop, "write_smollm2", lambda out: shutil.copytree(tiny_smollm2, out))
-    sizes = {"prepare": SCALES["laptop"]["prepare"].replace("prepare.py laptop", "prepare.py laptop --num-examples 20 --epochs 1 --student-layers 4 --teacher-works 0 1 --student-works 0 1"),
-             "labels": 8, "grpo_steps": 1, "opd_steps": 1, "plateau_steps": 1}
+    sizes = {"labels": 8, "grpo_steps": 1, "opd_steps": 1, "plateau_steps": 1}
     changes = {"grpo": "--prompts-per-step 2 --samples-per-prompt 2 --save-every 1", "shape": "--num-problems 2 --samples-per-prompt 2",
                "bridge": "--max-steps 1 --rollouts-per-step 2 --num-certify-problems 2", "opd": "--prompts-per-step 2", "eval": "--samples 2"}
     monkeypatch.setitem(SCALES, "laptop", SCALES["laptop"] | sizes | {
