@@ -43,11 +43,12 @@ from tqdm import tqdm
 
 from common import FlagParser, natural, positive
 from engine.files import file_digest, read_json, read_jsonl, write_json, write_text
-from engine.pages import with_interval
 from engine.ranks import fail, say
 from engine.runs import short_commit
-from prepare import find_mawps
-from report import TOTALS, write_table_figure, write_table_page
+from experiments.mawps import find_mawps
+from pages.parts import with_interval
+from pages.run import TOTALS
+from pages.table import write_table_figure, write_table_page
 from tables import DRAWN, EVALUATE, SCALES, TABLES, Table, budgets, table_at
 
 HERE = Path(__file__).parent

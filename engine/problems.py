@@ -347,6 +347,13 @@ def check_template_flags(tokenizer, args) -> None:
             fail(f"{flag}: {tokenizer.name_or_path} has no chat template that asks for {name}")
 
 
+def check_prompt_ids(problems: list[Problem], prompts: list[list[int]], vocab_size: int) -> None:
+    """Refuse a prompt with an id that the model has no row for, such as an image's in a model of text."""
+    for problem, prompt in zip(problems, prompts):
+        if max(prompt, default=0) >= vocab_size:
+            fail(f"{problem.source}: its prompt has the id {max(prompt)}, and the model only ids below {vocab_size}")
+
+
 def template_arguments(text: str) -> dict:
     """The value of --template-args."""
     try:

@@ -43,9 +43,10 @@ from torch import Tensor
 
 from engine import hardware
 from engine.attention import (
-    NotPlain, agrees, attention_implementation, check_arguments, check_windows, configs_of, is_sharded, tell,
+    NotPlain, agrees, attention_implementation, check_arguments, check_windows, configs_of, tell,
 )
 from engine.rollouts import Rollouts, pad, positions
+from engine.sharding import is_sharded
 
 # ================================================================ the loop
 

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from engine.sampler import is_sharded
+
+def is_sharded(model) -> bool:
+    return isinstance(model, FSDPModule)
 
 
 def shard(model, compute_dtype: torch.dtype, trainable: bool):

@@ -14,20 +14,21 @@ from safetensors.torch import load_file
 from bench import laptop_sweep
 import prepare
 import reproduce
+from experiments import laptop, mawps, toy as toy_world
 from tables import SCALES
 
 
 def test_toy_problems_by_hand():
     """34 + 91 + 82 + 75 + 46, column by column without carries: 31 -> 1 and 18 -> 8."""
-    for row in prepare.toy_problems(50, seed=3):
+    for row in toy_world.toy_problems(50, seed=3):
         numbers = [row["problem"][i:i + 2] for i in range(0, 10, 2)]
         assert row["answer"] == "".join(str(sum(int(number[column]) for number in numbers) % 10) for column in (0, 1))
-    assert prepare.toy_problems(5, seed=3) == prepare.toy_problems(9, seed=3)[:5]
+    assert toy_world.toy_problems(5, seed=3) == toy_world.toy_problems(9, seed=3)[:5]
 
 
 def test_toy_texts_are_right_and_masked_to_the_completion():
-    tokenizer = prepare.toy_tokenizer()
-    input_ids, mask = prepare.toy_texts(200, 0.5, torch.Generator().manual_seed(0))
+    tokenizer = toy_world.toy_tokenizer()
+    input_ids, mask = toy_world.toy_texts(200, 0.5, torch.Generator().manual_seed(0))
     for ids, kept in zip(input_ids, mask):
         problem, completion = tokenizer.decode(ids[:11]), tokenizer.decode(ids[kept])
         numbers = [problem[i:i + 2] for i in range(0, 10, 2)]
@@ -39,7 +40,7 @@ def test_toy_texts_are_right_and_masked_to_the_completion():
 
 
 def test_tokenizer_gives_the_text_back(toy):
-    tokenizer = prepare.toy_tokenizer()
+    tokenizer = toy_world.toy_tokenizer()
     text = "3491827546=3425077218\\boxed{18}"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text and len(tokenizer(text)["input_ids"]) == 11 + 10 + 4
 
@@ -78,7 +79,7 @@ EQUATIONS = [("If 14 of 22 customers left and 4 sat at each table , how many tab
 def write_mawps(folder, form):
     """Ten rows as training file, as published or as JSON lines; other numbers in the other two files."""
     folder.mkdir(exist_ok=True)
-    for name, file in prepare.MAWPS_FILES[form].items():
+    for name, file in mawps.MAWPS_FILES[form].items():
         keys = [("original_text", "equation", "ans"), ("problem", "equation", "answer")][form]
         extra = {"train": EQUATIONS, "heldout": [("What is 1 and 8 ?", "x=1+8", 9.0)] + EQUATIONS[5:6], "test": [("What is 2 and 8 ?", "x=2+8", 10.0)]}
         rows = [dict(zip(keys, (text, equation, answer if form == 0 else str(answer)))) for text, equation, answer in extra[name]]
@@ -91,25 +92,25 @@ def write_mawps(folder, form):
     ("x = 2 + 3 * (7 - 4)", ["7 - 4 = 3", "3 * 3 = 9", "2 + 9 = 11"], 11), ("3-5+10=X", ["3 - 5 = -2", "-2 + 10 = 8"], 8),
     ("x=-2+0.1+0.2", ["-2 + 0.1 = -1.9", "-1.9 + 0.2 = -1.7"], Fraction(-17, 10)), ("x=100000*12", ["100000 * 12 = 1200000"], 1200000)])
 def test_a_worked_solution_by_hand(equation, lines, value):
-    assert prepare.worked_solution(equation) == (lines, value)
+    assert mawps.worked_solution(equation) == (lines, value)
 
 
 @pytest.mark.parametrize("equation", ["x=5", "7=3+x", "x=1/0", "x=10/3", "x=2**9999999", "x=7//2", "x=(2+", "x=__import__('os')", "x=", "", "x=y+1",
                                       "x=" + "(" * 9999 + "1" + ")" * 9999, "x=" + "-" * 9999 + "1+1", "x=1.2.3+1", "x=007+1"])
 def test_what_is_no_arithmetic_is_no_working(equation):
-    assert prepare.worked_solution(equation) is None
+    assert mawps.worked_solution(equation) is None
 
 
 def test_both_forms_of_mawps_are_the_same_problems_and_bad_rows_are_counted(tmp_path):
-    published, dropped = prepare.read_mawps(prepare.find_mawps(write_mawps(tmp_path / "published", 0)))
-    lines, dropped_lines = prepare.read_mawps(prepare.find_mawps(write_mawps(tmp_path / "lines", 1)))
+    published, dropped = mawps.read_mawps(mawps.find_mawps(write_mawps(tmp_path / "published", 0)))
+    lines, dropped_lines = mawps.read_mawps(mawps.find_mawps(write_mawps(tmp_path / "lines", 1)))
     assert published == lines and dropped == dropped_lines
     assert sorted(row["answer"] for row in published["train"]) == ["11", "18", "2"]
     assert [row["problem"] for row in published["heldout"]] == ["12 in all, 5 gone. How many left?", "What is 1 and 8?"]
     reasons = {"whole": 1, "steps": 3, "does not give": 1, "already": 2}       # 0.5; two without a step, and 10 / 3; 2 + 2; two texts
     assert {word: sum(count for reason, count in dropped.items() if word in reason) for word in reasons} == reasons
     original = {"iindex": 1, "squestion": "What is 2 and 8 ?", "lequations": ["X=2+8"], "lsolutions": [10.0]}
-    assert prepare.mawps_fields(original, "") == ("What is 2 and 8?", "X=2+8", "10.0")
+    assert mawps.mawps_fields(original, "") == ("What is 2 and 8?", "X=2+8", "10.0")
 
 
 def test_mawps_that_is_missing_is_one_sentence(tmp_path, capsys):
@@ -118,7 +119,7 @@ def test_mawps_that_is_missing_is_one_sentence(tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             main()
         told = capsys.readouterr().err
-        assert stop.value.code == 2 and told.count("\n") == 1 and prepare.MAWPS_IS_AT in told and "trainset.json" in told and "mawps_train.jsonl" in told
+        assert stop.value.code == 2 and told.count("\n") == 1 and mawps.MAWPS_IS_AT in told and "trainset.json" in told and "mawps_train.jsonl" in told
     assert not (tmp_path / "out").exists()
 
 
@@ -145,7 +146,7 @@ def test_a_budget_of_labels_pays_for_rl_and_c1_and_the_fewer_are_among_the_more(
 def test_the_instruction_is_the_same_in_every_stage():
     for name in ("grpo", "shape", "bridge", "opd", "eval"):
         flags = shlex.split(SCALES["laptop"][name])
-        assert flags[flags.index("--instruction") + 1] == prepare.LAPTOP_INSTRUCTION == "Give the result as \\boxed{number}."
+        assert flags[flags.index("--instruction") + 1] == laptop.LAPTOP_INSTRUCTION == "Give the result as \\boxed{number}."
 
 
 def test_the_sweeps_commands_parse_and_their_problems_are_of_no_table(tmp_path):
@@ -191,8 +192,8 @@ def many_sums(tmp_path):
 def test_the_laptops_pair(tiny_smollm2, many_sums, tmp_path, monkeypatch):
     """Layers are the first and the last, problems are in one file each, an interruption costs no model that is there, and the rule takes the first number
     of layers at which the upper bound is reached."""
-    monkeypatch.setattr(prepare, "NUM_SWEEP", 6)
-    monkeypatch.setattr(prepare, "NUM_SWEEP_HELDOUT", 4)
+    monkeypatch.setattr(laptop, "NUM_SWEEP", 6)
+    monkeypatch.setattr(laptop, "NUM_SWEEP_HELDOUT", 4)
     accuracies, tried = iter([0.01, 0.14, 0.15, 0.02]), []
 
     def figures(args, model, tokenizer, stop):
@@ -204,8 +205,8 @@ def test_the_laptops_pair(tiny_smollm2, many_sums, tmp_path, monkeypatch):
         return {"accuracy": next(accuracies), "works": 0.0}
 
     stopped: list[bool] = []
-    measured = prepare.heldout_figures
-    monkeypatch.setattr(prepare, "heldout_figures", figures)
+    measured = laptop.heldout_figures
+    monkeypatch.setattr(laptop, "heldout_figures", figures)
     flags = ("laptop", "--data", many_sums, "--smollm2", tiny_smollm2, "--num-examples", 10, "--epochs", 1, "--student-layers", 3, 4, 5, "--out", tmp_path / "base")
     with pytest.raises(KeyboardInterrupt):
         run(prepare, *flags)
@@ -224,16 +225,16 @@ def test_the_laptops_pair(tiny_smollm2, many_sums, tmp_path, monkeypatch):
     assert len(set().union(*files.values())) == sum(map(len, files.values()))
     assert not (tmp_path / "base" / "states" / "student").exists()
     args = prepare.parse_args([str(flag) for flag in flags])
-    tokenizer = prepare.load_tokenizer(tmp_path / "base" / "student")
-    model = prepare.load_model(tmp_path / "base" / "student", tokenizer, "float32", torch.device("cpu"))
+    tokenizer = laptop.load_tokenizer(tmp_path / "base" / "student")
+    model = laptop.load_model(tmp_path / "base" / "student", tokenizer, "float32", torch.device("cpu"))
     found = measured(args, model, tokenizer, [256])
     assert found["answers"] == 8 and 0 <= found["accuracy"] <= 1 and found["mean_length_tokens"] > 0
 
 
 def test_examples_are_asked_as_the_stages_ask(tiny_smollm2):
-    tokenizer = prepare.load_tokenizer(tiny_smollm2)
+    tokenizer = laptop.load_tokenizer(tiny_smollm2)
     rows = [{"problem": "What?", "answer": "9", "working": ["34 - 7 = 27", "27 / 3 = 9"]}] * 2
-    worked, bare = prepare.examples(prepare.parse_args(["laptop", "--out", "x"]), tokenizer, rows, 0.5, [256])
+    worked, bare = laptop.examples(prepare.parse_args(["laptop", "--out", "x"]), tokenizer, rows, 0.5, [256])
     assert tokenizer.decode(worked["prompt_ids"]) == "What?\nGive the result as \\boxed{number}.:"
     assert tokenizer.decode(worked["completion_ids"]) == "34 - 7 = 27. 27 / 3 = 9. \\boxed{9}<eos>" and tokenizer.decode(bare["completion_ids"]) == "\\boxed{9}<eos>"
 
@@ -241,7 +242,7 @@ def test_examples_are_asked_as_the_stages_ask(tiny_smollm2):
 def test_the_laptops_table_at_its_smallest(tiny_smollm2, many_sums, tmp_path, monkeypatch):
     """Every command of `main`, with the scale's own flags but for the sizes; no model of this size is right."""
     for name, value in (("NUM_SWEEP", 6), ("NUM_SWEEP_HELDOUT", 4), ("write_smollm2", lambda out: shutil.copytree(tiny_smollm2, out))):
-        monkeypatch.setattr(prepare, name, value)
+        monkeypatch.setattr(laptop, name, value)
     sizes = {"prepare": SCALES["laptop"]["prepare"].replace("prepare.py laptop", "prepare.py laptop --num-examples 10 --epochs 1 --student-layers 4 --upper-bound 0"),
              "labels": 8, "grpo_steps": 1, "opd_steps": 1, "plateau_steps": 1}
     changes = {"grpo": "--prompts-per-step 2 --samples-per-prompt 2 --save-every 1", "shape": "--num-problems 2 --samples-per-prompt 2",
@@ -260,8 +261,8 @@ def test_the_laptops_table_at_its_smallest(tiny_smollm2, many_sums, tmp_path, mo
 def test_a_student_that_missed_its_band_moves_the_aim_of_the_next(tmp_path, monkeypatch, tiny, kind, targets):
     """By half of what it missed, if it learnt its skill at all; the rule of a pair has one aim."""
     figures, asked = iter([(0.1, 0.1), (0.82, 0.80), (0.9, 0.95), (0.9, 0.88)]), []
-    monkeypatch.setattr(prepare, "toy_model", lambda *_: tiny)
-    monkeypatch.setattr(prepare, "pretrain", lambda name, model, target, *_: asked.append(target) or dict(zip(("q", "q_after_style"), next(figures))))
+    monkeypatch.setattr(toy_world, "toy_model", lambda *_: tiny)
+    monkeypatch.setattr(toy_world, "pretrain", lambda name, model, target, *_: asked.append(target) or dict(zip(("q", "q_after_style"), next(figures))))
     args = prepare.parse_args(["toy", "--out", str(tmp_path), "--pretrain", kind])
-    assert len(prepare.pretrain_accepted("student", (64, 2), args, 0.8, 0.03, 0.86, 0.90)["refused"]) == 3
+    assert len(toy_world.pretrain_accepted("student", (64, 2), args, 0.8, 0.03, 0.86, 0.90)["refused"]) == 3
     assert asked == pytest.approx(targets)

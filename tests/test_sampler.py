@@ -6,7 +6,8 @@ import torch
 from conftest import EOS, PAD
 
 from engine import attention, checkpoints, hardware, rollouts, sampler
-from common import completion_logits, completion_logprobs, has_known_head, load_model, load_tokenizer, sample
+from common import completion_logits, completion_logprobs, load_model, load_tokenizer, sample
+from engine.heads import has_known_head
 from engine.rollouts import pad
 from engine.sampler import draw
 from engine.sharding import sampling_weights
