@@ -75,8 +75,8 @@ def main(args) -> None:
                  "--problems")
     mawps, dropped = read_mawps(find_mawps(args.data)) if args.what == "laptop" else ({}, {})
     if mawps and len(mawps["train"]) <= (taken := sum(laptop.SIZES.values())):
-        fail(f"--data {args.data}: none of its {len(mawps['train'])} training problems is left beside the {taken} that the "
-             "pair and the sweeps take")
+        fail(f"--data {args.data}: none of its {len(mawps['train'])} training problems is left beside the {taken} that "
+             "the pair and the sweeps take")
     inputs = {"problems": contents(given)} if given else {"data": {str(args.data): digest(mawps)}} if mawps else None
     if not open_run(args, inputs=inputs):
         return

@@ -42,7 +42,8 @@ LAPTOP_INSTRUCTION = "Give the result as \\boxed{number}."
 SIZES = {"cold_start": 640, "sweep": 128, "sweep_heldout": 126}         # training problems that are not train.jsonl's
 EPOCHS, ROUND, MOST_ROUNDS, BATCH, SAVE_EVERY = 4, 10, 12, 16, 20       # ROUND and SAVE_EVERY in optimiser steps
 # Layers that are kept; share of right answers that ends the skill; band of the share that works; rate of the skill.
-RULE = {"teacher": ([*range(30)], 0.35, (0.08, 0.15), 1e-4), "student": ([*range(24), 28, 29], 0.18, (0.01, 0.03), 2e-4)}
+RULE = {"teacher": ([*range(30)], 0.35, (0.08, 0.15), 1e-4),
+        "student": ([*range(24), 28, 29], 0.18, (0.01, 0.03), 2e-4)}
 STYLE_LR = 5e-5
 
 
@@ -68,23 +69,23 @@ def make(args, record: dict, name: str, rows: list[dict]) -> None:
     """The model of this name by the rule, saved to OUT/name; what it came to stands in pretraining.json either way."""
     layers, aim, (low, high), lr = RULE[name]
     learner, epoch, middle = Learner(args, name, layers, rows), -(-len(rows) // BATCH), (low + high) / 2
-    skill = learner.learn("skill", epoch, EPOCHS,
-                          lr_at=lambda step: lr * (1 - step / (EPOCHS * epoch)),
-                          worked_share=lambda rounds: 1.0,
-                          is_reached=lambda last: last["accuracy"] >= aim)
-    style = learner.learn("style", ROUND, MOST_ROUNDS,
-                          lr_at=lambda step: STYLE_LR,
-                          worked_share=lambda rounds: middle * min(max(
-                              [1, *(middle / max(last["works"], 1e-9) for last in rounds[-1:])]), 4),
-                          is_reached=lambda last: low <= last["works"] <= high)
-    works, accepted = style[-1]["works"], low <= style[-1]["works"] <= high
+
+    def worked_of_style(last: dict | None) -> float:
+        return middle * min(max(middle / max(last["works"], 1e-9), 1), 4) if last else middle
+
+    skill = learner.learn("skill", epoch, EPOCHS, lr_at=lambda step: lr * (1 - step / (EPOCHS * epoch)),
+                          worked_share=lambda last: 1.0, is_reached=lambda last: last["accuracy"] >= aim)
+    style = learner.learn("style", ROUND, MOST_ROUNDS, lr_at=lambda step: STYLE_LR,
+                          worked_share=worked_of_style, is_reached=lambda last: low <= last["works"] <= high)
+    works = style[-1]["works"]
+    if accepted := low <= works <= high:
+        save_model(learner.model, learner.tokenizer, learner.eos_ids, args.out / name)
     record[name] = {"accepted": accepted, "layers": layers, "examples": len(rows), "skill": skill, "style": style}
     write_json(args.out / "pretraining.json", record)
     if not accepted:
         fail(f"the rule refused the {name}: after {len(style)} rounds of style it works in {works:.1%} of its answers, "
-             f"not in {low:.1%} to {high:.1%}; {args.out}/pretraining.json has every round; try --overwrite with another "
-             "--seed")
-    save_model(learner.model, learner.tokenizer, learner.eos_ids, args.out / name)
+             f"not in {low:.1%} to {high:.1%}; {args.out}/pretraining.json has every round; try --overwrite with "
+             "another --seed")
     shutil.rmtree(args.out / "states" / name, ignore_errors=True)
     print(f"{name}: works in {works:.1%} of its answers, right in {style[-1]['accuracy']:.1%}")
 
@@ -106,8 +107,8 @@ class Learner:
     def learn(self, phase: str, steps_of_round: int, most: int, lr_at, worked_share, is_reached) -> list[dict]:
         """AdamW on the mean over completion tokens, in rounds, until is_reached(the last one), `most` of them at most.
 
-        lr_at: step -> learning rate, which rises for 10 steps.  worked_share: rounds so far -> share of the next one's
-        examples that are worked.  -> what each round came to.  The same command goes on from the last state.
+        lr_at: step -> learning rate, which rises for 10 steps.  worked_share: the last round -> the share of the next
+        one's examples that are worked.  -> what each round came to.  The same command goes on from the last state.
         """
         model, states = self.model, self.args.out / "states" / self.name / phase
         states.mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,7 @@ class Learner:
         rounds, losses = progress.get("rounds", []), progress.get("losses", [])
         bar = tqdm(desc=f"{self.name}, {phase}", total=most * steps_of_round, initial=step, unit="step")
         while len(rounds) < most and not (rounds and is_reached(rounds[-1])):
-            share = worked_share(rounds)
+            share = worked_share(rounds[-1] if rounds else None)
             batch = from_rows(self.examples(step, share), self.tokenizer.pad_token_id).to(model.device)
             with torch.autocast(model.device.type, torch.bfloat16, enabled=self.args.dtype == "bfloat16"):
                 loss = -completion_logprobs(model, batch).sum() / batch.completion_mask.sum()
@@ -175,4 +176,4 @@ def add_flags(parser) -> None:
     parser.add_argument("--data", type=Path, help="the folder that holds MAWPS")
     parser.add_argument("--smollm2", type=Path, help="what `prepare.py smollm2` has written (default: written anew)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype")
-    parser.set_defaults(instruction=LAPTOP_INSTRUCTION, enable_thinking=False, template_args=None)      # of every prompt
+    parser.set_defaults(instruction=LAPTOP_INSTRUCTION, enable_thinking=False, template_args=None)  # of every prompt
