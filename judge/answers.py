@@ -21,10 +21,10 @@ from judge.boxes import NOT_SPACE, joint, last_boxes
 # ================================================================ reading
 
 SPECIAL = re.compile(  # special tokens: of a turn, a message, padding
-    r"<[|｜][^<>\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|unk|(?:start|end)_of_turn)>|\[/?INST\]", re.IGNORECASE
+    r"<[|｜][^<>\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|unk|(?:start|end)_of_turn)>|\[(?:/?INST|EOS|BOS|PAD)\]", re.IGNORECASE
 )
 THOUGHT_ENDS = re.compile(
-    r"</(?:seed:)?(?:think|thinking|thought|reason|reasoning|reflection)>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>"
+    r"[<\[◁]\|?/(?:seed:)?(?:think|thinking|thought|reason|reasoning|reflection)\|?[>\]▷]|<\|end_of_thought\|>"
     r"|assistantfinal|<\|channel\|>final<\|message\|>", re.IGNORECASE
 )
 TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
@@ -42,7 +42,7 @@ REMARK = re.compile(  # 5, because ...; 5 (since ...); 5. This is ...; 5 — the
     r"|(?:(?<=[0-9$)}*%])|(?<=[a-z]{3}))\.\**\s+(?=[A-Z])|\s+(?:—|--)\s+(?=[A-Za-z]{3})|\s*[✀-➿\U0001F300-\U0001FAFF]).*",
     re.IGNORECASE,
 )
-RETRACTS = re.compile(r"\b(?:wait|no|not|wrong|incorrect|actually|rather|instead|except|unless)\b", re.IGNORECASE)
+RETRACTS = re.compile(r"\b(?:wait|no|not|wrong|incorrect|actually|rather|instead|except|unless|but|however)\b", re.IGNORECASE)
 
 
 def extract_answer(text: str) -> str | None:

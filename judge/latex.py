@@ -117,6 +117,7 @@ WORDS = {  # what plain letters mean; other runs of letters are words where long
     "and": "'and", "or": "'or", "sqrt": r"\sqrt", "pi": r"\pi", "infinity": r"\infty", "infty": r"\infty",
     "inf": r"\infty", "oo": r"\infty", "percent": "%", "pct": "%", "degrees": "°", "degree": "°", "deg": "°",
     "theta": r"\theta", "union": r"\cup", "not": "'not", "for": "'for",
+    **dict.fromkeys(("und", "et", "и"), "'and"), **dict.fromkeys(("oder", "ou", "или"), "'or"),
 }  # fmt: skip
 FUNCTIONS = {
     "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc,
@@ -130,7 +131,7 @@ GREEK = {"\\" + letter for letter in """alpha beta gamma delta epsilon varepsilo
 mu nu xi rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell""".split()}
 NAME = re.compile(
     r"(?:'\w+)+|[a-df-hj-zA-Z](?:_(?:\w|\{[\w,]+\}))?|[f-hp-rF-HP-TV](?:(?:\^\{-1\}|_\w)?\(-?\w+\))"
-    r"|P\([^()=]*\)|\\(?:det|dim|deg|gcd|max|min|Pr)\(?[\w,]+\)?|[a-z](?::[a-z])+|\((?:\\?[a-z]+,)+\\?[a-z]+\)"
+    r"|P\([^()=]*\)|\\(?:det|dim|deg|gcd|max|min|Pr)\(?[\w,]+\)?|[a-zA-Z]{1,2}(?::[a-zA-Z]{1,2})+|\((?:\\?[a-z]+,)+\\?[a-z]+\)"
     r"|(?:m?\\angle)?[A-Z]{1,4}|\[[A-Z]{3,4}\]|\\lvert[A-Z]{1,2}\\rvert|\\overline\{[A-Z]{2}\}|\\vec\{?\w{1,2}\}?|"
     + "|".join(map(re.escape, sorted(GREEK, reverse=True)))
 )
@@ -166,7 +167,7 @@ def tokenise(text: str) -> Tokens:
         if kind == "text":
             stack.append("text")
         elif kind == "word":
-            tokens.append("'" + token)
+            tokens.append(WORDS.get(token, "'" + token))
         elif kind == "letters":
             spaced = text[match.start(kind) - 1] in " \t\n("
             in_text = only_words or "text" in stack or (is_prose and not tokens)
@@ -434,7 +435,7 @@ def read_side(tokens: list[str]):
 
 def denies(tokens: list[str]) -> bool:
     """Does one of the words say more than a name: not x, at least f(2)?"""
-    return any(token[0] == "'" and token[1:].lower() in NO_NAMES for token in tokens)
+    return any(token in (r"\not", r"\neg") or token[0] == "'" and token[1:].lower() in NO_NAMES for token in tokens)
 
 
 def read_left(tokens: list[str]):

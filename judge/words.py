@@ -51,7 +51,7 @@ year years yr yrs año años jahr jahre ans 年 년|mph|kph kmh kmph|mpg|fps|mps
 newton newtons N|joule joules J|kilojoule kilojoules kJ|watt watts W|kilowatt kilowatts kW|volt volts V
 ampere amperes amp amps|ohm ohms|pascal pascals Pa|hertz Hz|kelvin kelvins|celsius|fahrenheit|mole moles mol
 calorie calories cal|kilocalorie kilocalories kcal|byte bytes|bit bits|unit units 单位
-person people persons|child children|man men|woman women|old|long|wide|tall|high|deep|discount
+person people persons|child children|man men|woman women|fish|sheep|old|long|wide|tall|high|deep|discount
 """)
 RATES = {"mph": "mile hour", "kph": "kilometer hour", "mpg": "mile gallon", "fps": "foot second", "mps": "meter second"}
 DESCRIBES = set("old long wide tall high deep discount".split())
@@ -62,7 +62,7 @@ PARTS = {("dollar", "cent"): 100, ("euro", "cent"): 100, ("hour", "minute"): 60,
 COUNTERS = """个 個 名 人 位 只 隻 头 头 条 本 枚 张 張 块 件 台 辆 种 種 次 回 倍 道 题 组 点 分 岁 歳 家 间 层 朵 颗 粒 杯 瓶 盒 袋
 箱 步 页 匹 冊 つ 通り 時 개 명 마리 권 장 대 살 번 가지""".split()
 BEHIND_A_COUNTER = re.compile(r"(?:不同|[^半多余餘以几至零〇一二两三四五六七八九十百千万亿不非错])*")  # 3个苹果, but not 5点半
-SILENT = set("the a an all total altogether each every different distinct possible exactly only just precisely and th remaining".split())
+SILENT = set("the a an all total altogether each every different distinct possible exactly only just precisely and th remaining overall".split())
 PLURAL = re.compile(  # apples, but no word in -ly, no "upwards", and not the plural of most other languages
     r"(?!(?:m|b|tr)il+(?:i|o|h|j|y|a|e(?!s$))|.*(?:[aiou]s|ss|aines|iers|[hln]ares|enes|wards)$)[a-z]{3,}s"
 )
@@ -126,7 +126,7 @@ def unit_of(word: str) -> str | None:
 
 def is_noun(word: str) -> bool:
     """Is it an English noun in the plural, as far as its letters tell?"""
-    return PLURAL.fullmatch(word) is not None and word not in NO_NOUNS
+    return PLURAL.fullmatch(word[:1].lower() + word[1:]) is not None and word.lower() not in NO_NOUNS
 
 
 def read_units(tail: str) -> tuple[tuple, tuple]:
