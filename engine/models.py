@@ -16,6 +16,7 @@ from engine.checkpoints import (
     WeightFiles, empty_model, generation_config, parameters_on_meta, quiet_transformers, read_object, several,
     text_config,
 )
+from engine.linears import choose
 from engine.packed import Padded, few_rollouts
 from engine.ranks import fail, first_line, gather_list, world_size
 from engine.sampler import PlainCache
@@ -124,6 +125,7 @@ def load_model(model_dir: Path, tokenizer, dtype: str, device, trainable: bool =
     check_finite(model.eval(), model_dir, dtype)
     check_served(model, model_dir, dtype)
     model.requires_grad_(trainable)
+    choose(model)
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": same_attention_again})
     return model.train(activation_checkpointing)        # without dropout both modes compute the same

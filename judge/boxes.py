@@ -8,7 +8,7 @@ next.  Takes time linear in the text: around a box at most REACH characters are 
 
 import re
 
-from judge.words import FRACTIONS, RATES, SCALES, UNITS
+from judge.words import FRACTION, FRACTIONS, SCALES, UNITS, is_noun, unit_of
 
 REACH = 80
 Box = tuple[int, tuple[int, int], int]  # where it begins, what it holds, where it ends
@@ -21,13 +21,13 @@ BRACE = re.compile(
 NOT_SPACE = re.compile(r"\S")
 LOOKS = re.compile(
     r"\\(?:text|math|mbox|operatorname)[a-z]*\s*(?:\{([^{}]*)\}|\{)?|\\(?:text)?color\s*\{\w+\}|[$~*`\"]"
-    r"|\\[()\[\],;:! ]|\\(?:left|right|displaystyle|underline|[lL]arge|huge|bf|q?quad)(?![a-zA-Z])"
+    r"|\\[()\[\],;:!\\ ]|\\(?:left|right|displaystyle|underline|[lL]arge|huge|bf|q?quad)(?![a-zA-Z])"
 )
 
 # Where a formula ends: a line, an equals sign, an arrow, a word, a sentence, a remark.
 EDGE = (
     r"\n|\\\\|&|[-=]+>|(?<![<>])(?<![\sa-zA-Z]!)(?<!\\not)=|≈|(?<![\\a-zA-Z])[a-zA-Z]{2,}|(?:[.;?]|(?<!\s):)(?=[\s$*\\])|[\"'`#]|</?\w+>"
-    r"|[^\x00-\x7f−–±∓×·÷⋅≤≥≠√π∪∩°²³∞]|\\(?:approx|equiv|therefore|because|implies|iff|to|text|math(?:bf|rm)|mbox|begin|"
+    r"|[a-zA-Z]*[^\x00-\x7f−–±∓×·÷⋅≤≥≠√π∪∩°²³∞][^\W\d_]*|\\(?:approx|equiv|therefore|because|implies|iff|to|text|math(?:bf|rm)|mbox|begin|"
     r"end|[pb]?mod|tag|label|\w*square|Box|qed|checkmark|\w*arrow)(?![a-z])(?:\s*\{[^{}]*\})?"
 )
 BEGINNING = re.compile(rf"(?:(?:\A|(?<=\n))\|[^\n]*\|(?=\s)|{EDGE}|(?<![-+−±])\$+|\\[(\[]|\*\*)\s*")
@@ -50,28 +50,38 @@ LISTED = re.compile(  # 0.75 or \boxed{3/4}; x = 3 and x = \boxed{4}
     rf"(?:\A|[$(,:]|(?<!\\)\b[a-zA-Z]{{2,}}|(?<!\w)(?P<name>{NAME})\s*=)\s*(?P<item>{NUMBER})[\s$*)]*,?\s*"
     r"(?P<joint>and|or|&|und|oder|et|ou|和|或)[\s$*]*(?:(?P=name)\s*=[\s$]*)?\Z"
 )
-DENYING = """not never cannot neither nor except excluding unlike impossible than plus minus times negative over twice
-double triple""".split()
-FILLERS = "be equal to the a an actually really simply just necessarily longer of but".split()
+# What words deny before a box, in the languages that models write most: closed classes, the negations and comparisons.
+DENYING = """not never cannot neither nor except excluding unlike impossible than plus minus times negative over under above
+below beyond nearly almost twice double triple nicht kein keine pas non no não nie niet inte ikke не нет tidak bukan""".split()
+FILLERS = """be equal to the a an actually really simply just necessarily longer of but is was answer choice option result
+value es est ist ser é è""".split()
 DENIED = re.compile(
-    rf"(?:\b(?:{'|'.join(DENYING)}|no longer|instead of|(?:all|any\w*|every\w*) but|"
-    r"(?:half|square|cube|root|reciprocal|inverse|opposite) of)|n['’]t|不是|不为|不等于|并非)"
-    rf"(?:[\s*$]+(?:{'|'.join(FILLERS)}))*[\s$*~({{\\}})_]*\Z", re.IGNORECASE
+    rf"(?:\b(?:{'|'.join(DENYING)}|no longer|instead of|up to|at (?:least|most)|(?:all|any\w*|every\w*) but|wrong|incorrect|false|"
+    rf"mistaken|(?:square|cube|root|reciprocal|inverse|opposite|{FRACTION}) of|(?:mehr|weniger|m[áa]s|menos|mais|plus|moins|"
+    r"pi[ùu]|meno|больше|более|меньше|менее) ?(?:als|de|que|di|чем)?|mindestens|höchstens)|n['’]t|[不非没無无]|[大小多少]于|超过|[至最][多少])"
+    rf"(?:[\s*$]+(?:{'|'.join(FILLERS)})|[是为到])*[\s$*~({{\\}})_]*\Z", re.IGNORECASE
 )  # fmt: skip
-CAREFUL = {*DENYING, *FILLERS, *JOINTS}  # after any other word nothing needs to be looked at
+CAREFUL = {*DENYING, *FILLERS, *JOINTS, *"least most als de que di wrong incorrect false".split()} - {"is"}
+WRONG_IS = re.compile(r"(?:wrong|incorrect|false|not|n['’]t)[^.;:!?\n]{0,20}\bis[\s$*]*\Z", re.IGNORECASE)
 REFUTED = re.compile(
-    r"[\s$*)}\\\]]*(?:text\{)?[.,!]?\s*(?:(?:wait|no|but|hmm)[,.]?\s+)*(?:(?:which|this|that|it)\s+)?(?:"
-    r"(?:is|was|are|were)(?:n['’]t|\s+not)\s+(?:the|an?|correct|right|valid|possible|it|our|what|true)\b"
-    r"|(?:is|was|are|were|seems|looks)\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|invalid|impossible|too)\b"
-    r"|(?:does(?:n['’]t|\s+not)|cannot|can['’]t)\s+(?:work|be|hold)\b|fails\b)"
+    r"[ $*)}\\\]]*(?:text\{)?(?:is|was|are|were|would be)(?:n['’]t|\s+not)\b"
+    r"|[\s$*)}\\\]]*(?:text\{)?[.,!]?\s*(?:(?:wait|no|but|hmm)[,.]?\s+)*(?:(?:which|this|that|it)\b\s*)?(?:"
+    r"(?:is|was|are|were|would be|['’]s)(?:n['’]t|\s+not)\s+(?:the|an?|correct|right|valid|possible|it|our|what|true)\b|(?:is|was|are|were|would be|seems|looks|['’]s)\s+(?:\w+ly\s+)?"
+    r"(?:wrong|incorrect|false|invalid|impossible|too)\b|(?:does(?:n['’]t|\s+not)|cannot|can['’]t)\b|fails\b)"
     r"|\s*\((?:wrong|incorrect|invalid|rejected|extraneous|no)\b"
-    rf"|[\s$]*,?\s*(?:or (?:more|less|fewer|greater|higher)\b|(?:,|or\b|and\b|to\b|through\b)[\s$]+(?-i:{NUMBER})"
-    r"(?=[\s$.]*(?:\Z|[.,;$\n])))", re.IGNORECASE
+    rf"|[\s$]*,?\s*(?:(?:or|and) (?:more|less|fewer|greater|higher|lower|up|above|below|over)\b|(?:more|less) than\b"
+    rf"|(?:,|or\b|and\b|to\b|through\b)[\s$]+(?-i:{NUMBER})(?=[\s$.]*(?:\Z|[.,;$\n])))", re.IGNORECASE
 )  # fmt: skip
 OPTION = re.compile(r"(?:\\\w+\{)*\([A-J]\)\}*")
-BEHIND = {*SCALES, *FRACTIONS, *UNITS, *RATES, *"per square cubic squared cubed a.m p.m am pm AM PM / ° %".split()}
-BEHIND -= {"in", "second"}  # which mostly say something else
-UNIT = re.compile(r"(?:[\s$*{}~]|\\(?:text|mathrm)\s*\{|\\[,;:! ])*([ap]\.m(?=\.)|[^\W\d_]+|[/°%]|\^\{?-?[1-9]\}?)")
+# What may stand behind a box: what changes it, which is read with it; a unit; or the words that a sentence goes on with.
+BEHIND = {*SCALES, *FRACTIONS, *UNITS, *"per square cubic squared cubed a.m p.m am pm / ° %".split()} - {"in", "second", "long", "old"}
+UNIT = re.compile(rf"(?:[ \t$*{{}}~]|\\(?:text|mathrm)\s*\{{|\\[,;:! ])*(and (?:(?:an?|one|two|three|[0-9]) )?(?:{FRACTION})|per ?cent|"
+                  r"[ap]\.m(?=\.)|[^\W\d_]+|[/°%]|\^\{?-?[1-9]\}?)")  # fmt: skip
+GOES_ON = set("""is are was were be as in for of to from on at by each when where which who that with because since so then
+if after has have had can could will would must should may might it they he she we this these there here such and but
+gives left more total altogether remaining indeed exactly only also both respectively the a an units long old wide tall high
+deep away apart minimum maximum different distinct possible works out until before while within through correct right too
+です である 입니다 이다""".split())
 HAS_UNIT = re.compile(r"\\(?:text|math|mbox|circ|[%$])|(?<![\\a-zA-Z])[a-zA-Z]{2,}|[°%]")
 
 
@@ -89,7 +99,7 @@ def last_boxes(text: str) -> str | None:
     parts = [text[slice(*span)].strip() for _, span, _ in boxes[first:]]
     if joints and len(set(parts)) == 1 and LIST >= set(joints):
         parts, joints, first = parts[:1], [], len(boxes) - 1
-    lead, (tail, unit) = before(text, boxes[first - 1][2] if first else 0, boxes[first][0]), after(text, boxes[-1][2])
+    lead, (tail, unit) = before(text, boxes[first - 1][2] if first else 0, boxes[first]), after(text, boxes[-1][2])
     if lead is None or tail is None:
         return None
     if not (joints or lead or tail or unit):
@@ -136,6 +146,8 @@ def joint(between: str) -> str:
     if "" in kinds:
         return ""
     plain = LOOKS.sub(r" \1 ", NAMED.sub("", between)).strip()
+    if plain[-1:] in (".", "?", "!"):
+        return ""
     if MARK.fullmatch(plain + " ") and ("\n" in between or plain[0] not in "-+>"):
         return ", "
     if plain in JOINTS or not WORD.sub("", plain).strip(" ,;，、&()/|"):
@@ -144,15 +156,16 @@ def joint(between: str) -> str:
     return "" if BEGINNING.search(plain) and not plain.startswith(("=", r"\approx", "≈")) else plain
 
 
-def before(text: str, limit: int, start: int) -> str | None:
-    """What of a formula stands before its box; None where words deny it, or a digit that is no working touches it."""
+def before(text: str, limit: int, box: Box) -> str | None:
+    """What of a formula stands before its box; None where words deny it, or a digit touches its digits."""
+    start, (inside, _), _ = box
     window = text[max(limit, start - REACH) : start]
     said = window.rstrip("$\n *\\").removesuffix(r"\[").rstrip("$\n *")
     last = said.rpartition(" ")[2].rstrip(",:")
     if not said or said[-1] in ".:" and len(said) < len(window) and said[-2:-1] not in (" ", ""):
         return ""  # "Answer: $\\boxed{5}$"
     if len(last) > 1 and last.isascii() and last.isalpha() and last.lower() not in CAREFUL:
-        return ""  # "is $\\boxed{5}$", as most boxes
+        return None if last == "is" and WRONG_IS.search(said) else ""  # "is $\\boxed{5}$", as most boxes
     if DENIED.search(window):
         return None
     if listed := LISTED.search(window):
@@ -167,7 +180,7 @@ def before(text: str, limit: int, start: int) -> str | None:
     piece = LOOKS.sub(r"\1", piece).lstrip(" ,;:)]}").rstrip("\\")
     if piece.replace(" ", "").isdigit() and window.count("$") % 2 == 0:
         return ""  # the working goes before, outside of a formula: 9777151521\boxed{21}
-    return None if piece[-1:].isdigit() or piece.endswith(".") else piece
+    return None if piece[-1:].isdigit() and text[inside].isdigit() or piece.endswith(".") else piece
 
 
 def after(text: str, end: int) -> tuple[str | None, str]:
@@ -182,7 +195,24 @@ def after(text: str, end: int) -> tuple[str | None, str]:
     if place == REACH or piece[:1].isdigit():
         return None, ""
     words = []
-    while (word := UNIT.match(window, place)) and (word[1] in BEHIND or word[1].lower() in BEHIND or word[1][0] == "^"):
+    while (word := UNIT.match(window, place)) and is_part(word[1]):
         words.append(word[1])
         place = word.end()
+    ended = place and window[:place].rstrip(" $*)")[-1:] in (",", ";", ":")
+    if word and not words and not ended and not goes_on(word[1], UNIT.match(window, word.end())):
+        return None, ""
+    if words and word and word[1].lower() in ("below", "above", "less", "off"):
+        return None, ""
     return piece, rf"\text{{ {' '.join(words)}}}" if words else ""
+
+
+def is_part(word: str) -> bool:
+    """Does it belong to the number: a unit, a scale, a power, "and a half"?"""
+    return word in BEHIND or word.lower() in BEHIND or word[0] == "^" or word[:4] == "and " or word == "per cent"
+
+
+def goes_on(word: str, following: re.Match | None) -> bool:
+    """May a sentence go on with this word behind its number?  An unknown one may deny or multiply it."""
+    known = word in GOES_ON or is_noun(word) or unit_of(word) is not None
+    adjective = word.isascii() and word.lower() not in DENYING and following and is_noun(following[1])
+    return known or bool(adjective)
