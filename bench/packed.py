@@ -73,12 +73,13 @@ def measure(args) -> dict:
     import torch
 
     import common
+    from engine import heads
     from engine.packed import Padded
 
     torch.set_num_threads(args.threads)
     way, case = json.loads(args.only)
     if way == "padded":
-        common.layout = lambda model, rollouts: Padded(rollouts)
+        heads.layout = lambda model, rollouts: Padded(rollouts)
     model, autocast = model_of(args), torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bfloat16")
     rollouts = rollouts_of(case, args.even, model.config.vocab_size)
 
