@@ -123,7 +123,8 @@ def attention(args) -> None:
                     torch.autograd.grad(seen, (query, key, value), seen.detach())
                 each.append((time.process_time() - start) / 3)
         whole, parts = (1000 * min(each[1:]) for each in seconds.values())
-        print(f"| {case} | {whole:.2f} | {parts:.2f} | {whole / parts:.2f} | {'parts' if chosen else 'whole rows'} |", flush=True)
+        print(f"| {case} | {whole:.2f} | {parts:.2f} | {whole / parts:.2f} | {'parts' if chosen else 'whole rows'} |",
+              flush=True)
 
 
 def main(args) -> None:

@@ -85,7 +85,7 @@ class Packed:
                        "use_cache": False}
         self.masks: dict[int | None, Tensor | None] = {}            # of each sliding window that layers ask for
         self.least_work = LEAST_WORK if least_work is None else least_work
-        self.parts = Parts(rollouts) if mask.device.type == "cpu" else None     # GPUs have quick kernels for whole rows
+        self.parts = Parts(rollouts) if mask.device.type == "cpu" else None     # a GPU's are whole rows
 
     def call(self, model, function, **inputs):
         with attention_implementation(configs_of(model), "packed", self.attend):

@@ -4,12 +4,12 @@
                             a a b b b on P P P         all of a prompt is before all of a completion: no mask
                             a a on a a, b b b on b b b     causal
 
-Each part is a softmax of its own.  The log of its denominator says how much of the whole softmax it is, so two parts make
-one exactly; and a part's gradient is that of the kernel, given the output and the denominator of the whole (as ring
-attention has it, arXiv 2310.01889).  Parts are slices of the packed row: nothing is copied, nothing padded.
+Each part is a softmax of its own.  The log of its denominator says how much of the whole softmax it is, so two parts
+make one exactly; and a part's gradient is that of the kernel, given the output and the denominator of the whole (as
+ring attention has it, arXiv 2310.01889).  Parts are slices of the packed row: nothing is copied, nothing padded.
 
-The kernel is a CPU's, and it computes in float32 also what is bfloat16: its own bfloat16 takes twice the time where there
-are instructions for it, six times where there are none, and is less exact.  What is kept for the backward pass stays short.
+The kernel is a CPU's, and it computes in float32 also what is bfloat16: its own bfloat16 takes twice the time where
+there are instructions for it, six times where there are none.  What is kept for the backward pass stays bfloat16.
 """
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from engine.rollouts import Rollouts
 from engine.tiles import widened
 
-kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu                 # -> the output, log of the denominator
+kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu     # -> output, log of the denominator
 kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
@@ -84,7 +84,8 @@ class _Attention(torch.autograd.Function):
                 for whole, part in zip(grads, causal_part):
                     whole[:, :, own] = part
             if each:
-                for whole, place, part in zip(grads, (completions, prompt, prompt), gradients(completions, prompt, False)):
+                places, parts = (completions, prompt, prompt), gradients(completions, prompt, False)
+                for whole, place, part in zip(grads, places, parts):
                     whole[:, :, place] += part
         return *(whole.to(x.dtype) for whole, x in zip(grads, kept)), None, None
 
