@@ -85,7 +85,7 @@ class Packed:
                        "use_cache": False}
         self.masks: dict[int | None, Tensor | None] = {}            # of each sliding window that layers ask for
         self.least_work = LEAST_WORK if least_work is None else least_work
-        self.parts = Parts(rollouts) if mask.device.type == "cpu" else None     # a GPU's are whole rows
+        self.parts = Parts(rollouts) if mask.device.type == "cpu" else None   # a GPU takes whole rows
 
     def call(self, model, function, **inputs):
         with attention_implementation(configs_of(model), "packed", self.attend):
@@ -108,8 +108,9 @@ class Packed:
         return seen.transpose(1, 2).flatten(0, 1).index_select(0, self.seats)[None], None
 
     def shares_prompts(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
-        """Whether the parts are quicker, on a CPU: they make fewer scores, in more calls.  `bench/packed.py --attention`
-        measures both; in float32 whole rows win where a call has less than LEAST_WORK, in bfloat16 a quarter of that.
+        """Whether the parts are quicker, on a CPU: they make fewer scores, in more calls.
+        In float32 whole rows win where a call has less than LEAST_WORK, in bfloat16 less than a quarter of that;
+        `bench/packed.py --attention` measures both.
         """
         if self.parts is None or not query.shape[-1] == key.shape[-1] == value.shape[-1]:
             return False
