@@ -139,7 +139,7 @@ NAME = re.compile(
     r"|(?:m?\\angle)?[A-Z]{1,4}|\[[A-Z]{3,4}\]|\\lvert[A-Z]{1,2}\\rvert|\\overline\{[A-Z]{2}\}|\\vec\{?\w{1,2}\}?|"
     + "|".join(map(re.escape, sorted(GREEK, reverse=True)))
 )
-NO_NAMES = NO_NOUNS | set("wrong incorrect false never nicht pas non and".split())
+NO_NAMES = NO_NOUNS | set("wrong incorrect false never nicht pas non and when unless where since because".split())
 CALL = re.compile(r"[f-hP]\(")
 NUMERAL = re.compile(r"-?[0-9.]+")
 NUMERAL_IN_BASE = re.compile(
