@@ -2,7 +2,6 @@
 Anything else stays in the stage that brings it in, or is the engine's.
 """
 import argparse
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,21 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention import same_attention_again
-from engine.checkpoints import (
-    WeightFiles, allocate_parameters, check_finite, check_served, empty_model, find_model, generation_config,
-    load_whole, parameters_on_meta, read_object, text_config,
-)
-from engine.logprobs import Head, linear_divergence, linear_logprobs
-from engine.packed import Padded, layout
+from engine.checkpoints import find_model
+from engine.heads import forward_with_head
+from engine.logprobs import linear_divergence, linear_logprobs
+from engine.models import check_pair, eos_ids, load_model, load_tokenizer
+from engine.packed import Padded
 from engine.problems import (
-    Problem, check_runs_prompts, check_teacher_prompts, contents, encode_prompts, load_problems, longest_completion,
-    prompt_inputs, with_readable_golds,
+    Problem, check_prompt_ids, check_runs_prompts, check_teacher_prompts, contents, encode_prompts, load_problems,
+    longest_completion, prompt_inputs, with_readable_golds,
 )
-from engine.ranks import balanced_share, fail, first_line, random_generator, say, world_size
+from engine.ranks import balanced_share, fail, random_generator, say
 from engine.rollouts import Rollouts
 from engine.sampler import sample
-from engine.sharding import sampling_weights, shard
+from engine.sharding import sampling_weights
 from judge.answers import grade
 
 # ================================================================ flags
@@ -110,7 +107,7 @@ def prepare(args, flags: list[str], **groups: list[Problem]) -> Prepared:
     parents = {flag: find_model(getattr(args, flag), args.allow_failed_certificate) for flag in flags}
     dirs = [Path(parent["path"]) for parent in parents.values()]
     tokenizer, other = load_tokenizer(dirs[0]), load_tokenizer(dirs[-1])
-    vocab_size, stop = check_pair(dirs[0], tokenizer, dirs[-1], other), stop_ids(dirs[0], tokenizer)
+    vocab_size, stop = check_pair(dirs[0], tokenizer, dirs[-1], other), eos_ids(dirs[0], tokenizer)
     prompts = [encode_prompts(tokenizer, problems, args) for problems in groups.values()]
     every_problem, every_prompt = sum(groups.values(), []), sum(prompts, [])
     check_prompt_ids(every_problem, every_prompt, vocab_size)
@@ -142,127 +139,11 @@ def bootstrap_interval(statistic, count: int, num_resamples: int = 1000) -> list
 
 # ================================================================ model
 
-def load_tokenizer(model_dir: Path):
-    """The tokenizer of a checkpoint directory; padding is an id that the model has a row for, an EOS if need be."""
-    from transformers import AutoTokenizer
-
-    model_dir = Path(model_dir)
-    if not any((model_dir / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        fail(f"{model_dir}: the model directory has no tokenizer (tokenizer.json); copy its tokenizer's files there")
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
-        if (model_dir / name).is_file():
-            read_object(model_dir / name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
-    except Exception as error:
-        fail(f"{model_dir}: transformers cannot read the tokenizer there ({first_line(error)}); copy or download its "
-             "files again")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary_size(tokenizer, model_dir):
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(stop_ids(model_dir, tokenizer)[0])
-    return tokenizer
-
-
-def load_model(model_dir: Path, tokenizer, dtype: str, device, trainable: bool = False,
-               activation_checkpointing: bool = False, vocab_size: int | None = None):
-    """A causal LM from safetensors, without dropout, its vocabulary cut to `vocab_size`, sharded over the ranks.
-
-    It computes in `dtype`, "float32" or "bfloat16".  A model that is trained keeps float32 weights whatever it computes
-    in: in bf16, 0.02 − 1e-6 is 0.02.  vocab_size: default its own, with this tokenizer.
-    activation_checkpointing: forget a block's activations and compute them again when needed.
-    """
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()                              # the stages' own bars are the ones to look at
-    weights_dtype, compute_dtype = "float32" if trainable else dtype, getattr(torch, dtype)
-    vocab_size = vocab_size or vocabulary_size(tokenizer, model_dir)
-    files, model = WeightFiles(model_dir), empty_model(model_dir, weights_dtype)
-    if sources := files.sources(model):
-        with parameters_on_meta():
-            model = cut_vocabulary(model, vocab_size)
-        model = shard(model, compute_dtype, trainable) if world_size() > 1 else model
-        allocate_parameters(model, device)
-        files.read_into(model, sources)
-        model.generation_config = generation_config(model_dir) or model.generation_config
-    else:
-        model = cut_vocabulary(load_whole(model_dir, model.config, weights_dtype), vocab_size).to(device)
-        model = shard(model, compute_dtype, trainable) if world_size() > 1 else model
-    check_finite(model.eval(), model_dir, dtype)
-    check_served(model, model_dir, dtype)
-    model.requires_grad_(trainable)
-    if activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": same_attention_again})
-    return model.train(activation_checkpointing)        # without dropout both modes compute the same
-
 
 def load_prepared(ready: Prepared, flag: str, args, device, trainable: bool = False):
     """The model that a flag names, with the vocabulary that it has in common with the others."""
     return load_model(Path(ready.parents[flag]["path"]), ready.tokenizer, args.dtype, device, trainable=trainable,
                       activation_checkpointing=trainable and args.activation_checkpointing, vocab_size=ready.vocab_size)
-
-
-def cut_vocabulary(model, vocab_size: int):
-    """Padded rows of embeddings and head are untrained: never sampled, in no softmax."""
-    if model.get_output_embeddings().weight.shape[0] > vocab_size:
-        model.resize_token_embeddings(vocab_size)
-    return model
-
-
-def vocabulary_size(tokenizer, *model_dirs: Path) -> int:
-    """How many ids the tokenizer has and each of the models has a row for; the rest no model here samples or reads."""
-    rows = [getattr(text_config(Path(model_dir)), "vocab_size", None) for model_dir in model_dirs]
-    return min([max(tokenizer.get_vocab().values()) + 1, *filter(None, rows)])
-
-
-def check_prompt_ids(problems: list[Problem], prompts: list[list[int]], vocab_size: int) -> None:
-    """Refuse a prompt with an id that the model has no row for, such as an image's in a model of text."""
-    for problem, prompt in zip(problems, prompts):
-        if max(prompt, default=0) >= vocab_size:
-            fail(f"{problem.source}: its prompt has the id {max(prompt)}, and the model only ids below {vocab_size}")
-
-
-def stop_ids(model_dir: Path, tokenizer) -> list[int]:
-    """The ids that end a completion: those that the checkpoint's generation_config, config and tokenizer name.
-
-    All of them: a base model's configs under a chat model's tokenizer name its <|endoftext|>, not its <|im_end|>.
-    config.json's must be a special token: a class's default, often 2, may be a word of this tokenizer.
-    """
-    rows = vocabulary_size(tokenizer, model_dir)
-    generation, config = (named_eos(Path(model_dir) / name) for name in ("generation_config.json", "config.json"))
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    ids = [*generation, *(id for id in config if id in special), tokenizer.eos_token_id]
-    ids = [id for id in dict.fromkeys(ids) if id is not None and id < rows] or [id for id in config if id < rows]
-    if not ids:
-        fail(f"{model_dir}: nothing there names an end token that the model has; set eos_token_id, the id that ends a "
-             "completion, in generation_config.json")
-    return ids
-
-
-def named_eos(file: Path) -> list[int]:
-    ids = read_object(file).get("eos_token_id") if file.is_file() else None
-    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
-    if not all(type(id) is int and id >= 0 for id in ids):
-        fail(f"{file}: eos_token_id is {ids}; an id, or a list of ids, is expected")
-    return ids
-
-
-def check_pair(student_dir: Path, student_tokenizer, teacher_dir: Path, teacher_tokenizer) -> int:
-    """A teacher can score a student's ids only where both give every id the same meaning and end alike.
-
-    -> the size of their common vocabulary: the ids that both have rows for.
-    """
-    size = min(vocabulary_size(student_tokenizer, student_dir), vocabulary_size(teacher_tokenizer, teacher_dir))
-    student_vocab, teacher_vocab = ({token: id for token, id in tokenizer.get_vocab().items() if id < size}
-                                    for tokenizer in (student_tokenizer, teacher_tokenizer))
-    if student_vocab != teacher_vocab:
-        token = next(token for token in {**student_vocab, **teacher_vocab}
-                     if student_vocab.get(token) != teacher_vocab.get(token))
-        fail(f"student {student_dir} and teacher {teacher_dir} have different vocabularies: token {token!r} has id "
-             f"{student_vocab.get(token)} in the one and {teacher_vocab.get(token)} in the other")
-    student_stop, teacher_stop = stop_ids(student_dir, student_tokenizer), stop_ids(teacher_dir, teacher_tokenizer)
-    if not set(student_stop) & set(teacher_stop):
-        fail(f"student {student_dir} ends with id {student_stop}, teacher {teacher_dir} with {teacher_stop}: "
-             "no end token in common (a base and an instruct model?); set eos_token_id in one generation_config.json")
-    return size
 
 
 # ================================================================ sampling and scoring
@@ -306,69 +187,6 @@ def completion_logits(model, rollouts: Rollouts, temperature: float = 1.0) -> Te
     length = rollouts.completion_ids.shape[1]
     logits = model(**Padded(rollouts).inputs, logits_to_keep=length + 1).logits[:, -length - 1:-1]
     return logits if temperature == 1.0 else logits / temperature
-
-
-def forward_with_head(model, rollouts: Rollouts, function):
-    """What function(hidden, head) returns, called inside of the model's own forward pass, where its head would be.
-
-    hidden (T, D) are the states that predict the T completion tokens under the mask, row after row.  Inside, because
-    there a sharded model has its weights whole, and because its backward pass begins at what forward returns: function
-    returns tensors, and whatever is to be differentiated is among them.
-    """
-    form, known, plain_forward = layout(model, rollouts), has_known_head(model), model.forward
-
-    def forward(**inputs):
-        if known:
-            hidden, head = form.call(model, body_of(model), **inputs).last_hidden_state, head_of(model)
-        else:                                           # the states are the logits
-            inputs |= {"logits_to_keep": form.logits_to_keep}
-            hidden, head = form.call(model, plain_forward, **inputs).logits, Head(None)
-        return function(form.predicting(hidden), head)
-
-    with replaced_forward(model, forward):
-        return model(**form.inputs)
-
-
-@contextmanager
-def replaced_forward(model, forward):
-    """model(…) calls this in place of its own forward, between the hooks that sharding has put around it."""
-    before = vars(model).get("forward")
-    model.forward = forward
-    try:
-        yield
-    finally:
-        del model.forward
-        if before is not None:
-            model.forward = before
-
-
-def body_of(model):
-    """All but the head.  A class whose base_model_prefix names none of its modules is its own base_model."""
-    return model.base_model if model.base_model is not model else model.get_decoder()
-
-
-def head_of(model) -> Head:
-    output = model.get_output_embeddings()
-    return Head(output.weight, getattr(output, "bias", None), getattr(model.config, "final_logit_softcapping", None))
-
-
-@torch.no_grad()
-def has_known_head(model) -> bool:
-    """Whether `head_of` tells all that the model does to its hidden states: some scale.  Tried once, on a few ids."""
-    def compare(input_ids, use_cache):
-        hidden = body_of(model)(input_ids=input_ids, use_cache=use_cache).last_hidden_state[0]
-        expected = plain_forward(input_ids=input_ids, use_cache=use_cache).logits[0]
-        got = head_of(model).logits(hidden).to(expected.dtype)
-        return torch.tensor(got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-2, atol=1e-3))
-
-    if body_of(model) is model:
-        return False
-    if not hasattr(model, "_has_known_head"):
-        plain_forward = model.forward
-        with replaced_forward(model, compare), torch.autocast(model.device.type, enabled=False):      # which rounds
-            ids = torch.arange(8, device=model.device)[None]                # id 0 alone may be padding, its state 0
-            model._has_known_head = bool(model(input_ids=ids, use_cache=False))
-    return model._has_known_head
 
 
 def completion_logprobs(model, rollouts: Rollouts, temperature: float = 1.0, entropy: bool = False):

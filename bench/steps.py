@@ -86,7 +86,7 @@ def all_as_long(stage, work: Work) -> None:
         if step:
             work.step(figures["tokens_sampled"])
 
-    common.sample, common.stop_ids, stage.log_metrics = sample_as_finished, lambda *_: [NO_TOKEN], log
+    common.sample, common.eos_ids, stage.log_metrics = sample_as_finished, lambda *_: [NO_TOKEN], log
 
 
 def prompts_in_our_order(model: Path, problems: Path, work: Work) -> tuple:

@@ -7,15 +7,10 @@ is built on an exchange is compared once with the model's own forward pass (`agr
 from contextlib import contextmanager, nullcontext
 
 import torch.distributed as dist
-from torch.distributed.fsdp import FSDPModule
 
 
 class NotPlain(Exception):
     """The model's attention is more than ours computes."""
-
-
-def is_sharded(model) -> bool:
-    return isinstance(model, FSDPModule)
 
 
 def class_name(model) -> str:

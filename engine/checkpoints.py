@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+from bisect import bisect_left
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +23,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from engine.attention import class_name
 from engine.files import empty_directory, file_digest, put_in_place, read_record, saving, write_json
-from engine.packed import Padded, few_rollouts
 from engine.ranks import fail, first_line, from_rank_0, gather_list, rank, say
-from engine.sampler import PlainCache, is_sharded
 from engine.sharding import whole_state
 
 # ================================================================ finding
@@ -202,7 +200,7 @@ def empty_model(model_dir: Path, dtype: str):
             for part in (config, config.get_text_config()):
                 for name in [name for name in part.to_dict() if "dropout" in name or "pdrop" in name]:
                     setattr(part, name, 0.0)            # the policy that sampled is the policy that is scored
-                part.return_dict = True
+                part.return_dict, part._attn_implementation = True, None     # not one that is not installed here
             exact, model = (AutoModelForCausalLM.from_config(config, dtype=one, trust_remote_code=False)
                             for one in (torch.float32, getattr(torch, dtype)))
             for name, buffer in exact.named_buffers():  # tables of positions: made in float32, then rounded
@@ -221,6 +219,31 @@ def text_config(model_dir: Path):
         return AutoConfig.from_pretrained(model_dir, trust_remote_code=False).get_text_config()
 
 
+def longest_row(model_dir: Path) -> int | None:
+    """Over how many tokens, from 1 on, the model is one function of its ids; None where config.json names no bound.
+
+    Its context, or less: a rotary frequency that depends on the length of the row (or of the longest row beside it) is
+    not what sampled the row's first tokens.  transformers' own table of frequencies is asked at every length.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = text_config(model_dir)
+    longest = getattr(config, "max_position_embeddings", None)     # GPT-2's n_positions goes by this name, too
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind, settings in nested(rope).items():
+        frequencies = ROPE_INIT_FUNCTIONS.get(settings.get("rope_type"))
+        if longest and frequencies:
+            of_one = frequencies(config, "cpu", seq_len=1, layer_type=kind)[0]
+            longest = bisect_left(range(2, longest + 1), True, key=lambda length: not torch.equal(
+                frequencies(config, "cpu", seq_len=length, layer_type=kind)[0], of_one)) + 1
+    return longest
+
+
+def nested(rope_parameters: dict) -> dict[str | None, dict]:
+    """Kind of layer -> its rotary settings; None -> those of all layers."""
+    return {kind: value for kind, value in rope_parameters.items() if isinstance(value, dict)} or {None: rope_parameters}
+
+
 def generation_config(model_dir: Path):
     """What generation_config.json says; None without one."""
     from transformers import GenerationConfig
@@ -234,98 +257,6 @@ def generation_config(model_dir: Path):
             return GenerationConfig.from_pretrained(model_dir)
     except Exception as error:
         fail(f"{file}: transformers cannot read it ({first_line(error)}); mend it or delete it")
-
-
-@torch.no_grad()
-def check_finite(model, model_dir: Path, dtype: str) -> None:
-    """Refuse weights, or logits of a few ids, that are not finite in the dtype that they are computed in."""
-    compute_dtype = getattr(torch, dtype)
-    local = {name: p.to_local() if isinstance(p, DTensor) else p for name, p in model.named_parameters()}
-    finite = torch.stack([parameter.to(compute_dtype).isfinite().all() for parameter in local.values()]).tolist()
-    names = [name for name, is_finite in zip(local, finite) if not is_finite]
-    if names := sum(gather_list([names]), []):          # each rank sees its part
-        fail(f"{model_dir}: {several(names, 'tensor')} with numbers that are NaN or infinite in {dtype}; "
-             "the checkpoint is damaged, or needs another --dtype")
-    ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
-    autocast = torch.autocast(model.device.type, compute_dtype, enabled=model.dtype != compute_dtype)
-    with autocast, served(model, model_dir):
-        logits = model(input_ids=ids, use_cache=False).logits
-    if is_sharded(model):
-        model.reshard()                                 # its root stays gathered after a forward pass
-    if not logits.float().logsumexp(-1).isfinite().all():
-        fail(f"{model_dir}: the model's logits are NaN or infinite in {dtype}; the checkpoint is damaged, or needs "
-             "another --dtype")
-
-
-@torch.no_grad()
-def check_served(model, model_dir: Path, dtype: str) -> None:
-    """Refuse a model that makes something else of a row in a batch, padded or with its cache, than of the row alone.
-
-    These are the plain ways of scoring and of sampling, on which everything falls back; the shared ways are compared
-    with them.  A class that has no place for a mask or a cache ignores it, and would train on noise.
-    """
-    rollouts = few_rollouts(model.config.get_text_config().vocab_size, model.device)
-    rows = zip(rollouts.prompts(), rollouts.completions())
-    bound = 0.02 if dtype == "float32" else 0.2         # wide: where experts are chosen, rounding may choose another
-    with served(model, model_dir):
-        expected = torch.cat([alone(model, *row) for row in rows])
-    for way, logits_of in {" in a padded batch": padded, " with its cache": step_by_step}.items():
-        with served(model, model_dir, way):
-            logits = logits_of(model, rollouts)
-        if not (error := distance(logits, expected)) <= bound:
-            fail(f"{model_dir}: a {class_name(model)} is not served here: its logits{way} are off by {error:.0%} "
-                 "from those of a row alone")
-    if is_sharded(model):
-        model.reshard()
-
-
-@contextmanager
-def served(model, model_dir: Path, way: str = ""):
-    """Whatever a class does not take ends in one sentence; memory that is too small does not, it differs by rank."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        fail(f"{model_dir}: a {class_name(model)} is not served here: its forward pass{way} fails "
-             f"({first_line(error)})")
-
-
-def alone(model, prompt: list[int], completion: list[int]) -> Tensor:
-    """Logits that predict a completion's tokens, by the model's own forward pass of this one row.  -> (C, V)"""
-    ids = torch.tensor([prompt + completion], device=model.device)
-    return model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1:-1]
-
-
-def padded(model, rollouts) -> Tensor:
-    """The same of rollouts, row after row, in one batch.  -> (N, V)"""
-    form = Padded(rollouts)
-    return form.predicting(form.call(model, model, **form.inputs).logits)
-
-
-def step_by_step(model, rollouts) -> Tensor:
-    """The same by the cache that the plain way samples with; rows leave as they end.  -> (N, V)"""
-    prompts, completions = rollouts.prompts(), rollouts.completions()
-    distinct = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))]
-    cache, rows, logits = PlainCache(model, 0, 0), list(range(len(prompts))), [[] for _ in prompts]
-    step = cache.join(distinct, [prompts.count(prompt) for prompt in distinct])
-    while True:
-        for row, one in zip(rows, step):
-            logits[row].append(one)
-        stay = [place for place, row in enumerate(rows) if len(logits[row]) < len(completions[row])]
-        if not stay:
-            return torch.stack(sum(logits, []))
-        if len(stay) < len(rows):
-            cache.leave(torch.tensor(stay))
-        rows = [rows[place] for place in stay]
-        tokens = [completions[row][len(logits[row]) - 1] for row in rows]
-        step = cache.forward(torch.tensor(tokens, device=model.device))
-
-
-def distance(got: Tensor, expected: Tensor) -> float:
-    """Of the token that is off most, as a share of the norm; what all its logits have in common is in no softmax."""
-    got, expected = (x.float() - x.float().mean(-1, keepdim=True) for x in (got, expected))
-    return float(((got - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
 
 
 def several(names: list[str], what: str) -> str:
@@ -351,20 +282,6 @@ def parameters_on_meta():
         yield
     finally:
         nn.Module.register_parameter = register
-
-
-def allocate_parameters(model, device) -> None:
-    """Give the parameters memory, each rank its part; tied ones stay tied.  Buffers go to the device."""
-    allocated: dict[nn.Parameter, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter not in allocated:
-                empty = torch.empty_like(parameter, device=device)
-                allocated[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-            if parameter is not None:
-                module._parameters[name] = allocated[parameter]
-        for name, buffer in module._buffers.items():
-            module._buffers[name] = None if buffer is None else buffer.to(device)
 
 
 def weight_files(model_dir: Path) -> list[Path]:
@@ -495,23 +412,6 @@ def stored_tensors(model) -> dict[Tensor, list[str]]:
     return names
 
 
-def load_whole(model_dir: Path, config, dtype: str):
-    """By transformers itself, on the CPU, whole on every rank: a checkpoint whose tensors are not the model's own."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with quiet_transformers():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                model_dir, config=config, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False,
-                output_loading_info=True)
-    except Exception as error:
-        fail(f"{model_dir}: transformers cannot load these weights ({first_line(error)})")
-    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
-        if info.get(kind):
-            fail(f"{model_dir}: config.json and the weights do not fit, {several(sorted(map(str, info[kind])), kind)}")
-    return model
-
-
 # ================================================================ writing
 
 
@@ -528,8 +428,40 @@ def save_model(model, tokenizer, stop: list[int], directory: Path) -> None:
         describe(model, tokenizer, stop)
         model.save_pretrained(temporary, state_dict=state)
         tokenizer.save_pretrained(temporary)
+        name_for_transformers_4(temporary)
         write_json(temporary / "manifest.json", {file.name: file_digest(file) for file in sorted(temporary.iterdir())})
         put_in_place(temporary, directory)
+
+
+def name_for_transformers_4(model_dir: Path) -> None:
+    """Say under the names of transformers 4, which vLLM reads by, too, what version 5 has renamed: without them
+    version 4 takes rope_theta for 10,000 in silence.  Version 5 reads both and makes the same of them."""
+    config = read_object(model_dir / "config.json")
+    for part in filter(None, (config, config.get("text_config"))):
+        kinds = nested(part.get("rope_parameters") or {})
+        main = kinds.get(None) or kinds.get("full_attention") or {}
+        scaling = {name: value for name, value in main.items() if name not in {
+            "rope_theta", "rope_type", "type", "partial_rotary_factor", *part}}
+        others = [value for value in kinds.values() if value is not main]
+        # Version 4 has a second theta for the layers with a window (Gemma 3), and nothing else of theirs.
+        if "rope_theta" in main and all({**value} == {"rope_theta": value.get("rope_theta"), "rope_type": "default"}
+                                        for value in others):
+            kind = main.get("rope_type", "default")
+            names = {"rope_theta": main["rope_theta"],
+                     "rope_scaling": {"rope_type" if others else "type": kind, **scaling} if kind != "default" else None,
+                     "partial_rotary_factor": main.get("partial_rotary_factor"),
+                     "rope_local_base_freq": others[0]["rope_theta"] if others else None}
+            if part.get("model_type", "").startswith("gpt_neox"):
+                names |= {"rotary_emb_base": main["rope_theta"], "rotary_pct": main.get("partial_rotary_factor")}
+            part |= {name: value for name, value in names.items() if value is not None or name == "rope_scaling"}
+    write_json(model_dir / "config.json", config)
+    file = model_dir / "tokenizer_config.json"
+    settings = read_object(file)
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    write_json(file, settings)
 
 
 def describe(model, tokenizer, stop: list[int]) -> None:

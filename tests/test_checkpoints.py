@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import common
 import eval as evaluation
-import prepare
+from experiments.toy import toy_model
 import stage1_grpo
 import stage4_distill
-from engine import checkpoints
+from engine import checkpoints, models
 
 HERE = Path(__file__).parent
 SMALL = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -108,7 +108,7 @@ def test_stored_buffers_are_read(toy, tmp_path, monkeypatch):
         self.register_buffer("scale", torch.ones(3))
 
     monkeypatch.setattr(attention, "__init__", with_buffer)
-    model = prepare.toy_model(64, 2, seed=0)
+    model = toy_model(64, 2, seed=0)
     model.model.layers[1].self_attn.scale.fill_(7.0)
     saved(model, tmp_path / "model", toy)
     checkpoints.find_model(tmp_path / "model")
@@ -125,7 +125,7 @@ def test_a_conversion_in_place_is_left_to_transformers(toy, tmp_path, monkeypatc
     from transformers.core_model_loading import Transpose, WeightConverter
     original = conversion_mapping.get_model_conversion_mapping
     rule = WeightConverter("self_attn.q_proj.weight", "self_attn.q_proj.weight", operations=[Transpose(0, 1)])
-    model_dir = saved(prepare.toy_model(64, 2, seed=0), tmp_path / "model", toy)
+    model_dir = saved(toy_model(64, 2, seed=0), tmp_path / "model", toy)
     for module in (conversion_mapping, transformers.modeling_utils):
         monkeypatch.setattr(module, "get_model_conversion_mapping", lambda model, *args, **kwargs: [rule, *original(model, *args, **kwargs)])
     expected = AutoModelForCausalLM.from_pretrained(model_dir)
@@ -307,7 +307,7 @@ def test_end_tokens_of_all_files(toy, copy_of):
     def stop_of(name, generation, config, tokenizer):
         model_dir = copy_of(toy / "student", name, config={"eos_token_id": config}, tokenizer_config={"eos_token": tokenizer})
         setting("generation_config", eos_token_id=generation)(model_dir)
-        return common.stop_ids(model_dir, common.load_tokenizer(model_dir))
+        return models.eos_ids(model_dir, common.load_tokenizer(model_dir))
 
     assert stop_of("same", 1, 1, "<eos>") == [1]
     assert stop_of("base", 1, 1, "}") == [1, 4]
@@ -331,7 +331,7 @@ def test_an_id_without_a_row(toy, copy_of, tmp_path, refused):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     tokenizer.add_special_tokens({"pad_token": "<image>"})
     tokenizer.save_pretrained(model_dir)
-    assert common.vocabulary_size(tokenizer) == 16 and common.vocabulary_size(tokenizer, model_dir) == 15
+    assert models.vocabulary_size(tokenizer) == 16 and models.vocabulary_size(tokenizer, model_dir) == 15
     assert common.load_tokenizer(model_dir).pad_token_id == EOS
     for name, teacher in (("alone", None), ("pair", toy / "teacher")):
         flags = ["--model", model_dir] if teacher is None else ["--student", model_dir, "--teacher", teacher]
@@ -352,7 +352,7 @@ def test_pairs_share_the_ids_that_both_have_rows_for(toy, tmp_path, copy_of):
     tokenizer.add_tokens(["<a>", "<b>"])
     for part in (teacher, tokenizer):
         part.save_pretrained(tmp_path / "wide")
-    size = common.check_pair(toy / "student", common.load_tokenizer(toy / "student"), tmp_path / "wide", tokenizer)
+    size = models.check_pair(toy / "student", common.load_tokenizer(toy / "student"), tmp_path / "wide", tokenizer)
     assert size == 15
     run(stage4_distill, "--student", toy / "student", "--teacher", tmp_path / "wide", "--problems", toy / "few_train.jsonl",
         "--out", tmp_path / "run", "--max-new-tokens", 8, "--max-steps", 1, "--prompts-per-step", 2)
@@ -467,4 +467,4 @@ def test_what_the_final_model_says_is_true(toy, copy_of, tmp_path):
     assert {tensor.dtype for tensor in written.values()} == {torch.float32} and len(written["model.embed_tokens.weight"]) == 15
     checkpoints.find_model(tmp_path / "run")
     assert AutoModelForCausalLM.from_pretrained(final).generation_config.eos_token_id == [1, 4]
-    assert common.stop_ids(final, common.load_tokenizer(final)) == [1, 4]
+    assert models.eos_ids(final, common.load_tokenizer(final)) == [1, 4]

@@ -6,7 +6,8 @@ import torch
 import transformers
 from forks import run_ranks
 
-from common import completion_divergence, completion_logits, completion_logprobs, has_known_head
+from common import completion_divergence, completion_logits, completion_logprobs
+from engine.heads import has_known_head
 from engine.ranks import setup_distributed
 from engine.rollouts import pad
 from engine.rollouts import Rollouts

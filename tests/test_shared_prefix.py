@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 import common
 from common import completion_divergence, completion_logprobs
-from engine import attention, packed, ranks, sharding
+from engine import attention, heads, packed, ranks, sharding
 from engine.packed import Packed, Padded
 from engine.rollouts import Rollouts, even_micro_batches, pad, without_tokens
 from stage3_kl import forward_kl
@@ -54,7 +54,7 @@ def ragged_rollouts() -> Rollouts:
 
 
 def only_padded(monkeypatch):
-    monkeypatch.setattr(common, "layout", lambda model, rollouts: Padded(rollouts))
+    monkeypatch.setattr(heads, "layout", lambda model, rollouts: Padded(rollouts))
 
 
 def gradient(model) -> torch.Tensor:
@@ -129,7 +129,7 @@ def test_a_literal_row():
 
 def test_each_token_goes_through_the_model_once():
     model, rollouts = model_of("Qwen3"), ragged_rollouts()
-    packed.layout(model, rollouts), common.has_known_head(model)           # their own forward passes are not counted
+    packed.layout(model, rollouts), heads.has_known_head(model)           # their own forward passes are not counted
     tokens = []
     model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: tokens.append(inputs[0].shape[:2].numel()))
     completion_logprobs(model, rollouts)
