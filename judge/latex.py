@@ -258,7 +258,7 @@ def is_enclosed(tokens: list[str], opening: str, closing: str) -> bool:
 
 
 def read_statement(tokens: list[str]):
-    """One value or several, and what is said of all of them: rows of a system, a modulus, 5 and 1/2."""
+    """One value or several, and what is said of all of them: rows of a system, a unit and its parts, 5 and 1/2."""
     if rows := read_rows(tokens):
         return read_statement(rows)
     if quantity := read_compound(tokens):

@@ -278,7 +278,7 @@ def agreements(a: sympy.Expr, b: sympy.Expr, points: int, digits: int) -> int | 
     real_only = roots_and_logs(a, b) if not (a.has(sympy.I) or b.has(sympy.I)) else []
     chance = random.Random(0)
     agreed = 0
-    for i in range(points):
+    for i in range(points if letters else 1):
         scale = sympy.Rational((1, 10, 100)[i % 3], 211)
         signs = (1,) if i % 2 else (-1, 1)
         point = {letter: chance.choice(signs) * chance.randint(40, 400) * scale for letter in letters}
