@@ -180,6 +180,8 @@ def tokenise(text: str) -> Tokens:
             tokens.extend(split_letters(token, in_text, tokens, spaced))
         elif token == "}" and stack and stack[-1] == "text":
             stack.pop()
+        elif token[0] == "\\" and token[1:-1] in FUNCTIONS and token[1:] not in FUNCTIONS:  # \sinx
+            tokens.extend((token[:-1], token[-1]))
         elif token:
             tokens.append(balance(token, stack))
         if len(tokens) > MAX_TOKENS or len(stack) > MAX_DEPTH:
@@ -205,6 +207,8 @@ def split_letters(run: str, in_text: bool, before: Tokens, spaced: bool) -> list
     unit = before and run.lower() in PRODUCTS and before[-1][-1] in DIGITS
     if in_text or known or spaced and before and (unit or len(run) > 3 or before[-1][0] == "'"):
         return ["'" + run]
+    if run[:-1] in FUNCTIONS:
+        return ["\\" + run[:-1], run[-1]]
     return list(run)
 
 

@@ -13,7 +13,7 @@ import sympy
 from judge.words import DESCRIBES, MONEY, UNITS
 
 DIGITS = 2500  # significant digits in which two irrational numbers must agree: more than latex.MAX_BITS can hold
-POINTS, POINT_DIGITS = 12, 250  # for expressions that are not rational functions
+POINTS, POINT_DIGITS = 9, 250  # for expressions that are not rational functions
 SHARES = {"%": 100, "permille": 1000}  # of how many
 TINY = sympy.Float(10) ** -100  # what may be a hidden 0: sympy must prove it
 
