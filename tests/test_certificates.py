@@ -199,3 +199,18 @@ def test_a_certificate_of_few_prompts_says_so():
     assert few["passed"] and "chance alone makes C1 hold" in card.c1_in_words(few | {"min_auc": 0.5})
     many = certify(np.tile([1.0, 0.0], (8, 1)), np.ones((8, 2)), np.tile(right[:1], (8, 1)), 0.5)
     assert many["passed"] and "chance" not in card.c1_in_words(many | {"min_auc": 0.5})
+
+
+def test_a_teacher_that_no_longer_says_what_it_has_seen_is_refused(undisturbed, tmp_path, capsys):
+    """Else C1 would be certified on problems that RL has trained on."""
+    import shutil
+
+    run = shutil.copytree(undisturbed("stage1_grpo"), tmp_path / "teacher")
+    teacher, reference = {"run": str(run)}, json.loads((run / "args.json").read_text())["parents"]["model"]
+    args = stage2_shape.argparse.Namespace(teacher=run, reference="base")
+    assert stage2_shape.check_reference(teacher, reference, args)
+    for damage in ("[1, 2", None):
+        (run / "trained_problems.json").write_text(damage) if damage else (run / "trained_problems.json").unlink()
+        with pytest.raises(SystemExit):
+            stage2_shape.check_reference(teacher, reference, args)
+        assert str(run / "trained_problems.json") in capsys.readouterr().err

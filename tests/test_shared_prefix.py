@@ -8,7 +8,6 @@ from forks import run_ranks
 from test_sampler import FAMILIES, random_model
 from torch.overrides import TorchFunctionMode
 
-import common
 from common import completion_divergence, completion_logprobs
 from engine import attention, heads, packed, ranks, sharding
 from engine.packed import Packed, Padded
