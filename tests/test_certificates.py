@@ -1,5 +1,6 @@
 """C1 and C2: what they certify, what confounds them, when they refuse."""
 import json
+import shutil
 import types
 
 import numpy as np
@@ -201,16 +202,14 @@ def test_a_certificate_of_few_prompts_says_so():
     assert many["passed"] and "chance" not in card.c1_in_words(many | {"min_auc": 0.5})
 
 
-def test_a_teacher_that_no_longer_says_what_it_has_seen_is_refused(undisturbed, tmp_path, capsys):
+def test_a_teacher_that_no_longer_says_what_it_has_seen_is_refused(teacher, tmp_path, capsys):
     """Else C1 would be certified on problems that RL has trained on."""
-    import shutil
-
-    run = shutil.copytree(undisturbed("stage1_grpo"), tmp_path / "teacher")
-    teacher, reference = {"run": str(run)}, json.loads((run / "args.json").read_text())["parents"]["model"]
-    args = stage2_shape.argparse.Namespace(teacher=run, reference="base")
-    assert stage2_shape.check_reference(teacher, reference, args)
-    for damage in ("[1, 2", None):
-        (run / "trained_problems.json").write_text(damage) if damage else (run / "trained_problems.json").unlink()
+    copy = shutil.copytree(teacher, tmp_path / "teacher")
+    reference = json.loads((copy / "args.json").read_text())["parents"]["model"]
+    args, seen = types.SimpleNamespace(teacher=copy, reference="base"), copy / "trained_problems.json"
+    assert len(stage2_shape.check_reference({"run": str(copy)}, reference, args)) == 8
+    for damage in (lambda: seen.write_text("[1, 2"), seen.unlink):
+        damage()
         with pytest.raises(SystemExit):
-            stage2_shape.check_reference(teacher, reference, args)
-        assert str(run / "trained_problems.json") in capsys.readouterr().err
+            stage2_shape.check_reference({"run": str(copy)}, reference, args)
+        assert str(seen) in capsys.readouterr().err
