@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from card import add_scores
 from common import (
     FlagParser, bootstrap_interval, grade_rollouts, load_graded_problems, load_prepared, natural, positive, prepare,
     sample, share_of_one,
@@ -36,6 +35,7 @@ from engine.ranks import all_sum, fail, gather_list, random_generator, rank, say
 from engine.runs import finish_run, keep_rows, kept_rows, leave_if_asked, open_run
 from engine.sharding import sampling_weights
 from judge.answers import counts, extract_answer, grade, is_equal
+from pages.card import add_scores
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:

@@ -2,7 +2,7 @@
 
     python reproduce.py main --scale toy --out runs/main                 # minutes on a laptop's CPU
     python reproduce.py labels --scale toy --seeds 5 --out runs/labels   # accuracy against labels, about an hour
-    python reproduce.py main --scale laptop --data DATA --out runs/laptop --dtype bfloat16   # one night on a CPU
+    python reproduce.py main --scale laptop --data DATA --out runs/laptop --dtype bfloat16   # a real model, on a CPU
     python reproduce.py main --scale smollm2 --data DATA --out runs/smollm2    # a few steps on a real 135M model
     python reproduce.py main --scale paper --data DATA --out runs/paper --dry-run      # print the paper's own commands
 
@@ -43,11 +43,12 @@ from tqdm import tqdm
 
 from common import FlagParser, natural, positive
 from engine.files import file_digest, read_json, read_jsonl, write_json, write_text
-from engine.pages import with_interval
 from engine.ranks import fail, say
 from engine.runs import short_commit
-from prepare import find_mawps
-from report import TOTALS, write_table_figure, write_table_page
+from experiments.mawps import find_mawps
+from pages.parts import with_interval
+from pages.run import TOTALS
+from pages.table import write_table_figure, write_table_page
 from tables import DRAWN, EVALUATE, SCALES, TABLES, Table, budgets, table_at
 
 HERE = Path(__file__).parent

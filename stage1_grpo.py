@@ -10,7 +10,7 @@ alone (direct GRPO, the baseline to beat) and, on held-out labels, the bridged s
        c·A_i, c = 10 (dual clip)                                                                clipped_surrogate
 
 Departures from the paper: none in the loss.  Off by default, there to be tried: --loss-mean sequence, --kl-coef
-(exact KL to the model that training began from), --entropy-coef, --mask-truncated.
+(exact KL to the model that training began from), --entropy-coef, --no-baseline, --mask-truncated.
 
     python stage1_grpo.py --model toy/teacher --problems toy/train.jsonl --out runs/teacher
     torchrun --nproc_per_node=8 stage1_grpo.py --model Qwen/Qwen3-8B --problems train.jsonl --out runs/teacher
@@ -41,20 +41,23 @@ from engine.runs import (
 from engine.sharding import whole
 from eval import accuracy
 from judge.answers import counts
-from report import draw_page
+from pages.run import draw_page
 from stage4_distill import reverse_kl
 
 # ---------------------------------------------------------------- equations
 
 
-def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-4) -> Tensor:
+def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-4, baseline: bool = True) -> Tensor:
     """Standardise each reward within its prompt's group (equation 2).  (B,) -> (B,), dimensionless.
 
     The rollouts of one prompt are adjacent.  A group whose rewards are all equal prefers nothing:
     its advantages are exactly 0, and so is its gradient: `main` leaves it out of the passes, but not of the token mean.
+    Without the baseline a right answer pulls and a wrong one does nothing; a group of right answers alone pulls by 1/ε.
     """
     groups = rewards.float().view(-1, group_size)
     centred = groups - groups.mean(dim=1, keepdim=True)
+    if not baseline:
+        centred = groups
     return (centred / (groups.std(dim=1, keepdim=True, correction=0) + eps)).view(-1)
 
 
@@ -141,6 +144,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--loss-mean", choices=["token", "sequence"], default="token", help="the loss is their mean")
     group.add_argument("--kl-coef", type=from_zero, default=0.0, help="of the exact KL(policy || starting model)")
     group.add_argument("--entropy-coef", type=finite, default=0.0, help="of the entropy bonus")
+    group.add_argument("--no-baseline", action="store_true", help="advantages without the group's mean taken off")
     group.add_argument("--mask-truncated", action="store_true", help="leave out what was cut off, in place of reward 0")
     group = parser.add_argument_group("run")
     group.add_argument("--give-up-after", type=natural, default=5,
@@ -190,7 +194,7 @@ def main(args) -> None:
         gave_up_before = counts["timeout"] + counts["failed"]
         golds = [problems[chosen[place]].answer for place in places]
         rollouts.rewards = grade_rollouts(rollouts, golds, tokenizer)
-        rollouts.advantages = group_advantages(rollouts.rewards, args.samples_per_prompt)
+        rollouts.advantages = group_advantages(rollouts.rewards, args.samples_per_prompt, baseline=not args.no_baseline)
         recent = [*recent, rollout_figures(rollouts, args)][-max(args.give_up_after, 1):]
         stop_if_nothing_is_learnt(recent, args, first)
         log_samples(args.out, first, tokenizer, rollouts)

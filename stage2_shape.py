@@ -31,7 +31,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from card import c1_in_words
 from common import (
     FlagParser, above_zero, bootstrap_interval, completion_logprobs, grade_rollouts, load_graded_problems,
     load_prepared, load_problems, natural, positive, prepare, sample_share, share_of_one,
@@ -42,7 +41,8 @@ from engine.problems import INSTRUCTION, check_runs_prompts, digest, template_ar
 from engine.ranks import fail, from_rank_0, gather_list, rank, say, setup_distributed
 from engine.rollouts import even_micro_batches
 from engine.runs import finish_run, keep_rows, kept_rows, leave_if_asked, open_run
-from report import draw_page, write_rewards, write_samples
+from pages.card import c1_in_words
+from pages.run import draw_page, write_rewards, write_samples
 
 MODELS = ["teacher", "reference"]
 

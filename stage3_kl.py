@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from card import c2_in_words
 from common import (
     FlagParser, above_zero, batch_indices, bootstrap_interval, completion_divergence, completion_logprobs, finite,
     from_zero, load_graded_problems, load_prepared, natural, positive, prepare, sample_share,
@@ -43,7 +42,8 @@ from engine.runs import (
 )
 from engine.sharding import whole
 from eval import accuracy
-from report import draw_page
+from pages.card import c2_in_words
+from pages.run import draw_page
 
 # ---------------------------------------------------------------- equations
 

@@ -35,7 +35,7 @@ from engine.runs import (
 )
 from engine.sharding import whole
 from eval import accuracy
-from report import draw_page
+from pages.run import draw_page
 from stage3_kl import forward_kl
 
 # ---------------------------------------------------------------- equations

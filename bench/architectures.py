@@ -39,8 +39,8 @@ from transformers.utils import logging
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
-import prepare  # noqa: E402
-import report  # noqa: E402
+import pages.run  # noqa: E402
+from experiments.toy import EOS, PAD, toy_tokenizer  # noqa: E402
 import stage1_grpo  # noqa: E402
 import stage2_shape  # noqa: E402
 import stage3_kl  # noqa: E402
@@ -103,7 +103,7 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     "RWKV": ("rwkv", {}),
 }
 PROMPTS = [[5, 6, 2], [7] * 9, [8], [9, 10, 11, 2], [5, 6, 2], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 3, 4]]
-STOP = [prepare.EOS, 6, 9]                               # several, so that some completions end
+STOP = [EOS, 6, 9]                               # several, so that some completions end
 IDS = torch.arange(12)[None] + 2
 
 
@@ -111,7 +111,7 @@ def config_of(name: str):
     model_type, more = ARCHITECTURES[name]
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "initializer_range": 0.4,
-             "tie_word_embeddings": False, "vocab_size": 15, "pad_token_id": prepare.PAD, "eos_token_id": prepare.EOS,
+             "tie_word_embeddings": False, "vocab_size": 15, "pad_token_id": PAD, "eos_token_id": EOS,
              "bos_token_id": None}
     return AutoConfig.for_model(model_type, **(sizes | more))
 
@@ -126,7 +126,7 @@ def make(name: str, directory: Path, seed: int = 0) -> Path:
             parameter += 0.1 * torch.randn_like(parameter)
     model.generation_config.eos_token_id = STOP
     model.save_pretrained(directory)
-    prepare.toy_tokenizer().save_pretrained(directory)
+    toy_tokenizer().save_pretrained(directory)
     return directory
 
 
@@ -152,7 +152,7 @@ def quiet():
 
 def draw(model, samples_per_prompt: int, temperature: float):
     return sample(model, PROMPTS, samples_per_prompt=samples_per_prompt, max_new_tokens=16, temperature=temperature,
-                  eos_ids=STOP, pad_id=prepare.PAD, generator=torch.Generator().manual_seed(0))
+                  eos_ids=STOP, pad_id=PAD, generator=torch.Generator().manual_seed(0))
 
 
 def as_generate(model) -> bool:
@@ -160,7 +160,7 @@ def as_generate(model) -> bool:
     rollouts = draw(model, 1, 0.0)
     for prompt, completion in zip(PROMPTS, rollouts.completions()):
         expected = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=16, repetition_penalty=1.0,
-                                  eos_token_id=STOP, pad_token_id=prepare.PAD)
+                                  eos_token_id=STOP, pad_token_id=PAD)
         if completion != expected[0, len(prompt):].tolist():
             return False
     return True
@@ -343,7 +343,7 @@ def main() -> None:
         parser.error("--write puts the whole table down: without --only")
     torch.set_num_threads(1)
     common.grade = lambda completion, gold: len(completion) % 2 == 0
-    report.write_run_page = lambda run: None             # drawing takes longer than these runs
+    pages.run.write_run_page = lambda run: None          # drawing takes longer than these runs
     if args.rank_of:
         return rank_of(args.rank_of)
     folder = Path(tempfile.mkdtemp())

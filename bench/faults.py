@@ -38,8 +38,8 @@ import transformers.models.auto.tokenization_auto  # noqa: E402, F401
 import transformers.models.qwen3.modeling_qwen3  # noqa: E402, F401
 
 import eval as judge  # noqa: E402
+import pages.run  # noqa: E402
 import prepare  # noqa: E402
-import report  # noqa: E402
 import stage1_grpo  # noqa: E402
 import stage2_shape  # noqa: E402
 import stage3_kl  # noqa: E402
@@ -90,7 +90,7 @@ def execute(module, flags, out: Path, log: Path, kill_at_event: int = 0, kill_af
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        report.write_run_page = lambda run: None
+        pages.run.write_run_page = lambda run: None
         events = 0
 
         def watch(event, details):

@@ -16,6 +16,7 @@ from engine.checkpoints import (
     WeightFiles, empty_model, generation_config, longest_row, parameters_on_meta, quiet_transformers, read_object,
     several, text_config,
 )
+from engine.linears import choose
 from engine.packed import Padded, few_rollouts
 from engine.ranks import fail, first_line, gather_list, world_size
 from engine.sampler import PlainCache
@@ -138,6 +139,7 @@ def load_model(model_dir: Path, tokenizer, dtype: str, device, trainable: bool =
         model = shard(model, compute_dtype, trainable) if world_size() > 1 else model
     model.eval().requires_grad_(trainable)
     model.longest_row = longest_row(model_dir)          # what `sample` keeps to
+    choose(model)
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": same_attention_again})
         for module in model.modules():                  # training mode is the blocks' switch alone: no part adds noise

@@ -5,7 +5,7 @@
     nonfinite.jsonl   steps that were not taken, with their rollouts
     state/step_000020/    the last two: torch.distributed.checkpoint's files, progress.json, manifest.json
     partial_*.jsonl   while rollouts are written or a model is evaluated: what each rank has done
-    model/            what the next stage reads; its README.md is card.py's, as is scores.jsonl beside it
+    model/            what the next stage reads; its README.md is pages/card.py's, as is scores.jsonl beside it
     DONE              what the run cost; written last, only with it is the directory a parent
 
 What can happen, and what then (bench/faults.py kills runs at any moment and compares):

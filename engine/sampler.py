@@ -27,7 +27,8 @@ on the weights, its prompt, the seed and its index, not on the batch, its order,
 as far as the matmuls are: kernels choose their order of summation by the batch size, logits then differ in the last
 bits, and a token changes when a uniform falls within that distance of the border between two.
 
-What is done for one kind of machine only (the weights' layout on a CPU, captured steps on CUDA) is in hardware.py.
+What is done for one kind of machine only is elsewhere: the weights' layout on a CPU in linears.py, captured steps on
+CUDA in hardware.py.
 
 A model whose attention is more than softmax(q k) v over all or the last `sliding_window` positions (sinks, soft caps,
 ALiBi, chunks, linear attention) is found out by one comparison with its own forward pass, and takes PlainCache: the
@@ -45,6 +46,7 @@ from engine import hardware
 from engine.attention import (
     NotPlain, agrees, attention_implementation, check_arguments, check_windows, configs_of, tell,
 )
+from engine.linears import packed_weights
 from engine.ranks import fail
 from engine.rollouts import Rollouts, pad, positions
 from engine.sharding import is_sharded
@@ -84,7 +86,7 @@ def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_
     rows = torch.zeros(0, dtype=torch.int64, device=device)         # the rollouts that are being written
     logits = None
     # Inference mode spares each operation some bookkeeping, but FSDP's own tensors must not come out of it.
-    with hardware.quick_linears(model), torch.inference_mode(not is_sharded(model)):
+    with packed_weights(model), torch.inference_mode(not is_sharded(model)):
         kind = SharedPrefixCache if queue and has_plain_attention(model) else PlainCache
         cache = kind(model, prompt_ids.shape[1], max_new_tokens)
         rollout_tokens = rollout_tokens or measured_bound(

@@ -15,12 +15,12 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 import prepare  # noqa: E402
-import report  # noqa: E402
+from experiments.toy import EOS, PAD, toy_model  # noqa: E402, F401
+from pages import run as run_page  # noqa: E402
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)          # ignored where the tests run in the background of a script
-write_run_page, report.write_run_page = report.write_run_page, lambda run: None
-EOS, PAD = prepare.EOS, prepare.PAD
+write_run_page, run_page.write_run_page = run_page.write_run_page, lambda run: None
 
 
 @pytest.hookimpl(tryfirst=True)                          # before pytest-xdist reads the marks
@@ -42,13 +42,13 @@ def pytest_make_parametrize_id(val, argname):
 def pages(monkeypatch, request):
     """Drawing a page takes longer than a tiny run; tests marked `pages` draw theirs."""
     if "pages" in request.keywords:
-        monkeypatch.setattr(report, "write_run_page", write_run_page)
+        monkeypatch.setattr(run_page, "write_run_page", write_run_page)
 
 
 @pytest.fixture
 def tiny():
     """A random Qwen3 of two layers over the toy vocabulary."""
-    return prepare.toy_model(64, 2, seed=0).eval()
+    return toy_model(64, 2, seed=0).eval()
 
 
 @pytest.fixture(scope="session")

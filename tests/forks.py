@@ -66,7 +66,7 @@ def execute(script: Path | str, flags: list[str], cwd: Path, environment: dict[s
     os.chdir(cwd)
     sys.argv = [str(script) if isinstance(script, Path) else "-c", *flags]
     sys.path[:] = [str(cwd), *(place for place in sys.path if place not in OURS)]
-    importlib.import_module("report").write_run_page = lambda run: None
+    importlib.import_module("pages.run").write_run_page = lambda run: None
     try:
         if isinstance(script, Path):
             sys.path.insert(0, str(script.parent))

@@ -8,7 +8,7 @@ from conftest import run
 import common
 from engine import checkpoints, ranks
 import eval as judge
-import prepare
+from experiments.toy import SHIPPED_PAIR, worked_digit_accuracy
 import stage1_grpo
 import stage3_kl
 import stage4_distill
@@ -219,13 +219,13 @@ def test_rollouts_of_another_teacher(toy, tmp_path, refused, copy_of):
 
 @pytest.mark.loads
 def test_shipped_pair_follows_the_rule():
-    """q of the shipped student is in the band that prepare.py states, and the pair is small enough to ship."""
-    figures = json.loads((prepare.SHIPPED_PAIR / "pretraining.json").read_text())
+    """q of the shipped student is in the band that experiments/toy.py states, and the pair is small enough to ship."""
+    figures = json.loads((SHIPPED_PAIR / "pretraining.json").read_text())
     assert 0.86 <= figures["student"]["q_after_style"] <= 0.90 and figures["teacher"]["q"] >= 0.995
-    assert sum(file.stat().st_size for file in prepare.SHIPPED_PAIR.rglob("*")) < 2 * 2**20
-    tokenizer = common.load_tokenizer(prepare.SHIPPED_PAIR / "student")
-    model = common.load_model(prepare.SHIPPED_PAIR / "student", tokenizer, "float32", "cpu")
-    assert prepare.worked_digit_accuracy(model) == pytest.approx(figures["student"]["q_after_style"], abs=0.01)
+    assert sum(file.stat().st_size for file in SHIPPED_PAIR.rglob("*")) < 2 * 2**20
+    tokenizer = common.load_tokenizer(SHIPPED_PAIR / "student")
+    model = common.load_model(SHIPPED_PAIR / "student", tokenizer, "float32", "cpu")
+    assert worked_digit_accuracy(model) == pytest.approx(figures["student"]["q_after_style"], abs=0.01)
 
 
 @pytest.mark.parametrize("flag, value", [

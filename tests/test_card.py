@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import card
 import conftest
 import eval as evaluation
 import stage1_grpo
@@ -16,6 +15,7 @@ import stage2_shape
 import stage3_kl
 import stage4_distill
 from engine.checkpoints import find_model
+from pages import card
 
 SHORT = ["--max-new-tokens", "16", "--max-steps", "1", "--seed", "0"]
 
@@ -118,7 +118,7 @@ def test_llama_cpps_converter_finds_its_tokens_and_template(chain, tmp_path):
     from transformers import AutoTokenizer
 
     from engine.checkpoints import save_model
-    from prepare import toy_model
+    from experiments.toy import toy_model
     tokenizer = AutoTokenizer.from_pretrained(chain / "student" / "model")
     tokenizer.chat_template = "{{ messages[0].content }}"
     save_model(toy_model(32, 1, 0), tokenizer, [tokenizer.eos_token_id], tmp_path / "model")

@@ -8,12 +8,12 @@ import pytest
 import torch
 from conftest import metrics, run
 
-import card
 import common
 import stage1_grpo
 import stage2_shape
 import stage3_kl
 import stage4_distill
+from pages import card
 from stage2_shape import auc, certify, implicit_reward, within_prompt_auc
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import common
 import eval as evaluation
-import prepare
+from experiments.toy import toy_model
 import stage1_grpo
 import stage4_distill
 from engine import checkpoints, models
@@ -108,7 +108,7 @@ def test_stored_buffers_are_read(toy, tmp_path, monkeypatch):
         self.register_buffer("scale", torch.ones(3))
 
     monkeypatch.setattr(attention, "__init__", with_buffer)
-    model = prepare.toy_model(64, 2, seed=0)
+    model = toy_model(64, 2, seed=0)
     model.model.layers[1].self_attn.scale.fill_(7.0)
     saved(model, tmp_path / "model", toy)
     checkpoints.find_model(tmp_path / "model")
@@ -125,7 +125,7 @@ def test_a_conversion_in_place_is_left_to_transformers(toy, tmp_path, monkeypatc
     from transformers.core_model_loading import Transpose, WeightConverter
     original = conversion_mapping.get_model_conversion_mapping
     rule = WeightConverter("self_attn.q_proj.weight", "self_attn.q_proj.weight", operations=[Transpose(0, 1)])
-    model_dir = saved(prepare.toy_model(64, 2, seed=0), tmp_path / "model", toy)
+    model_dir = saved(toy_model(64, 2, seed=0), tmp_path / "model", toy)
     for module in (conversion_mapping, transformers.modeling_utils):
         monkeypatch.setattr(module, "get_model_conversion_mapping", lambda model, *args, **kwargs: [rule, *original(model, *args, **kwargs)])
     expected = AutoModelForCausalLM.from_pretrained(model_dir)

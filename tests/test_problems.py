@@ -13,7 +13,7 @@ from conftest import metrics, run
 
 import common
 import eval as judge
-import prepare
+from experiments.toy import toy_tokenizer
 import stage1_grpo
 import stage2_shape
 import stage3_kl
@@ -270,7 +270,7 @@ def prompt_of(tokenizer, **changes) -> str:
 
 
 def test_instruction_with_and_without_a_template(sentence):
-    tokenizer = prepare.toy_tokenizer()
+    tokenizer = toy_tokenizer()
     tokenizer.backend_tokenizer.pre_tokenizer = __import__("tokenizers").pre_tokenizers.Split(__import__("tokenizers").Regex(r"\n"), "removed")
     tokenizer.backend_tokenizer.add_tokens(["12", "34", "="])
     assert prompt_of(tokenizer) == "12", "a base model's default: the text alone"
@@ -282,7 +282,7 @@ def test_instruction_with_and_without_a_template(sentence):
 
 @pytest.mark.parametrize("call", ['strftime_now("%d%m%Y")', "strftime_now( '%d%m%Y' )"])
 def test_a_template_is_told_the_same_date_every_day(call):
-    tokenizer = prepare.toy_tokenizer()
+    tokenizer = toy_tokenizer()
     tokenizer.chat_template = "{% set today = " + call + " if strftime_now is defined %}{{ today }}={{ messages[0].content[:2] }}="
     assert prompt_of(tokenizer) == "01012025=12=" and call in tokenizer.chat_template, "a model is saved with its own template"
 
@@ -298,7 +298,7 @@ def test_the_context_under_the_name_that_the_class_has_for_it(toy, tmp_path, sen
     import transformers
     config = transformers.GPT2Config(vocab_size=15, n_embd=8, n_layer=1, n_head=1, n_positions=40, eos_token_id=1, bos_token_id=None)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gpt2")
-    prepare.toy_tokenizer().save_pretrained(tmp_path / "gpt2")
+    toy_tokenizer().save_pretrained(tmp_path / "gpt2")
     flags = ["--model", tmp_path / "gpt2", "--problems", toy / "few_test.jsonl", "--samples", 1, "--num-problems", 1, "--out", tmp_path / "out"]
     assert "exceed the 40 tokens of context" in sentence(run, judge, *flags, "--max-new-tokens", 39)
     run(judge, *flags)

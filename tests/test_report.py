@@ -10,6 +10,8 @@ from forks import ROOT
 
 import report
 import stage2_shape
+from pages import run as run_page, table as table_page
+from pages.parts import LINES
 
 pytestmark = pytest.mark.pages
 
@@ -60,7 +62,7 @@ def table(tmp_path):
     write_run(first / "teacher", "stage1_grpo.py", steps(2, **lengths))
     shape = write_run(first / "shape", "stage2_shape.py", [], certificate={
         **stage2_shape.certificate_of(rollouts(), argparse.Namespace(samples_per_prompt=4, min_auc=0.5)), "certified_on": "reference"})
-    report.write_rewards(shape, rollouts(), argparse.Namespace(decode=str), 4)
+    run_page.write_rewards(shape, rollouts(), argparse.Namespace(decode=str), 4)
     dense = {"prompt": "1=", "reward": 1.0, "tokens": ["<b>", "7"], "dense_rewards_nats": [-0.5, 1.25], "implicit_reward_nats": 0.75}
     (shape / "dense_rewards.jsonl").write_text(json.dumps(dense) + "\n")
     c2 = {"c2_reverse_kl_nats": 0.125, "c2_interval_nats": [0.1, 0.2], "c2_tokens": 9, "c2_prompts": 3, "forward_kl_on_teacher_rollouts_nats": 0.3}
@@ -80,7 +82,7 @@ def page_of(*flags):
 
 
 def test_table_page(table, capsys):
-    report.write_table_figure(table)
+    table_page.write_table_figure(table)
     page = page_of(table)
     assert "avg@4" in (table / "figure.svg").read_text() and (table / "figure.svg").read_text().startswith("<svg")
     assert "It holds." in page and "[0.890, 0.910]" in page and "seed0/direct/report.html" in page
@@ -127,7 +129,7 @@ def test_a_teacher_without_reward_has_a_page(table):
     """R is 0 everywhere, and no prompt has both outcomes."""
     shape = table / "seed0" / "shape"
     rows = [row | {"implicit_reward_nats": 0.0, "reward": 0.0} for row in rollouts()]
-    report.write_rewards(shape, rows, argparse.Namespace(decode=str), 4)
+    run_page.write_rewards(shape, rows, argparse.Namespace(decode=str), 4)
     certificate = stage2_shape.certificate_of(rows, argparse.Namespace(samples_per_prompt=4, min_auc=0.5))
     (shape / "certificate.json").write_text(json.dumps(certificate))
     assert "All completions: AUC –" in page_of(shape) and "not defined" in page_of(table)
@@ -139,14 +141,14 @@ def test_dense_rewards_are_shown_token_by_token(table):
 
 
 def test_seconds_are_shared_out_over_the_phases(table):
-    assert report.seconds_by_phase(table / "seed0" / "direct") == {"sampling": 6.0, "scoring and update": 4.0, "measuring C2": 0.0}
-    assert report.seconds_by_phase(table / "seed0" / "shape")["stage 2: sampling and scoring"] == 10.0
+    assert table_page.seconds_by_phase(table / "seed0" / "direct") == {"sampling": 6.0, "scoring and update": 4.0, "measuring C2": 0.0}
+    assert table_page.seconds_by_phase(table / "seed0" / "shape")["stage 2: sampling and scoring"] == 10.0
 
 
 def test_no_label_of_a_curve_lies_on_another():
     placed = []
     for x in (1.0, 1.0, 1.2, 1.0, 5.0):
-        placed.append((x, x + 1, report.free_height(0.0, x, x + 1, placed)))
+        placed.append((x, x + 1, table_page.free_height(0.0, x, x + 1, placed)))
     assert all(abs(one[2] - other[2]) > 0.06 for i, one in enumerate(placed[:4]) for other in placed[:i]) and placed[4][2] == placed[0][2] < 0.05
     assert all(0 <= height <= 1 for *_, height in placed)
 
@@ -180,7 +182,7 @@ def test_several_runs_share_a_page(table, tmp_path, monkeypatch):
     panels = re.findall(r'aria-label="([^"(]*?) ?\(', page)
     assert panels == ["Held-out accuracy", "Mean reward of the rollouts", "Entropy, estimated"]
     reward = page.split('aria-label="Mean reward')[1].split("</svg>")[0].lower()
-    assert report.LINES[0][0] in reward and report.LINES[1][0] in reward and report.LINES[2][0] not in reward
+    assert LINES[0][0] in reward and LINES[1][0] in reward and LINES[2][0] not in reward
     monkeypatch.chdir(tmp_path)
     report.main(report.parse_args([str(run) for run in runs]))
     assert (tmp_path / "report.html").is_file()

@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eval as judge
 import prepare
-import report
 import reproduce
 import stage1_grpo
 import stage2_shape
 import stage3_kl
 import stage4_distill
+from pages import run as run_page
 from tables import SCALES, TABLES, Table, budgets
 
 
@@ -150,7 +150,7 @@ def test_a_small_table_is_made_goes_on_where_it_stopped_and_shares_its_runs(tmp_
         return run_here(directory, command)
 
     monkeypatch.setattr(reproduce, "start", start)
-    monkeypatch.setattr(report, "write_run_page", lambda run: (run / "report.html").touch())
+    monkeypatch.setattr(run_page, "write_run_page", lambda run: (run / "report.html").touch())
     args = reproduce.parse_args(["labels", "--scale", "toy", "--out", str(tmp_path / "labels"), "--jobs", "2", "--results", str(tmp_path / "results")])
     scopes = reproduce.scopes_of(args, TABLES["labels"], SCALES["toy"])
     scopes[0].names = scopes[0].names[:4]
@@ -267,7 +267,7 @@ def test_a_table_is_not_written_over_another(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", list(TABLES))
 def test_a_table_is_written_where_nothing_was_evaluated_on_the_way(name):
-    totals = {key: 1.0 for key in report.TOTALS}
+    totals = {key: 1.0 for key in run_page.TOTALS}
     seeds = [{"seed": 0, "value": 0.5, "interval": [0.4, 0.6], "c1_passed": True, **totals}]
     rows = [{"row": row, "setting": None if row in TABLES[name].once else "one", "labels": 8, "metric": "avg@2", "mean": 0.5, "interval": None, "seeds": seeds}
             for row in TABLES[name].rows]

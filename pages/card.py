@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 
 from engine.files import read_json, read_jsonl, write_text
-from engine.pages import with_interval
 from engine.ranks import say
+from pages.parts import with_interval
 
 # ---------------------------------------------------------------- certificates in words
 
