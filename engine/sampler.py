@@ -47,6 +47,7 @@ from engine.attention import (
     NotPlain, agrees, attention_implementation, check_arguments, check_windows, configs_of, tell,
 )
 from engine.linears import packed_weights
+from engine.ranks import fail
 from engine.rollouts import Rollouts, pad, positions
 from engine.sharding import is_sharded
 
@@ -67,6 +68,9 @@ def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_
     -> Rollouts, B = len(prompts) * samples_per_prompt, with sampler_logprobs of the untruncated distribution.
     """
     device, num_rollouts = model.device, len(prompts) * samples_per_prompt
+    longest, asked = getattr(model, "longest_row", None), max(map(len, prompts), default=0) + max_new_tokens
+    if longest and asked > longest:                                 # load_model has set it
+        fail(f"prompt and completion may have {asked} tokens, and the model samples and scores alike up to {longest}")
     top_p, top_k = top_p or 1.0, top_k or 0                         # None is off too
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else "cpu"))
     prompt_ids, prompt_mask = (x.repeat_interleave(samples_per_prompt, 0) for x in pad(prompts, pad_id, device, True))

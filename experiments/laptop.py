@@ -40,7 +40,7 @@ from experiments.smollm2 import keep_layers, write_smollm2
 
 LAPTOP_INSTRUCTION = "Give the result as \\boxed{number}."
 SIZES = {"cold_start": 640, "sweep": 128, "sweep_heldout": 126}         # training problems that are not train.jsonl's
-EPOCHS, ROUND, MOST_ROUNDS, BATCH, SAVE_EVERY = 4, 10, 12, 16, 20       # ROUND and SAVE_EVERY in optimiser steps
+EPOCHS, ROUND, MOST_ROUNDS, BATCH = 4, 10, 12, 16                       # ROUND in optimiser steps
 # Layers that are kept; share of right answers that ends the skill; band of the share that works; rate of the skill.
 RULE = {"teacher": ([*range(30)], 0.35, (0.08, 0.15), 1e-4),
         "student": ([*range(24), 28, 29], 0.18, (0.01, 0.03), 2e-4)}
@@ -133,7 +133,7 @@ class Learner:
                 rounds.append({"steps": step, "worked_examples": share, "loss": sum(losses) / len(losses),
                                **self.measured()})
                 losses = []
-            if step % steps_of_round == 0 or step % SAVE_EVERY == 0 or asked_of_any_rank():
+            if step % steps_of_round == 0 or step % ROUND == 0 or asked_of_any_rank():
                 save_state(states, step, model, optimizer, {"rounds": rounds, "losses": losses})
                 leave_if_asked(self.args.out, f"saved after step {step} of the {self.name}'s {phase}")
         bar.close()

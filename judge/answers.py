@@ -21,10 +21,11 @@ from judge.boxes import NOT_SPACE, joint, last_boxes
 # ================================================================ reading
 
 SPECIAL = re.compile(  # special tokens: of a turn, a message, padding
-    r"<[|｜][^<>\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|unk|(?:start|end)_of_turn)>|\[/?INST\]", re.IGNORECASE
+    r"<[|｜][^<>\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|unk|(?:start|end)_of_turn)>|\[(?:/?INST|EOS|BOS|PAD)\]",
+    re.IGNORECASE,
 )
 THOUGHT_ENDS = re.compile(
-    r"</(?:seed:)?(?:think|thinking|thought|reason|reasoning|reflection)>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>"
+    r"[<\[◁]\|?/(?:seed:)?(?:think|thinking|thought|reason|reasoning|reflection)\|?[>\]▷]|<\|end_of_thought\|>"
     r"|assistantfinal|<\|channel\|>final<\|message\|>", re.IGNORECASE
 )
 TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
@@ -42,7 +43,9 @@ REMARK = re.compile(  # 5, because ...; 5 (since ...); 5. This is ...; 5 — the
     r"|(?:(?<=[0-9$)}*%])|(?<=[a-z]{3}))\.\**\s+(?=[A-Z])|\s+(?:—|--)\s+(?=[A-Za-z]{3})|\s*[✀-➿\U0001F300-\U0001FAFF]).*",
     re.IGNORECASE,
 )
-RETRACTS = re.compile(r"\b(?:wait|no|not|wrong|incorrect|actually|rather|instead|except|unless)\b", re.IGNORECASE)
+RETRACTS = re.compile(
+    r"\b(?:wait|no|not|wrong|incorrect|actually|rather|instead|except|unless|but|however)\b", re.IGNORECASE
+)
 
 
 def extract_answer(text: str) -> str | None:
@@ -62,7 +65,8 @@ def extract_answer(text: str) -> str | None:
 
 def split_thought(text: str) -> tuple[str, str]:
     """What stands before the last end of a thinking tag, and what after it; all is thought where there is none."""
-    ends = [match.end() for match in THOUGHT_ENDS.finditer(text)] if "/" in text or "final" in text or "|>" in text else []
+    may_end = "/" in text or "final" in text or "|>" in text  # most texts: no search
+    ends = [match.end() for match in THOUGHT_ENDS.finditer(text)] if may_end else []
     parts = (text[: ends[-1]], text[ends[-1] :]) if ends else (text, "")
     return tuple(SPECIAL.sub("\n", part) if "<" in part or "[" in part else part for part in parts)
 

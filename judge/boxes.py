@@ -38,8 +38,8 @@ MARK = re.compile(r"\s*(?:[-–—*+>•]\s|\(?(?:[0-9]{1,2}|[a-zA-J]|[ivx]+)[.)
 LIST = {", ", " and ", " or "}
 JOINTS = {word: joint for joint, words in {
     " and ": "and also as well along together with y et e und sowie и 和 与 及 以及",
-    " or ": "or else either oder ou o или 或 或者", " + ": "plus", " - ": "minus", r" \cdot ": "times",
-    r" \text{ to } ": "to through bis by versus vs between from",
+    " or ": "or else either maybe perhaps possibly oder ou o или 或 或者", " + ": "plus", " - ": "minus",
+    r" \cdot ": "times", r" \text{ to } ": "to through bis by versus vs between from",
 }.items() for word in words.split()}  # fmt: skip
 WORD = re.compile(r"(?<![\\\w])(?![ivx]+[.)])[^\W\d_]{2,}")
 NAME = r"[a-zA-Z](?:_\{?\w\}?)?"
@@ -50,38 +50,51 @@ LISTED = re.compile(  # 0.75 or \boxed{3/4}; x = 3 and x = \boxed{4}
     rf"(?:\A|[$(,:]|(?<!\\)\b[a-zA-Z]{{2,}}|(?<!\w)(?P<name>{NAME})\s*=)\s*(?P<item>{NUMBER})[\s$*)]*,?\s*"
     r"(?P<joint>and|or|&|und|oder|et|ou|和|或)[\s$*]*(?:(?P=name)\s*=[\s$]*)?\Z"
 )
-# What words deny before a box, in the languages that models write most: closed classes, the negations and comparisons.
-DENYING = """not never cannot neither nor except excluding unlike impossible than plus minus times negative over under above
-below beyond nearly almost twice double triple nicht kein keine pas non no não nie niet inte ikke не нет tidak bukan""".split()
-FILLERS = """be equal to the a an actually really simply just necessarily longer of but is was answer choice option result
-value es est ist ser é è""".split()
+# What words deny before a box, in the languages that models write most: the negations and comparisons.
+DENYING = """not never cannot neither nor except excluding unlike impossible than plus minus times negative over under
+above below beyond nearly almost twice double triple nicht kein keine pas non no não nie niet inte ikke не нет tidak
+bukan""".split()
+FILLERS = """be equal to the a an actually really simply just necessarily longer of but is was answer choice option
+result value es est ist ser é è""".split()
+COMPARED = r"""no longer|instead of|up to|(?<![a-z] )at (?:least|most)|(?:all|any\w*|every\w*) but|mindestens|höchstens
+|wrong|incorrect|false|mistaken|(?:square|cube|root|reciprocal|inverse|opposite|FRACTION) of
+|(?:mehr|weniger|m[áa]s|menos|mais|plus|moins|pi[ùu]|meno|больше|более|меньше|менее) ?(?:als|de|que|di|чем)?"""
 DENIED = re.compile(
-    rf"(?:\b(?:{'|'.join(DENYING)}|no longer|instead of|up to|at (?:least|most)|(?:all|any\w*|every\w*) but|wrong|incorrect|false|"
-    rf"mistaken|(?:square|cube|root|reciprocal|inverse|opposite|{FRACTION}) of|(?:mehr|weniger|m[áa]s|menos|mais|plus|moins|"
-    r"pi[ùu]|meno|больше|более|меньше|менее) ?(?:als|de|que|di|чем)?|mindestens|höchstens)|n['’]t|[不非没無无]|[大小多少]于|超过|[至最][多少])"
+    rf"(?:\b(?:{'|'.join(DENYING)}|{COMPARED.replace(chr(10), '').replace('FRACTION', FRACTION)})"
+    r"|n['’]t|[不非没無无]|[大小多少]于|超过|[至最][多少])"
     rf"(?:[\s*$]+(?:{'|'.join(FILLERS)})|[是为到])*[\s$*~({{\\}})_]*\Z", re.IGNORECASE
 )  # fmt: skip
 CAREFUL = {*DENYING, *FILLERS, *JOINTS, *"least most als de que di wrong incorrect false".split()} - {"is"}
-WRONG_IS = re.compile(r"(?:wrong|incorrect|false|not|n['’]t)[^.;:!?\n]{0,20}\bis[\s$*]*\Z", re.IGNORECASE)
+WRONG_IS = re.compile(r"(?:\b(?:wrong|incorrect|false|not)|n['’]t)\b[^.;:!?\n]{0,20}\bis[\s$*]*\Z", re.IGNORECASE)
+IS = r"(?:is|was|are|were|would be|seems|looks|['’]s)"
+NOT = r"(?:n['’]t|\s+not)"
+CORRECTED = re.compile(  # 5. Actually no, ...; is it 5? No.
+    r"[^\n]*?(?:\?\s*No\b|\b(?:wait|actually|oops|hmm|oh|but|hold on)\b[^\n]*?"
+    r"(?:\b(?:no|not|wrong|incorrect|mistake|should)\b|n['’]t))", re.IGNORECASE
+)  # fmt: skip
 REFUTED = re.compile(
-    r"[ $*)}\\\]]*(?:text\{)?(?:is|was|are|were|would be)(?:n['’]t|\s+not)\b"
-    r"|[\s$*)}\\\]]*(?:text\{)?[.,!]?\s*(?:(?:wait|no|but|hmm)[,.]?\s+)*(?:(?:which|this|that|it)\b\s*)?(?:"
-    r"(?:is|was|are|were|would be|['’]s)(?:n['’]t|\s+not)\s+(?:the|an?|correct|right|valid|possible|it|our|what|true)\b|(?:is|was|are|were|would be|seems|looks|['’]s)\s+(?:\w+ly\s+)?"
-    r"(?:wrong|incorrect|false|invalid|impossible|too)\b|(?:does(?:n['’]t|\s+not)|cannot|can['’]t)\b|fails\b)"
-    r"|\s*\((?:wrong|incorrect|invalid|rejected|extraneous|no)\b"
-    rf"|[\s$]*,?\s*(?:(?:or|and) (?:more|less|fewer|greater|higher|lower|up|above|below|over)\b|(?:more|less) than\b"
+    rf"[ $*)}}\\\]]*(?:text\{{)?{IS}{NOT}\b|\s*\((?:wrong|incorrect|invalid|rejected|extraneous|no)\b"
+    r"|[\s$*)}\\\]]*(?:text\{)?[.,!]?\s*(?:(?:wait|no|but|hmm)[,.]?\s+)*(?:(?:which|this|that|it)\b\s*)?"
+    rf"(?:{IS}{NOT}\s+(?:the|an?|correct|right|valid|possible|it|our|what|true)\b|(?:does{NOT}|cannot|can['’]t|fails)\b"
+    rf"|{IS}\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|invalid|impossible|too)\b)"
+    rf"|[\s$]*,?\s*(?:(?:or|and) (?:more|less|fewer|greater|higher|lower|up|above|below|over)\b"
     rf"|(?:,|or\b|and\b|to\b|through\b)[\s$]+(?-i:{NUMBER})(?=[\s$.]*(?:\Z|[.,;$\n])))", re.IGNORECASE
 )  # fmt: skip
 OPTION = re.compile(r"(?:\\\w+\{)*\([A-J]\)\}*")
-# What may stand behind a box: what changes it, which is read with it; a unit; or the words that a sentence goes on with.
-BEHIND = {*SCALES, *FRACTIONS, *UNITS, *"per square cubic squared cubed a.m p.m am pm / ° %".split()} - {"in", "second", "long", "old"}
-UNIT = re.compile(rf"(?:[ \t$*{{}}~]|\\(?:text|mathrm)\s*\{{|\\[,;:! ])*(and (?:(?:an?|one|two|three|[0-9]) )?(?:{FRACTION})|per ?cent|"
-                  r"[ap]\.m(?=\.)|[^\W\d_]+|[/°%]|\^\{?-?[1-9]\}?)")  # fmt: skip
-GOES_ON = set("""is are was were be as in for of to from on at by each when where which who that with because since so then
-if after has have had can could will would must should may might it they he she we this these there here such and but
-gives left more total altogether remaining indeed exactly only also both respectively the a an units long old wide tall high
-deep away apart minimum maximum different distinct possible works out until before while within through correct right too
-です である 입니다 이다""".split())
+# What may stand behind a box: a part of the number, which is read with it, or words that a sentence goes on with.
+BEHIND = {*SCALES, *FRACTIONS, *UNITS, *"per square cubic squared cubed a.m p.m am pm / ° %".split()}
+BEHIND -= {"in", "second", "long", "old"}  # which mostly say something else
+UNIT = re.compile(
+    r"(?:[ \t$*{}~]|\\(?:text|mathrm)\s*\{|\\[,;:! ])*"
+    rf"(and (?:(?:an?|one|two|three|[0-9]) )?(?:{FRACTION})|per ?cent|[ap]\.m(?=\.)"
+    r"|[^\W\d_]+(?:-[^\W\d_]+)*|[/°%]|\^\{?-?[1-9]\}?)"
+)
+GOES_ON = set("""is are was were be as in for of to from on at by each when where which who that with because since
+so then if after has have had can could will would must should chance may might it they he she we this these there
+here such and but gives left more total altogether remaining indeed exactly only also both respectively the a an
+units long old wide tall high deep away apart off minimum maximum different distinct possible works out until
+before while within through correct right too です である 입니다 이다""".split())
+ENDED = re.compile(r"[,;:][ $*)]*\Z")
 HAS_UNIT = re.compile(r"\\(?:text|math|mbox|circ|[%$])|(?<![\\a-zA-Z])[a-zA-Z]{2,}|[°%]")
 
 
@@ -186,7 +199,7 @@ def before(text: str, limit: int, box: Box) -> str | None:
 def after(text: str, end: int) -> tuple[str | None, str]:
     """What of a formula stands behind its box, and the unit or scale after it; None where words deny it."""
     window = text[end : end + REACH]
-    if REFUTED.match(window):
+    if REFUTED.match(window) or CORRECTED.match(window):
         return None, ""
     edge = END.search(window)
     place = edge.start() if edge else len(window)
@@ -198,10 +211,10 @@ def after(text: str, end: int) -> tuple[str | None, str]:
     while (word := UNIT.match(window, place)) and is_part(word[1]):
         words.append(word[1])
         place = word.end()
-    ended = place and window[:place].rstrip(" $*)")[-1:] in (",", ";", ":")
-    if word and not words and not ended and not goes_on(word[1], UNIT.match(window, word.end())):
+    ended = ENDED.search(window[:place]) or window[place:].lstrip().startswith(("$$", r"\]"))
+    if words and word and word[1].lower() in ("below", "above"):
         return None, ""
-    if words and word and word[1].lower() in ("below", "above", "less", "off"):
+    if not words and not ended and not goes_on(window, place):
         return None, ""
     return piece, rf"\text{{ {' '.join(words)}}}" if words else ""
 
@@ -211,8 +224,13 @@ def is_part(word: str) -> bool:
     return word in BEHIND or word.lower() in BEHIND or word[0] == "^" or word[:4] == "and " or word == "per cent"
 
 
-def goes_on(word: str, following: re.Match | None) -> bool:
-    """May a sentence go on with this word behind its number?  An unknown one may deny or multiply it."""
-    known = word in GOES_ON or is_noun(word) or unit_of(word) is not None
-    adjective = word.isascii() and word.lower() not in DENYING and following and is_noun(following[1])
-    return known or bool(adjective)
+def goes_on(text: str, place: int) -> bool:
+    """May a sentence go on with the words there behind its number?  An unknown one may deny or multiply it."""
+    words = []
+    while len(words) < 4 and (word := UNIT.match(text, place)):
+        words.append(word[1])
+        place = word.end()
+    if not words or words[0] in GOES_ON or is_noun(words[0]) or unit_of(words[0]) is not None:
+        return True
+    known = [i for i, word in enumerate(words[1:], 1) if is_noun(word) or len(word) > 3 and word in GOES_ON]
+    return bool(known) and all(word.isascii() and word.lower() not in DENYING for word in words[: known[0]])

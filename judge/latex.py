@@ -97,6 +97,9 @@ TOKEN = re.compile(
     r"|(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
     r"|(?P<word>[a-zA-Z]*[^\W\d_a-zA-Z][^\W\d_]*)|(?P<letters>[a-zA-Z]+)|(?P<symbol><=|>=|!=|\*\*|\S))\s*"
 )
+ONLY_WORDS = re.compile(  # no, red, an ellipse; red, blue
+    r"[{\s]*(?:[nN]o|[a-zA-Z]{3}|[a-zA-Z\s]*[a-zA-Z]{4}[a-zA-Z\s,]*|[a-zA-Z]{3,}(?:,\s*[a-zA-Z]{3,})*)[}\s]*"
+)
 PARTNERS = {
     "(": (")", "]"), "[": (")", "]"), "{": ("}",), r"\{": (r"\}",), r"\lfloor": (r"\rfloor",), r"\lceil": (r"\rceil",),
     r"\langle": (r"\rangle",), r"\lvert": (r"\rvert",),
@@ -117,11 +120,13 @@ WORDS = {  # what plain letters mean; other runs of letters are words where long
     "and": "'and", "or": "'or", "sqrt": r"\sqrt", "pi": r"\pi", "infinity": r"\infty", "infty": r"\infty",
     "inf": r"\infty", "oo": r"\infty", "percent": "%", "pct": "%", "degrees": "°", "degree": "°", "deg": "°",
     "theta": r"\theta", "union": r"\cup", "not": "'not", "for": "'for",
+    **dict.fromkeys(("und", "et", "и"), "'and"), **dict.fromkeys(("oder", "ou", "или"), "'or"),
 }  # fmt: skip
 FUNCTIONS = {
     "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc,
     "arcsin": sympy.asin, "arccos": sympy.acos, "arctan": sympy.atan, "sinh": sympy.sinh, "cosh": sympy.cosh,
-    "tanh": sympy.tanh, "arccot": sympy.acot, "arcsec": sympy.asec, "arccsc": sympy.acsc, "cis": lambda x: sympy.cos(x) + sympy.I * sympy.sin(x), "ln": sympy.log,
+    "tanh": sympy.tanh, "arccot": sympy.acot, "arcsec": sympy.asec, "arccsc": sympy.acsc, "ln": sympy.log,
+    "cis": lambda x: sympy.cos(x) + sympy.I * sympy.sin(x),
     "exp": lambda x: power(sympy.E, x), "log": lambda x: sympy.log(x, 10), "lg": lambda x: sympy.log(x, 10),
 }  # fmt: skip
 CONSTANTS = {"e": sympy.E, "i": sympy.I, r"\pi": sympy.pi, r"\infty": sympy.oo, "°": sympy.Symbol("°")}
@@ -130,7 +135,7 @@ GREEK = {"\\" + letter for letter in """alpha beta gamma delta epsilon varepsilo
 mu nu xi rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell""".split()}
 NAME = re.compile(
     r"(?:'\w+)+|[a-df-hj-zA-Z](?:_(?:\w|\{[\w,]+\}))?|[f-hp-rF-HP-TV](?:(?:\^\{-1\}|_\w)?\(-?\w+\))"
-    r"|P\([^()=]*\)|\\(?:det|dim|deg|gcd|max|min|Pr)\(?[\w,]+\)?|[a-z](?::[a-z])+|\((?:\\?[a-z]+,)+\\?[a-z]+\)"
+    r"|P\([^()=]*\)|\\(?:det|dim|deg|gcd|max|min|Pr)\(?[\w,]+\)?|[a-zA-Z]{1,2}(?::[a-zA-Z]{1,2})+|\((?:\\?[a-z]+,)+\\?[a-z]+\)"
     r"|(?:m?\\angle)?[A-Z]{1,4}|\[[A-Z]{3,4}\]|\\lvert[A-Z]{1,2}\\rvert|\\overline\{[A-Z]{2}\}|\\vec\{?\w{1,2}\}?|"
     + "|".join(map(re.escape, sorted(GREEK, reverse=True)))
 )
@@ -141,13 +146,16 @@ NUMERAL_IN_BASE = re.compile(
     r"(-?)(?:\\overline)?[({]?'?([0-9A-Fa-f]*(?:[0-9]|[A-F]|[a-f]{2})[0-9A-Fa-f]*)[)}]?"
     r"(?:_|(?=\(?(?:'in)?'base))(?:[{(]|'in|'?base)*'?(\w+)[)}]*", re.ASCII
 )  # fmt: skip
-SUM = re.compile(r"(?:[a-z]\+)+[a-z]")  # m + n = 70 names its value, too
+SUM = re.compile(r"(?:[a-z]\+)+[a-z]")  # x + y = 70 names its value, too
 UNIT = re.compile(r"(?: '\S+(?: \^ (?:\{ )?(?:- )?[1-9](?: \})?)?| %| /(?= ')| \\cdot(?= '))+$")
 BASES = {**NUMBERS, "hex": 16, "binary": 2, "octal": 8}
 COMPOUND = re.compile(r"([0-9.]+) '(\S+)(?: 'and| ,)* ([0-9.]+) '(\S+)")
 MIXED = re.compile(
     r"(?P<sign>(?:- )?)(?P<whole>[1-9][0-9]*) 'and (?P<frac>\\frac )?"
     r"(?P<top>[1-9][0-9]*)(?(frac) | / )(?P<bottom>[1-9][0-9]*)(?P<words>(?: '\S+| %)*)"
+)
+MIXED_FRACTION = re.compile(
+    r"(?P<top>[0-9]+) / (?P<bottom>[0-9]+)(?!\S)|\\frac \{ (?P<top2>[0-9]+) \} \{ (?P<bottom2>[0-9]+) \}"
 )
 BRACED = re.compile(r"(?<!\S)\{ (\S+) \}(?!\S)")  # a group of one token
 RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in"}
@@ -156,8 +164,7 @@ RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in"}
 def tokenise(text: str) -> Tokens:
     """Numerals, letters, commands, signs and 'words (with a leading '); brackets must balance, and not too deep."""
     tokens, stack, position = deque(), [], 0
-    only_words = re.fullmatch(r"[{\s]*(?:[nN]o|[a-zA-Z]{3}|[a-zA-Z\s]*[a-zA-Z]{4}[a-zA-Z\s,]*|[a-zA-Z]{3,}(?:,\s*[a-zA-Z]{3,})*)"
-                              r"[}\s]*", text) is not None  # fmt: skip
+    only_words = ONLY_WORDS.fullmatch(text) is not None
     is_prose = re.match(r"\s*(?:[a-zA-Z]{2,} +[a-zA-Z]{4}|[a-zA-Z]{3,} +[0-9])", text) is not None
     while position < len(text):
         match = TOKEN.match(text, position)
@@ -166,15 +173,13 @@ def tokenise(text: str) -> Tokens:
         if kind == "text":
             stack.append("text")
         elif kind == "word":
-            tokens.append("'" + token)
+            tokens.append(WORDS.get(token, "'" + token))
         elif kind == "letters":
             spaced = text[match.start(kind) - 1] in " \t\n("
             in_text = only_words or "text" in stack or (is_prose and not tokens)
             tokens.extend(split_letters(token, in_text, tokens, spaced))
         elif token == "}" and stack and stack[-1] == "text":
             stack.pop()
-        elif token[0] == "\\" and token[1:-1] in FUNCTIONS and token[1:] not in FUNCTIONS:  # \sinx
-            tokens.extend((token[:-1], token[-1]))
         elif token:
             tokens.append(balance(token, stack))
         if len(tokens) > MAX_TOKENS or len(stack) > MAX_DEPTH:
@@ -200,8 +205,6 @@ def split_letters(run: str, in_text: bool, before: Tokens, spaced: bool) -> list
     unit = before and run.lower() in PRODUCTS and before[-1][-1] in DIGITS
     if in_text or known or spaced and before and (unit or len(run) > 3 or before[-1][0] == "'"):
         return ["'" + run]
-    if run[:-1] in FUNCTIONS:
-        return ["\\" + run[:-1], run[-1]]
     return list(run)
 
 
@@ -301,16 +304,13 @@ def align(row: list[str]) -> list[str]:
 
 def read_list(tokens: list[str]):
     """One value, or a Bag of several: "12 and 14", "1, -2", "x = 3 or x = 4", "1 \\pm \\sqrt 2"; or sets joined."""
-    choices, _ = split(tokens, {"'or"})
-    if len(choices) > 1 and all(choice.count("=") > 1 for choice in choices):  # x = 1, y = 2 or x = 3, y = 4
-        return Bag(tuple(map(read_statement, choices)))
     pieces, separators = split(tokens, {",", "'and", "'or"})
     while len(pieces) > 1 and separators[-1] == "," and pieces[-1] and is_silent(pieces[-1]):
         pieces.pop(), separators.pop()  # 72, in total
     for i, (piece, separator) in enumerate(zip(pieces, separators, strict=False)):
         if not piece and (i == 0 or separator == ","):  # nothing may stand in ", and" and at the end only
             raise Unreadable("a comma after nothing")
-    values = [value for piece in distribute(pieces) if piece for value in read_item(piece)]
+    values = [value for piece in pieces if piece for value in read_item(piece)]
     if not values:
         raise Unreadable("nothing there")
     if "'or" in separators and all(isinstance(value, Text) or re.fullmatch("[A-J]", str(value)) for value in values):
@@ -331,18 +331,8 @@ def is_silent(tokens: list[str]) -> bool:
     return all(token[0] == "'" for token in tokens) and read_units(" ".join(tokens)) == ((), ())
 
 
-def distribute(pieces: list[list[str]]) -> list[list[str]]:
-    r"""x \ne 1, 2 says x \ne of both."""
-    if r"\ne" not in pieces[0]:
-        return pieces
-    lead = pieces[0][: pieces[0].index(r"\ne") + 1]
-    return [piece if not piece or RELATIONS & set(piece) else lead + piece for piece in pieces]
-
-
 def join_ranges(values: list, separators: list[str], excludes: bool):
     """x > 2 and x < 7, x < 2 or x > 7; a comma is "and" where that leaves anything, else "or"."""
-    if len({variable(value) for value in values} - {None}) > 1:
-        return Bag(tuple(values))
     if {"'and", "'or"} <= set(separators) or excludes and "'or" in separators:
         raise Unreadable("which of them hold together?")
     both = [] if "'or" in separators else combine(values, [r"\cap"] * (len(values) - 1))
@@ -434,7 +424,7 @@ def read_side(tokens: list[str]):
 
 def denies(tokens: list[str]) -> bool:
     """Does one of the words say more than a name: not x, at least f(2)?"""
-    return any(token[0] == "'" and token[1:].lower() in NO_NAMES for token in tokens)
+    return any(token in (r"\not", r"\neg") or token[0] == "'" and token[1:].lower() in NO_NAMES for token in tokens)
 
 
 def read_left(tokens: list[str]):
@@ -731,7 +721,6 @@ ATOMS = {
     r"\lceil": lambda tokens: sympy.ceiling(read_group(tokens, r"\rceil")),
     r"\frac": lambda tokens: limited(read_argument(tokens) / read_argument(tokens)),
     r"\binom": lambda tokens: binomial(read_argument(tokens), read_argument(tokens)),
-    r"\det": lambda tokens: determinant(read_atom(tokens)),
     r"\sqrt": lambda tokens: read_root(tokens),
 }
 
@@ -752,28 +741,16 @@ def read_number(numeral: str, tokens: Tokens):
         if opening + closing != "{}":
             raise Unreadable("what repeats?")
         return value + number(digits) / (10 ** len(numeral.partition(".")[2]) * (10 ** len(digits) - 1))
-    fraction = read_mixed(tokens) if numeral.isdigit() else None
+    if numeral.isdigit() and (fraction := MIXED_FRACTION.match(" ".join(list(tokens)[:9]))):
+        top, bottom = (int(fraction[name] or fraction[name + "2"]) for name in ("top", "bottom"))
+        for _ in fraction[0].split():
+            tokens.popleft()
+        if top >= bottom:
+            raise Unreadable("a mixed number or a product?")
+        value += sympy.Rational(top, bottom)
     if tokens and tokens[0][0] in DIGITS:
         raise Unreadable("two numbers side by side")
-    return value if fraction is None else value + fraction
-
-
-def read_mixed(tokens: Tokens):
-    """The proper fraction that follows an integer at once; None if none does."""
-    rest = deque(tokens)
-    if len(rest) > 2 and rest[0].isdigit() and rest[1] == "/" and rest[2].isdigit():
-        top, _, bottom = (rest.popleft() for _ in range(3))
-    elif rest and rest.popleft() == r"\frac":
-        top, bottom = (str(read_argument(rest)) for _ in range(2))
-    else:
-        return None
-    if not (top.isdigit() and bottom.isdigit()):
-        return None
-    if int(top) >= int(bottom):
-        raise Unreadable("a mixed number or a product?")
-    tokens.clear()
-    tokens.extend(rest)
-    return sympy.Rational(int(top), int(bottom))
+    return value
 
 
 def read_root(tokens: Tokens):

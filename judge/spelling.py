@@ -11,7 +11,8 @@ UNICODE = {
     **dict.fromkeys("÷∕⁄", "/"), "∞": r"\infty ", "±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ", "∈": r"\in ", "≠": r"\ne ",
     "∩": r"\cap ", "∖": r"\setminus ", "≡": r"\equiv ", "∣": r"\mid ", **dict.fromkeys("…⋯", r"\dots "),
     "∛": r"\sqrt[3]", "∠": r"\angle ", "∅": r"\emptyset ", "⟨": r"\langle ", "⟩": r"\rangle ",
-    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "£": r"\pounds ", "¢": r"\text{ cents}", "‰": r"\text{ permille}", "约": r"\approx ", "′": "'", "″": "''", "∀": r"\forall ",
+    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "£": r"\pounds ",
+    "¢": r"\text{ cents}", "‰": r"\text{ permille}", "约": r"\approx ", "′": "'", "″": "''", "∀": r"\forall ",
     **{letter: rf"\mathbb{{{normalize('NFKC', letter)}}}" for letter in "ℝℤℕℚℂ"},
     **dict.fromkeys("、；", ","), "٫": ".", "٬": ",", "和": r"\text{ and }", "或": r"\text{ or }",
     **dict.fromkeys("\"“”\u200b\ufeff。", ""), **dict.fromkeys("\xa0\u202f\u2009", " "),
@@ -48,19 +49,23 @@ MONEY_SCALES = {"K": "thousand", "M": "million", "B": "billion"}  # $80k
 
 REWRITES = compiled(
     # what only changes the looks
+    (r"\\left\s*\\(?:\{|lbrace(?![a-z]))\s*(\\begin\{(\w+)\}.*?\\end\{\2\})\s*\\right\s*\.", r"\1"),
     (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*(?:\.(?![0-9]))?", " "),
     (r"\\(?:displaystyle|textstyle|scriptstyle|limits|boxed|fbox|underline|boldsymbol|bm|pmb)(?![a-zA-Z])", " "),
     (r"\\(?:q?quad|normalsize|small|[lL]arge|LARGE|[hH]uge|bf|rm|it)(?![a-zA-Z])", " "),
     (r"\\(?:(?:text)?color(?:box)?(?:\[\w+\])?|[hv]space\*?|[hv]?phantom|tag\*?|label)\s*\{[^{}]*\}", " "),
-    (r"\\(?:checkmark|blacksquare|square|Box|qed|therefore|implies|Rightarrow)(?![a-zA-Z])|(?:\\\\|[✀-➿\U0001F300-\U0001FAFF]|\s)+$", ""),
-    (r"^\s*\*\*(.*)\*\*[\s.]*$|``?([^`']*)''?|[\"]", r"\1\2"),
+    (r"\\(?:checkmark|blacksquare|square|Box|qed|therefore|implies|Rightarrow)(?![a-zA-Z])"
+     r"|(?:\\\\|[✀-➿\U0001F300-\U0001FAFF]|\s)+$", ""),
+    (r"^\s*([*_`'\"]{1,3})(.*)\1[\s.]*$", r"\2"),
+    (r"``?([^`']*)''?|[\"]", r"\1"),
     # thousands: 1{,}000, 10,\!080, 13\,535 and 13 535; 58,\,500 is as good as 58,500, but 58, 500 is a list
     (r"\\(?:text|mathord|mathpunct)\s*(?=\{,\})", ""),
     (r"(?<=[0-9]),\\,(?=[0-9]{3}(?![0-9]))", ","),
     (r"(?<=[0-9])(?:\{,\}(?:\\!)?|,?\s*\\!|(?<!,)(?:\\[,;:]|\\thinspace|~))\s*(?=[0-9]{3}(?![0-9]))", ""),
-    (r"(?<![0-9.])([0-9]{1,3})((?: [0-9]{3})+)(?![0-9/]|\.[0-9]*\s|\s*\\frac)", lambda number: number[0].replace(" ", "")),
+    (r"(?<![0-9.])([0-9]{1,3})((?: [0-9]{3})+)(?![0-9/]|\.[0-9]*\s|\s*\\frac)",
+     lambda number: number[0].replace(" ", "")),
     (r"(\\?\$\s*[0-9.,]+)\s?([kKMB])(?![a-zA-Z])", lambda m: m[1] + rf"\text{{ {MONEY_SCALES[m[2].upper()]}}}"),
-    (r"(?<![a-zA-Z])US(?:D(?![a-zA-Z])|\s*\\?\$)", r"\\$"),
+    (r"(?<![a-zA-Z])(?:USD(?![a-zA-Z])|(?:US|HK|NT|[ACR])\s*\\?\$)", r"\\$"),
     (r"^\s*(?:Rs|INR)\b\.?\s*(?=[0-9])", r"\\text{rupee }"),
     # spacing (but not \\ and a space, which end a matrix's row), dollars and \( \) \[ \]
     (r"(?<!\\)(?:\$|\\[,;:!()\[\] ])|~", " "),
@@ -86,12 +91,13 @@ REWRITES = compiled(
     (r"(?<=\.)([0-9]*)\(([0-9]+)\)(?![0-9])", r"\1\\overline{\2}"),
     (r"(?<=\.)([0-9]*?)([0-9]+?)(\2{2,}|(?<=[0-9]{2})\2)(?:\.\.\.|\\[lc]?dots)", r"\1\\overline{\2}"),
     (r"\+/-", r"\\pm "),
-    (r"(?<=,)\s*\.\.\.(?=\s*,|\s*$)|(?<=\+)\s*\.\.\.(?=\s*\+|\s*$)", r"\\dots "),
+    (r"(?<=,)\s*\.\.\.(?=\s*,|\s*$|\s*\\\})|(?<=\+)\s*\.\.\.(?=\s*\+|\s*$)", r"\\dots "),
     (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*(?:\\circ|o)\s*\}|[°o](?![a-zA-Z]))|\\(?:text)?deg(?:ree)?(?![a-zA-Z])", "°"),
     (r"°\s*([0-9]+)\s*'(?!')(?:\s*([0-9]+)\s*'')?|°\s*([0-9]+)\s*\^\s*\{?\s*\\prime\s*\}?",
      lambda m: f" + ({m[1] or m[3]} + {m[2] or 0}/60)/60°"),
     (r"°\s*(?:\\(?:text|mathrm)\s*\{\s*C\s*\}|C(?![a-zA-Z]))", r"°\\text{ celsius}"),
     (r"°\s*(?:\\(?:text|mathrm)\s*\{\s*F\s*\}|F(?![a-zA-Z]))", r"°\\text{ fahrenheit}"),
+    (rf"{REALS}\s*\^\s*(?:\+|\{{\s*\+\s*\}})", r"(0,\\infty)"),
     (REALS, r"(-\\infty,\\infty)"),
     (r"(?<=\\infty\))\s*(?:-|/|\\backslash(?![a-z]))\s*(?=\\\{)", r"\\setminus "),
     # ]2,5[ and [2,5[: brackets that look away
@@ -113,8 +119,8 @@ REWRITES = compiled(
     (r"(?<=[\w)}])\s*(\\text\s*\{)?\s*(?:,\s*not\s[^()\w]*(?:[0-9][^(),}]*|[A-J])|\(\s*(\\text\s*\{\s*)?not\s[^()\w]*"
      r"(?:[0-9][^()]*|[A-J])(?(2)\}?)\))(?(1)\s*\})(?=[\s.}]*$)", ""),
     # "The answer is", abbreviations (sq. in.), one final period, empty groups and lone signs in groups
-    (r"^\s*(?:=|"
-     r"(?i:(?:the )?(?:final )?answer(?: is)?)\s*:?(?![a-z]))|(?<=\{)Answer:|\\text\{Answer:?\s*\}", ""),
+    (r"^\s*(\\text\s*\{\s*)?(?:=|(?i:(?:the )?(?:final )?answer(?: is)?|therefore|thus|hence|so)(?![a-z])[\s,:]*"
+     r"(?(1)\}))|(?<=\{)Answer:|\\text\{Answer:?\s*\}", ""),
     (r"(?<=[a-zA-Z])\.(?![0-9])|(?<!\.)\.(?=[\s}]*$)|\s+$", ""),
     (r"(?:\\(?:text|mathrm)\s*|(?<!\\))\{\s*([-+=<>]?)\s*\}", r"\1"),
 )  # fmt: skip

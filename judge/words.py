@@ -34,8 +34,8 @@ FRACTIONS = {word + plural: number for number, word in zip([*range(3, 21), 100, 
 
 # A unit's first spelling is its name.  Single letters are units in text only, or in a bare "540 m" (spelling.py).
 UNITS = table("""
-dollar dollars usd|cent cents|euro euros eur|sterling gbp|rupee rupees rs inr|yen jpy 円|yuan rmb cny 元|won 원|peso pesos
-ruble rubles рубль рубля рублей|zloty zł|franc francs chf|real reais brl
+dollar dollars usd|cent cents|euro euros eur|sterling gbp|rupee rupees rs inr|yen jpy 円|yuan rmb cny 元|won 원
+peso pesos|ruble rubles рубль рубля рублей|zloty zł|franc francs chf|real reais brl
 % percent percents pct pourcent prozent процент процента процентов|permille|radian radians rad|degree degrees
 inch inches in|foot feet ft|yard yards yd yds|mile miles mi|acre acres|hectare hectares ha
 meter meters metre metres m metro metros mètre mètres м 米 公尺|millimeter millimeters millimetre millimetres mm мм 毫米
@@ -51,7 +51,7 @@ year years yr yrs año años jahr jahre ans 年 년|mph|kph kmh kmph|mpg|fps|mps
 newton newtons N|joule joules J|kilojoule kilojoules kJ|watt watts W|kilowatt kilowatts kW|volt volts V
 ampere amperes amp amps|ohm ohms|pascal pascals Pa|hertz Hz|kelvin kelvins|celsius|fahrenheit|mole moles mol
 calorie calories cal|kilocalorie kilocalories kcal|byte bytes|bit bits|unit units 单位
-person people persons|child children|man men|woman women|old|long|wide|tall|high|deep|discount
+person people persons|child children|man men|woman women|fish|sheep|old|long|wide|tall|high|deep|discount
 """)
 RATES = {"mph": "mile hour", "kph": "kilometer hour", "mpg": "mile gallon", "fps": "foot second", "mps": "meter second"}
 DESCRIBES = set("old long wide tall high deep discount".split())
@@ -59,15 +59,18 @@ MONEY = set("dollar cent euro sterling rupee yen yuan won ruble peso zloty franc
 PARTS = {("dollar", "cent"): 100, ("euro", "cent"): 100, ("hour", "minute"): 60, ("minute", "second"): 60,
          ("foot", "inch"): 12, ("pound", "ounce"): 16, ("kilogram", "gram"): 1000, ("meter", "centimeter"): 100,
          ("kilometer", "meter"): 1000}  # 5 feet 3 inches  # fmt: skip
-COUNTERS = """个 個 名 人 位 只 隻 头 头 条 本 枚 张 張 块 件 台 辆 种 種 次 回 倍 道 题 组 点 分 岁 歳 家 间 层 朵 颗 粒 杯 瓶 盒 袋
-箱 步 页 匹 冊 つ 通り 時 개 명 마리 권 장 대 살 번 가지""".split()
-BEHIND_A_COUNTER = re.compile(r"(?:不同|[^半多余餘以几至零〇一二两三四五六七八九十百千万亿不非错])*")  # 3个苹果, but not 5点半
-SILENT = set("the a an all total altogether each every different distinct possible exactly only just precisely and th remaining".split())
+COUNTERS = """个 個 名 人 位 只 隻 头 头 条 本 枚 张 張 块 件 台 辆 种 種 次 回 倍 道 题 组 点 分 岁 歳 家 间 层
+朵 颗 粒 杯 瓶 盒 袋 箱 步 页 匹 冊 つ 通り 時 개 명 마리 권 장 대 살 번 가지""".split()
+BEHIND_A_COUNTER = re.compile(  # 3个苹果, but not 5点半
+    r"(?:不同|[^半多余餘以几至零〇一二两三四五六七八九十百千万亿不非错])*"
+)
+SILENT = set("""the a an all total altogether each every different distinct possible exactly only just precisely and th
+remaining overall""".split())
 PLURAL = re.compile(  # apples, but no word in -ly, no "upwards", and not the plural of most other languages
     r"(?!(?:m|b|tr)il+(?:i|o|h|j|y|a|e(?!s$))|.*(?:[aiou]s|ss|aines|iers|[hln]ares|enes|wards)$)[a-z]{3,}s"
 )
-NO_NOUNS = set("""times moins nichts links rechts perhaps always veces vezes yes was has does more less fewer greater than
-not no or if for to from at most least about over under above below before after without minus plus""".split())
+NO_NOUNS = set("""times moins nichts links rechts perhaps always veces vezes yes was has does more less fewer greater
+than not no or if for to from at most least about over under above below before after without minus plus""".split())
 NO_NOUNS |= {*NUMBERS, *SCALES, *FRACTIONS}
 PRODUCTS = set("ha ms rs pt qt pa dm hz kw kj am pm bn mn tn mil real".split())  # units behind "5 ", else products
 KNOWN = {"per", "of", "for", "mod", "sq", "cu", *SCALES, *FRACTIONS, *UNITS} - PRODUCTS
@@ -97,7 +100,8 @@ PHRASES = [(re.compile(pattern, re.IGNORECASE), replacement) for pattern, replac
     (r"(?: ,)? (?:'for '(?:all|any|every|each)|\\forall)(?: '(?:real|positive|natural|nonnegative|integers?|numbers?))*"
      r" [a-z](?: \\in \S+(?: \S+){0,5})?$", ""),
     # sets in words, (mod 7)
-    (r"(?:'the 'set 'of )?'all 'reals?(?: 'numbers?)?(?: [a-z](?!\S))?|^'reals?(?: 'numbers)?$", r"( - \\infty , \\infty )"),
+    (r"(?:'the 'set 'of )?'all 'reals?(?: 'numbers?)?(?: [a-z](?!\S))?|^'reals?(?: 'numbers)?$",
+     r"( - \\infty , \\infty )"),
     (r"^(?:'the )?'empty 'set$|^'no (?:'real )?'(?:solutions?|roots?)$", r"\\emptyset"),
     (r"(?:\( )?(?:'mod(?:ulo)?|\\mod|\\bmod|\\pmod) (?:\{ ([0-9]+|[a-z]) \}|([0-9]+|[a-z]))(?: \))?", r"\\pmod \1\2"),
 ]]  # fmt: skip
@@ -126,7 +130,7 @@ def unit_of(word: str) -> str | None:
 
 def is_noun(word: str) -> bool:
     """Is it an English noun in the plural, as far as its letters tell?"""
-    return PLURAL.fullmatch(word) is not None and word not in NO_NOUNS
+    return PLURAL.fullmatch(word[:1].lower() + word[1:]) is not None and word.lower() not in NO_NOUNS
 
 
 def read_units(tail: str) -> tuple[tuple, tuple]:
