@@ -45,7 +45,7 @@ def main(args) -> None:
         if others:
             run.write_runs_page(args.directories, out)
         else:
-            table.write_table_page(first) if is_table else run.write_run_page(first)
+            table.write_table_files(first) if is_table else run.write_run_page(first)
             card.write_card(first)
     except NotJson as error:
         fail(f"{error}; mend it or delete it")
