@@ -74,9 +74,9 @@ def main(args) -> None:
             fail(f"--num-labels {args.num_labels}: 4 or more, and no more than the {len(given)} different problems of "
                  "--problems")
     mawps, dropped = read_mawps(find_mawps(args.data)) if args.what == "laptop" else ({}, {})
-    if mawps and len(mawps["train"]) <= args.num_examples + laptop.NUM_SWEEP + laptop.NUM_SWEEP_HELDOUT:
-        fail(f"--data {args.data}: of its {len(mawps['train'])} training problems none is left beside --num-examples "
-             f"{args.num_examples} and {laptop.NUM_SWEEP + laptop.NUM_SWEEP_HELDOUT} for sweeps")
+    if mawps and len(mawps["train"]) <= (taken := sum(laptop.SIZES.values())):
+        fail(f"--data {args.data}: none of its {len(mawps['train'])} training problems is left beside the {taken} that "
+             "the pair and the sweeps take")
     inputs = {"problems": contents(given)} if given else {"data": {str(args.data): digest(mawps)}} if mawps else None
     if not open_run(args, inputs=inputs):
         return

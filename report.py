@@ -6,15 +6,19 @@ from the files of the directory.  Needs matplotlib; the stages and reproduce.py 
     python report.py runs/teacher                   # the page of a run anew (any stage), finished or not
     python report.py runs/main                      # the page of a table anew, and those of its runs that have none
     python report.py runs/a runs/b --out ab.html    # the curves of several runs, finished or not, side by side
+    python report.py --tensorboard runs/a runs/b    # their metrics as TensorBoard reads them: RUN/tensorboard/
+    python report.py --tensorboard --every 10 runs/a        # the same while the run goes on, every ten seconds
+
+--tensorboard needs the package tensorboard; what it writes is made of metrics.jsonl anew each time, and can be deleted.
 """
 import argparse
 import importlib.util
 from pathlib import Path
 
-from common import FlagParser
+from common import FlagParser, natural
 from engine.files import NotJson
 from engine.ranks import fail
-from pages import card, run, table
+from pages import card, run, table, tensorboard
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -22,33 +26,50 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("directories", metavar="DIRECTORY", type=Path, nargs="+",
                         help="a run, or the --out of reproduce.py: its report.html; or several runs: one page of all")
     parser.add_argument("--out", type=Path, help="file to write for several runs (default: report.html, here)")
+    parser.add_argument("--tensorboard", action="store_true", help="write the metrics of runs for TensorBoard instead")
+    parser.add_argument("--every", type=natural, default=0,
+                        help="seconds after which --tensorboard writes what is new, until the runs are done; 0: once")
     return parser.parse_args(argv)
 
 
 def main(args) -> None:
-    if not importlib.util.find_spec("matplotlib"):
-        fail("the pages need matplotlib: pip install matplotlib")
+    needed = "tensorboard" if args.tensorboard else "matplotlib"
+    if not importlib.util.find_spec(needed):
+        fail(f"{'--tensorboard needs' if args.tensorboard else 'the pages need'} {needed}: pip install {needed}")
+    if args.every and not args.tensorboard:
+        fail("--every goes with --tensorboard")
     first, *others = args.directories
-    if args.out and not others:
-        fail(f"--out is for several runs; the page of one directory is {first / 'report.html'}")
-    out = (args.out or Path("report.html")) if others else first / "report.html"
+    if args.out and (args.tensorboard or not others):
+        own = first / ("tensorboard" if args.tensorboard else "report.html")
+        fail(f"--out is for the page of several runs; what is asked for is written to {own}")
     for directory in args.directories:
         if not directory.is_dir():
             fail(f"{directory}: there is no such directory")
-    if out.is_dir() or not out.parent.is_dir():
-        fail(f"--out {out}: give a file in a directory that is there")
-    is_table = not others and (first / "table.json").is_file()
+    is_table = not others and not args.tensorboard and (first / "table.json").is_file()
     for directory in args.directories:
         if not is_table and not run.is_run(directory):
             fail(f"{directory}: neither the run of a stage (args.json, metrics or a certificate) nor, alone, a table")
     try:
-        if others:
-            run.write_runs_page(args.directories, out)
+        if args.tensorboard:
+            tensorboard.export(args.directories, args.every)
         else:
-            table.write_table_files(first) if is_table else run.write_run_page(first)
-            card.write_card(first)
+            write_page(args, is_table)
     except NotJson as error:
         fail(f"{error}; mend it or delete it")
+    except KeyboardInterrupt:                                   # the end of --every
+        raise SystemExit(130) from None
+
+
+def write_page(args, is_table: bool) -> None:
+    first, *others = args.directories
+    out = (args.out or Path("report.html")) if others else first / "report.html"
+    if out.is_dir() or not out.parent.is_dir():
+        fail(f"--out {out}: give a file in a directory that is there")
+    if others:
+        run.write_runs_page(args.directories, out)
+    else:
+        table.write_table_files(first) if is_table else run.write_run_page(first)
+        card.write_card(first)
     print(out)
 
 

@@ -2,7 +2,7 @@
 
     python reproduce.py main --scale toy --out runs/main                 # minutes on a laptop's CPU
     python reproduce.py labels --scale toy --seeds 5 --out runs/labels   # accuracy against labels, about an hour
-    python reproduce.py main --scale laptop --data DATA --out runs/laptop --dtype bfloat16   # one night on a CPU
+    python reproduce.py main --scale laptop --data DATA --out runs/laptop --dtype bfloat16   # a real model, on a CPU
     python reproduce.py main --scale smollm2 --data DATA --out runs/smollm2    # a few steps on a real 135M model
     python reproduce.py main --scale paper --data DATA --out runs/paper --dry-run      # print the paper's own commands
 

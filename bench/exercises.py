@@ -1,10 +1,13 @@
-"""The exercises of docs/exercises.md: each change put into a copy of the code, its commands run, the outcomes shown.
+"""The exercises of docs/exercises.md: a change made and put back; all of them run, their outcomes written to the page.
 
-    python bench/exercises.py [--only 3 9] [--seeds 3] [--jobs 2] [--work DIR] [--write]
+    python bench/exercises.py --change 3        # what exercise 3 changes, in the code beside this file
+    python bench/exercises.py --put-back 3      # and the other way round
+    python bench/exercises.py --run [3 9] [--seeds 3] [--jobs 2] [--work DIR] [--write]
 
-A `bash plain` block runs in the code as it is; the others in the copy.  Runs that are done are kept in DIR: an
+--run pastes the blocks of the page into bash, in a copy of the code.  Runs that are done are kept in DIR: an
 interrupted evening goes on.  --write puts the tables into the page.
 """
+import argparse
 import json
 import os
 import re
@@ -12,19 +15,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from common import FlagParser, positive  # noqa: E402
 from engine.files import read_jsonl, write_text  # noqa: E402
 
 PAGE = ROOT / "docs" / "exercises.md"
-CODE = ("*.py", "experiments", "engine", "judge", "toy_base")
+CODE = ("*.py", "engine", "judge", "pages", "experiments", "toy_base", "bench/exercises.py", "docs/exercises.md")
 
 
 @dataclass
@@ -32,66 +33,72 @@ class Exercise:
     number: int
     title: str
     change: str                         # the diff block, empty where the commands say it all
-    blocks: list[tuple[bool, str]]      # (whether the code is plain, commands)
+    blocks: list[str]                   # of commands, as a reader pastes them
     outcome: str                        # "figure of run, run; figure of run"
 
 
 def exercises(text: str) -> list[Exercise]:
+    """Those of the page; the first is number 0, whose first block is pasted into every new terminal."""
     found = []
     for number, title, body in re.findall(r"^## (\d+)\. (.*?)\n(.*?)(?=^## |\Z)", text, re.M | re.S):
         change = "\n".join(re.findall(r"```diff\n(.*?)```", body, re.S))
-        blocks = [(bool(plain), commands) for plain, commands in re.findall(r"```bash( plain)?\n(.*?)```", body, re.S)]
-        found.append(Exercise(int(number), title, change, blocks, re.search(r"<!-- outcome: (.*?) -->", body)[1]))
+        outcome = re.search(r"<!-- outcome: (.*?) -->", body)[1]
+        found.append(Exercise(int(number), title, change, re.findall(r"```bash\n(.*?)```", body, re.S), outcome))
     return found
 
 
-def apply_change(change: str, tree: Path) -> None:
-    """Take out and put in: each lot of `-` lines stands once in its file."""
+# ---------------------------------------------------------------- a change, there and back
+
+
+def make_change(change: str, tree: Path, back: bool = False) -> None:
+    """Exchange each lot of `-` lines for its `+` lines, or the other way round; what stands there already is left.
+
+    Raises ValueError, before any file is changed, where a file holds neither of the two once.
+    """
+    texts = {}
     for name, body in re.findall(r"^--- (\S+)\n(.*?)(?=^--- |\Z)", change, re.M | re.S):
-        text = (tree / name).read_text()
+        text = texts.get(name) or (tree / name).read_text()
         for lot in re.findall(r"(?:^-.*\n)+(?:^\+.*\n?)*", body, re.M):
-            old, new = ("".join(line[1:] for line in lot.splitlines(keepends=True) if line[0] == sign) for sign in "-+")
-            if text.count(old) != 1:
-                raise ValueError(f"{name} holds these lines {text.count(old)} times, not once:\n{old}")
-            text = text.replace(old, new)
-        (tree / name).write_text(text)
+            plain, changed = ("".join(line[1:].rstrip("\n") + "\n" for line in lot.splitlines() if line[0] == sign)
+                              for sign in "-+")
+            is_changed = text.count(changed) == 1
+            if not is_changed and text.count(plain) != 1:
+                raise ValueError(f"{name} is neither as it was nor as this exercise changes it (does it hold another "
+                                 f"change?): `git diff {name}` shows how, `git checkout {name}` puts the file back")
+            if is_changed == back:
+                text = text.replace(changed, plain) if back else text.replace(plain, changed)
+        texts[name] = text
+    for name, text in texts.items():
+        write_text(tree / name, text)
 
 
-def copy_of_the_code(place: Path, change: str = "") -> Path:
-    for pattern in CODE:
-        for source in ROOT.glob(pattern):
-            copy = shutil.copytree if source.is_dir() else shutil.copy
-            place.mkdir(parents=True, exist_ok=True)
-            copy(source, place / source.name)
-    apply_change(change, place)
+# ---------------------------------------------------------------- run them
+
+
+def copy_of_the_code(place: Path) -> Path:
+    for source in (source for pattern in CODE for source in ROOT.glob(pattern)):
+        target = place / source.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    activate = place / ".venv" / "bin" / "activate"              # the page says to
+    activate.parent.mkdir(parents=True)
+    activate.write_text(f'PATH="{Path(sys.executable).parent}:$PATH"\n')
     return place
 
 
-def commands_of(block: str) -> list[str]:
-    return [line for line in block.splitlines() if line.strip()]
-
-
-def run_exercise(exercise: Exercise, before: str, seed: int, work: Path) -> None:
-    """Its commands, in a shell that has the variables of exercise 0; WORK/seedN/{toy,runs} hold what they write."""
-    place = work / f"seed{seed}"
-    for name in ("toy", "runs"):
-        (place / name).mkdir(parents=True, exist_ok=True)
-    variables = "\n".join(line for line in commands_of(before) if re.match(r"[A-Z]+=", line))
+def run_exercise(exercise: Exercise, opening: str, seed: int, work: Path) -> None:
+    """Its blocks, in a shell that began with the opening; WORK/seedN/{toy,runs} hold what they write."""
+    place, began = work / f"seed{seed}", time.time()
     with tempfile.TemporaryDirectory() as folder:
-        changed = copy_of_the_code(Path(folder) / "code", exercise.change)
+        tree = copy_of_the_code(Path(folder) / "code")
         for name in ("toy", "runs"):
-            (changed / name).symlink_to(place / name)
-        for plain, block in exercise.blocks:
-            tree = copy_of_the_code(Path(folder) / "plain") if plain else changed
-            for name in ("toy", "runs"):
-                (tree / name).is_symlink() or (tree / name).symlink_to(place / name)
-            for line in commands_of(block):
-                out = re.search(r"--out (\S+)", line)
-                if line.startswith("python") and not (place / out[1] / "DONE").is_file():
-                    command = f"{variables}\n{line.replace('python', sys.executable, 1)}"
-                    with open(place / "log", "a") as log:
-                        subprocess.run(["bash", "-c", command], cwd=tree, check=True, stdout=log, stderr=log,
-                                       env=os.environ | {"SEED": str(seed), "OMP_NUM_THREADS": "1"})
+            (place / name).mkdir(parents=True, exist_ok=True)
+            (tree / name).symlink_to(place / name)
+        script = "".join([opening.replace("SEED=0\n", f"SEED={seed}\n"), *exercise.blocks])
+        with open(place / "log", "a") as log:
+            subprocess.run(["bash", "-e", "-c", script], cwd=tree, check=True, stdout=log, stderr=log,
+                           env=os.environ | {"OMP_NUM_THREADS": "1"})
+    print(f"exercise {exercise.number}, seed {seed}: {time.time() - began:.0f} s", flush=True)
 
 
 # ---------------------------------------------------------------- what came out
@@ -99,7 +106,7 @@ def run_exercise(exercise: Exercise, before: str, seed: int, work: Path) -> None
 def last(key: str, count: int = 1):
     def figure(run: Path) -> float:
         values = [row[key] for row in read_jsonl(run / "metrics.jsonl") if row.get(key) is not None]
-        return float(np.mean(values[-count:]))
+        return sum(values[-count:]) / len(values[-count:])
     return figure
 
 
@@ -142,16 +149,18 @@ def table(exercise: Exercise, seeds: int, work: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(args) -> None:
-    text, args.work = PAGE.read_text(), args.work.resolve()
-    found = exercises(text)
-    first, chosen = found[0], [each for each in found if each.number in (args.only or range(len(found)))]
+def run_all(args) -> None:
+    text, work = PAGE.read_text(), args.work.resolve()
+    first, *others = exercises(text)
+    opening = first.blocks.pop(0)
+    chosen = [exercise for exercise in others if exercise.number in args.run or not args.run]
     with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = [pool.submit(run_seed, first, chosen, seed, args.work) for seed in range(args.seeds)]
+        jobs = [pool.submit(lambda seed: [run_exercise(each, opening, seed, work) for each in [first, *chosen]], seed)
+                for seed in range(args.seeds)]
         for job in jobs:
             job.result()
-    for exercise in chosen:
-        rows = table(exercise, args.seeds, args.work)
+    for exercise in [first, *chosen]:
+        rows = table(exercise, args.seeds, work)
         print(f"## {exercise.number}. {exercise.title}\n{rows}")
         before, after = text.split(f"<!-- outcome: {exercise.outcome} -->\n", 1)
         text = f"{before}<!-- outcome: {exercise.outcome} -->\n{rows}{after[after.index('<!-- end -->'):]}"
@@ -159,16 +168,29 @@ def main(args) -> None:
         write_text(PAGE, text)
 
 
-def run_seed(first: Exercise, chosen: list[Exercise], seed: int, work: Path) -> None:
-    for exercise in [first, *chosen]:
-        run_exercise(exercise, first.blocks[0][1], seed, work)
+def main(args) -> None:
+    number = args.change if args.change is not None else args.put_back
+    if number is None:
+        run_all(args)
+        return
+    found = {exercise.number: exercise for exercise in exercises(PAGE.read_text()) if exercise.change}
+    if number not in found:
+        raise SystemExit(f"exercise {number} changes no code; those that do are {', '.join(map(str, found))}")
+    try:
+        make_change(found[number].change, ROOT, back=args.change is None)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    print(f"the code is {'changed' if args.change is not None else 'as it was before the change'}: exercise {number}")
 
 
 if __name__ == "__main__":
-    parser = FlagParser(__doc__)
-    parser.add_argument("--only", type=int, nargs="+", help="numbers of exercises (default: all)")
-    parser.add_argument("--seeds", type=positive, default=3, help="0 to N - 1")
-    parser.add_argument("--jobs", type=positive, default=1, help="seeds side by side")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--change", type=int, metavar="N", help="make the change of exercise N")
+    what.add_argument("--put-back", type=int, metavar="N", help="put the change of exercise N back")
+    what.add_argument("--run", type=int, nargs="*", metavar="N", help="run these exercises (none named: all)")
+    parser.add_argument("--seeds", type=int, default=3, help="0 to N - 1 (default: 3)")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds side by side (default: 1)")
     parser.add_argument("--work", type=Path, default=Path("runs/exercises"), help="where the runs are kept")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/exercises.md")
     main(parser.parse_args())

@@ -2,11 +2,15 @@
 
     python bench/packed.py --model DIR [--case 2x8x110x64 2x8x110x200] [--micro-batch-size 8] [--dtype float32]
     python bench/packed.py --case 1x4x100x4000                         # without --model: a tiny random one
+    python bench/packed.py --attention --even --case 4x8x80x20 [--dtype bfloat16]
 
 A case is prompts x samples x tokens of the longest prompt x of the longest completion.  Prompts are up to a sixth
 shorter and completions up to a half, ids are random.  Each measurement is forward and backward of every micro-batch, in
 a fresh process, the two ways taking turns; memory is how far the process's high-water mark rises above what the model
 and its gradients hold.  The tests say how near the two are; the last column here is the norm of the gradient.
+
+--attention: one layer's attention alone, forward and backward, 9 heads of 64 on 3, in both forms of packed.py; what the
+rule between them would choose.
 """
 import argparse
 import json
@@ -28,6 +32,7 @@ def parse_args(argv=None):
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of compute")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=2, help="fresh processes per way")
+    parser.add_argument("--attention", action="store_true", help="both forms of attention, and the rule")
     parser.add_argument("--only", help=argparse.SUPPRESS)       # way and case that a fresh process measures
     return parser.parse_args(argv)
 
@@ -93,9 +98,38 @@ def measure(args) -> dict:
     return {"seconds": seconds, "megabytes": (peak - before) / 1024e3, "gradient": float(norm)}
 
 
+def attention(args) -> None:
+    import torch
+
+    from engine import packed
+
+    torch.set_num_threads(args.threads)
+    print(f"| prompts x samples x P x C, {args.dtype} | whole rows, ms | parts, ms | ratio | chosen |\n"
+          "| --- | ---: | ---: | ---: | --- |")
+    for case in args.case:
+        form, generator = packed.Packed(rollouts_of(case, args.even, 1000)), torch.Generator().manual_seed(0)
+        tokens = form.inputs["input_ids"].shape[1]
+        query, key, value = (torch.randn(1, tokens, heads, 64, generator=generator).to(getattr(torch, args.dtype))
+                             .transpose(1, 2).requires_grad_() for heads in (9, 3, 3))
+        chosen = form.shares_prompts(query, key, value)
+        seconds: dict[str, list[float]] = {"whole rows": [], "parts": []}
+        for _ in range(1 + args.rounds):                # the first one is not counted
+            for way, each in seconds.items():
+                form.shares_prompts = lambda *tensors: way == "parts"
+                start = time.process_time()
+                for _ in range(3):
+                    seen = form.attend(None, query, key, value, None)[0]
+                    torch.autograd.grad(seen, (query, key, value), seen.detach())
+                each.append((time.process_time() - start) / 3)
+        whole, parts = (1000 * min(each[1:]) for each in seconds.values())
+        print(f"| {case} | {whole:.2f} | {parts:.2f} | {whole / parts:.2f} | {'parts' if chosen else 'whole rows'} |", flush=True)
+
+
 def main(args) -> None:
     if args.only:
         return print(json.dumps(measure(args)))
+    if args.attention:
+        return attention(args)
     print("| prompts x samples x P x C | way | processor seconds | MB | gradient |\n| --- | --- | --- | --- | --- |")
     for case in args.case:
         runs: dict = {"padded": [], "packed": []}

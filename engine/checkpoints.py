@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+from bisect import bisect_left
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -199,7 +200,7 @@ def empty_model(model_dir: Path, dtype: str):
             for part in (config, config.get_text_config()):
                 for name in [name for name in part.to_dict() if "dropout" in name or "pdrop" in name]:
                     setattr(part, name, 0.0)            # the policy that sampled is the policy that is scored
-                part.return_dict = True
+                part.return_dict, part._attn_implementation = True, None     # not one that is not installed here
             exact, model = (AutoModelForCausalLM.from_config(config, dtype=one, trust_remote_code=False)
                             for one in (torch.float32, getattr(torch, dtype)))
             for name, buffer in exact.named_buffers():  # tables of positions: made in float32, then rounded
@@ -216,6 +217,31 @@ def text_config(model_dir: Path):
 
     with quiet_transformers():
         return AutoConfig.from_pretrained(model_dir, trust_remote_code=False).get_text_config()
+
+
+def longest_row(model_dir: Path) -> int | None:
+    """Over how many tokens, from 1 on, the model is one function of its ids; None where config.json names no bound.
+
+    Its context, or less: a rotary frequency that depends on the length of the row (or of the longest row beside it) is
+    not what sampled the row's first tokens.  transformers' own table of frequencies is asked at every length.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = text_config(model_dir)
+    longest = getattr(config, "max_position_embeddings", None)     # GPT-2's n_positions goes by this name, too
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind, settings in nested(rope).items():
+        frequencies = ROPE_INIT_FUNCTIONS.get(settings.get("rope_type"))
+        if longest and frequencies:
+            of_one = frequencies(config, "cpu", seq_len=1, layer_type=kind)[0]
+            longest = bisect_left(range(2, longest + 1), True, key=lambda length: not torch.equal(
+                frequencies(config, "cpu", seq_len=length, layer_type=kind)[0], of_one)) + 1
+    return longest
+
+
+def nested(rope_parameters: dict) -> dict[str | None, dict]:
+    """Kind of layer -> its rotary settings; None -> those of all layers."""
+    return {kind: value for kind, value in rope_parameters.items() if isinstance(value, dict)} or {None: rope_parameters}
 
 
 def generation_config(model_dir: Path):
@@ -402,8 +428,40 @@ def save_model(model, tokenizer, stop: list[int], directory: Path) -> None:
         describe(model, tokenizer, stop)
         model.save_pretrained(temporary, state_dict=state)
         tokenizer.save_pretrained(temporary)
+        name_for_transformers_4(temporary)
         write_json(temporary / "manifest.json", {file.name: file_digest(file) for file in sorted(temporary.iterdir())})
         put_in_place(temporary, directory)
+
+
+def name_for_transformers_4(model_dir: Path) -> None:
+    """Say under the names of transformers 4, which vLLM reads by, too, what version 5 has renamed: without them
+    version 4 takes rope_theta for 10,000 in silence.  Version 5 reads both and makes the same of them."""
+    config = read_object(model_dir / "config.json")
+    for part in filter(None, (config, config.get("text_config"))):
+        kinds = nested(part.get("rope_parameters") or {})
+        main = kinds.get(None) or kinds.get("full_attention") or {}
+        scaling = {name: value for name, value in main.items() if name not in {
+            "rope_theta", "rope_type", "type", "partial_rotary_factor", *part}}
+        others = [value for value in kinds.values() if value is not main]
+        # Version 4 has a second theta for the layers with a window (Gemma 3), and nothing else of theirs.
+        if "rope_theta" in main and all({**value} == {"rope_theta": value.get("rope_theta"), "rope_type": "default"}
+                                        for value in others):
+            kind = main.get("rope_type", "default")
+            names = {"rope_theta": main["rope_theta"],
+                     "rope_scaling": {"rope_type" if others else "type": kind, **scaling} if kind != "default" else None,
+                     "partial_rotary_factor": main.get("partial_rotary_factor"),
+                     "rope_local_base_freq": others[0]["rope_theta"] if others else None}
+            if part.get("model_type", "").startswith("gpt_neox"):
+                names |= {"rotary_emb_base": main["rope_theta"], "rotary_pct": main.get("partial_rotary_factor")}
+            part |= {name: value for name, value in names.items() if value is not None or name == "rope_scaling"}
+    write_json(model_dir / "config.json", config)
+    file = model_dir / "tokenizer_config.json"
+    settings = read_object(file)
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    write_json(file, settings)
 
 
 def describe(model, tokenizer, stop: list[int]) -> None:

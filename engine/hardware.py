@@ -1,11 +1,9 @@
-"""What the sampler does for one kind of machine: the weights' layout on a CPU, captured steps on CUDA, free memory.
-Nothing here changes a rollout but by rounding.
+"""What is done for one kind of machine: free memory, what a CPU can do, captured steps on CUDA.
 """
 import copy
 import ctypes
 import functools
 import os
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,7 +22,7 @@ def free_bytes(device: torch.device) -> int | None:
     return int(line.split()[1]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-# ================================================================ CPU: matmuls of few rows
+# ================================================================ CPU
 
 @functools.cache
 def cpu_has_bfloat16() -> bool:
@@ -33,46 +31,10 @@ def cpu_has_bfloat16() -> bool:
     return cpuinfo.is_file() and "bf16" in cpuinfo.read_text()
 
 
-@contextmanager
-def quick_linears(model):
-    """While sampling on an x86 CPU, nn.Linear multiplies by a float32 copy of its weight that MKL has packed.
-
-    MKL otherwise packs the weight anew in each matmul (on a Zen 4: a third of the time at 1 row, 3 to 10% at 8 to 64);
-    and a CPU without bf16 instructions takes bf16 to pieces, four times slower than float32 at 64 rows.  The products
-    are the same but for their rounding.  Where there are bf16 instructions a bf16 model stays as it is.
-    """
-    quick, dtypes = torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear"), {torch.float32}
-    if not cpu_has_bfloat16():
-        dtypes.add(torch.bfloat16)
-    changed = [module for module in model.modules() if quick and type(module) is torch.nn.Linear
-               and type(module.weight) is torch.nn.Parameter            # neither a shard nor quantised
-               and module.weight.device.type == "cpu" and module.weight.dtype in dtypes
-               and "forward" not in vars(module)]
-    give_back_freed_memory()
-    try:
-        for module in changed:
-            weight, bias = (x if x is None else x.detach().float() for x in (module.weight, module.bias))
-            packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), 64)      # 64: the rows it suits best
-            module.forward = functools.partial(linear, packed, torch.zeros(1).expand(weight.shape), bias)
-        yield
-    finally:
-        for module in changed:
-            del module.forward
-        packed = None
-        give_back_freed_memory()
-
-
 def give_back_freed_memory() -> None:
     """To the system.  glibc keeps what was freed amid what is in use: of a step's gradients or packed weights, most."""
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def linear(packed: Tensor, shape: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    """x @ weight.T + bias in float32.  packed: opaque; shape: any tensor of the weight's shape (out, in), not read;
-    (out,), (..., in) -> (..., out) in x's dtype"""
-    rows = x.numel() // x.shape[-1]
-    return torch.ops.mkl._mkl_linear(x.float(), packed, shape, bias, rows).to(x.dtype)
 
 
 # ================================================================ CUDA: a step as a captured graph

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from engine import hardware
+from engine import hardware, linears
 from engine.tiles import add_tile, divergence_of, new_state, read_state, to_gradient, widened
 
 WORKSPACE_BYTES = {"cpu": 2**26, "cuda": 2**29}         # of logits alive at a time
@@ -41,6 +41,9 @@ class Head(NamedTuple):
         logits = hidden.new_empty(len(hidden), len(weight)) if out is None else out
         if self.weight is None:
             logits.copy_(weight.T)
+        elif linears.chosen(self.weight, hidden.dtype):       # oneDNN fills no tensor that is there already
+            for piece in _slices(len(weight), 4 * max(hidden.shape), hidden.device, PIECE_BYTES):
+                logits[:, piece] = linears.onednn(hidden, weight[piece].to(hidden.dtype))
         elif weight.dtype == hidden.dtype:
             _product(hidden, weight.T, logits)
         else:
@@ -248,7 +251,7 @@ class _Gradients:
     def __init__(self, hidden: Tensor, head: Head, dtype: torch.dtype, wanted, weight_dtype: torch.dtype | None = None):
         wide = widened(dtype)
         dtypes = (hidden.dtype if head.weight is None else wide, weight_dtype or wide, wide)
-        self.head = head
+        self.head, self.by_onednn = head, head.weight is not None and linears.chosen(head.weight, dtype)
         self.hidden, self.weight, self.bias = (
             torch.zeros(tensor.shape, dtype=dtype, device=hidden.device) if want and tensor is not None else None
             for tensor, dtype, want in zip((hidden, head.weight, head.bias), dtypes, wanted))
@@ -258,9 +261,9 @@ class _Gradients:
         if self.hidden is not None and self.head.weight is None:
             self.hidden[rows, columns] = gradient
         elif self.hidden is not None:
-            _add_product(self.hidden[rows], gradient, self.head.weight[columns])
+            _add_product(self.hidden[rows], gradient, self.head.weight[columns], self.by_onednn)
         if self.weight is not None:
-            _add_product(self.weight[columns], gradient.T, states)
+            _add_product(self.weight[columns], gradient.T, states, self.by_onednn)
         if self.bias is not None:
             self.bias[columns] += gradient.sum(0, dtype=self.bias.dtype)
 
@@ -269,17 +272,19 @@ class _Gradients:
                 for gradient, tensor in zip((self.hidden, self.weight, self.bias), tensors)]
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def _add_product(total: Tensor, left: Tensor, right: Tensor, by_onednn: bool) -> None:
     """total += left @ right.  A bfloat16 product is added in float32; only a GPU keeps it from being rounded first."""
-    if total.dtype == left.dtype == right.dtype:
+    if total.dtype == left.dtype == right.dtype and not by_onednn:
         total.addmm_(left, right)
     elif left.is_cuda and hasattr(torch.ops.aten.addmm, "dtype_out"):               # torch >= 2.8
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-    else:                                               # pieces: a product or a cast of all of it is memory, too
-        for rows in _slices(len(left), 4 * right.shape[1], left.device, PIECE_BYTES):
+    else:                                               # pieces: a product, a copy or a cast of all is memory, too
+        for rows in _slices(len(left), 4 * max(right.shape[1], 2048 * by_onednn), left.device, PIECE_BYTES):
             for inner in _slices(len(right), 4 * right.shape[1], left.device, PIECE_BYTES):
                 factors = left[rows, inner], right[inner].to(left.dtype)
-                if total.dtype == left.dtype:
+                if by_onednn:
+                    total[rows] += linears.onednn(factors[0], factors[1].T)
+                elif total.dtype == left.dtype:
                     total[rows].addmm_(*factors)
                 else:
                     total[rows] += _product(*factors)

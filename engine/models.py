@@ -4,7 +4,7 @@
     directory ──load_model──► a causal LM without dropout, its vocabulary cut to the ids in use, sharded over the ranks;
                               tried on a few rows, so that what it makes of a row depends on no padding and no cache
 """
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -13,13 +13,14 @@ from torch.distributed.tensor import DTensor
 
 from engine.attention import class_name, same_attention_again
 from engine.checkpoints import (
-    WeightFiles, empty_model, generation_config, parameters_on_meta, quiet_transformers, read_object, several,
-    text_config,
+    WeightFiles, empty_model, generation_config, longest_row, parameters_on_meta, quiet_transformers, read_object,
+    several, text_config,
 )
+from engine.linears import choose
 from engine.packed import Padded, few_rollouts
 from engine.ranks import fail, first_line, gather_list, world_size
 from engine.sampler import PlainCache
-from engine.sharding import is_sharded, shard
+from engine.sharding import evaluating, is_sharded, shard
 
 # ================================================================ tokenizers and the ids that end a completion
 
@@ -121,12 +122,17 @@ def load_model(model_dir: Path, tokenizer, dtype: str, device, trainable: bool =
     else:
         model = cut_vocabulary(load_whole(model_dir, model.config, weights_dtype), vocab_size).to(device)
         model = shard(model, compute_dtype, trainable) if world_size() > 1 else model
-    check_finite(model.eval(), model_dir, dtype)
-    check_served(model, model_dir, dtype)
-    model.requires_grad_(trainable)
+    model.eval().requires_grad_(trainable)
+    model.longest_row = longest_row(model_dir)          # what `sample` keeps to
+    choose(model)
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": same_attention_again})
-    return model.train(activation_checkpointing)        # without dropout both modes compute the same
+        for module in model.modules():                  # training mode is the blocks' switch alone: no part adds noise
+            module.training = getattr(module, "gradient_checkpointing", False)
+    with evaluating(model):
+        check_finite(model, model_dir, dtype)
+    check_served(model, model_dir, dtype)
+    return model
 
 
 def cut_vocabulary(model, vocab_size: int):
@@ -193,21 +199,25 @@ def check_finite(model, model_dir: Path, dtype: str) -> None:
 
 @torch.no_grad()
 def check_served(model, model_dir: Path, dtype: str) -> None:
-    """Refuse a model that makes something else of a row in a batch, padded or with its cache, than of the row alone.
+    """Refuse a model that makes something else of a row in a batch, padded, with its cache, beside a row at its last
+    positions, or a second time as it is trained, than of the row alone.
 
     These are the plain ways of scoring and of sampling, on which everything falls back; the shared ways are compared
     with them.  A class that has no place for a mask or a cache ignores it, and would train on noise.
     """
     rollouts = few_rollouts(model.config.get_text_config().vocab_size, model.device)
-    rows = zip(rollouts.prompts(), rollouts.completions())
-    bound = 0.02 if dtype == "float32" else 0.2         # wide: where experts are chosen, rounding may choose another
-    with served(model, model_dir):
-        expected = torch.cat([alone(model, *row) for row in rows])
-    for way, logits_of in {" in a padded batch": padded, " with its cache": step_by_step}.items():
-        with served(model, model_dir, way):
-            logits = logits_of(model, rollouts)
+    wide, narrow = (0.02, 1e-4) if dtype == "float32" else (0.2, 0.02)      # wide: rounding may choose another expert
+    last = (model.longest_row or 4096) - 16
+    for way, logits_of, first, bound in [
+            (" in a second pass, as it is trained,", each_alone, 0, narrow), (" in a padded batch", padded, 0, wide),
+            (" with its cache", step_by_step, 0, wide), (" beside a row of late positions", padded, last, wide)]:
+        with evaluating(model), served(model, model_dir):
+            expected = each_alone(model, rollouts, first)
+        with nullcontext() if logits_of is each_alone else evaluating(model), served(model, model_dir, way):
+            with torch.set_grad_enabled(logits_of is each_alone):           # only then are blocks checkpointed
+                logits = logits_of(model, rollouts, first).detach()
         if not (error := distance(logits, expected)) <= bound:
-            fail(f"{model_dir}: a {class_name(model)} is not served here: its logits{way} are off by {error:.0%} "
+            fail(f"{model_dir}: a {class_name(model)} is not served here: its logits{way} are off by {error:.2%} "
                  "from those of a row alone")
     if is_sharded(model):
         model.reshard()
@@ -225,20 +235,29 @@ def served(model, model_dir: Path, way: str = ""):
              f"({first_line(error)})")
 
 
-def alone(model, prompt: list[int], completion: list[int]) -> Tensor:
-    """Logits that predict a completion's tokens, by the model's own forward pass of this one row.  -> (C, V)"""
-    ids = torch.tensor([prompt + completion], device=model.device)
-    return model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1:-1]
+def each_alone(model, rollouts, first: int = 0) -> Tensor:
+    """Logits that predict the completions' tokens, by the model's own forward pass of each row by itself.  -> (N, V)
+
+    first: the position at which the last row begins; the others begin at 0.
+    """
+    rows = []
+    for number, (prompt, completion) in enumerate(zip(rollouts.prompts(), rollouts.completions()), 1):
+        ids = torch.tensor([prompt + completion], device=model.device)
+        late = first > 0 and number == len(rollouts)
+        more = {"position_ids": first + torch.arange(ids.shape[1], device=model.device)[None]} if late else {}
+        rows.append(model(input_ids=ids, use_cache=False, **more).logits[0, len(prompt) - 1:-1])
+    return torch.cat(rows)
 
 
-def padded(model, rollouts) -> Tensor:
-    """The same of rollouts, row after row, in one batch.  -> (N, V)"""
+def padded(model, rollouts, first: int = 0) -> Tensor:
+    """The same in one batch."""
     form = Padded(rollouts)
+    form.inputs["position_ids"][-1] += first
     return form.predicting(form.call(model, model, **form.inputs).logits)
 
 
-def step_by_step(model, rollouts) -> Tensor:
-    """The same by the cache that the plain way samples with; rows leave as they end.  -> (N, V)"""
+def step_by_step(model, rollouts, first: int = 0) -> Tensor:
+    """The same by the cache that the plain way samples with; rows leave as they end.  Every row begins at 0."""
     prompts, completions = rollouts.prompts(), rollouts.completions()
     distinct = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))]
     cache, rows, logits = PlainCache(model, 0, 0), list(range(len(prompts))), [[] for _ in prompts]

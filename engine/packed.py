@@ -8,8 +8,13 @@
                                           Q Q d d · ·
 
 All but attention works on each token by itself, so a group's prompt goes through the model once, forward and backward,
-whatever the size of the group.  In the attention each rollout stands alone again: nothing there grows with the square
-of the row, a causal kernel needs no mask, and the prompt's share of the work, P of its P + C positions, is small.
+whatever the size of the group.  Attention has two forms, and takes the one that is quicker (`Packed.shares_prompts`):
+
+    whole rows   each rollout stands alone again, in a row of `rows`: one causal kernel, no mask
+    parts        a prompt attends to itself once, the completions of its group to it all together, and each to itself;
+                 shared_prompt.py puts the parts together.  Nothing of a prompt is copied or computed twice
+
+Nothing in either grows with the square of the packed row.
 """
 import torch
 import torch.nn.functional as F
@@ -17,7 +22,10 @@ from torch import Tensor, nn
 
 from engine.attention import NotPlain, agrees, attention_implementation, check_arguments, check_windows, configs_of
 from engine.rollouts import Rollouts, pad, positions
+from engine.shared_prompt import Parts, attend_in_parts
 from engine.sharding import whole
+
+LEAST_SAVED = 2**15                                     # scores that a group's parts must save, in a layer
 
 
 def layout(model, rollouts: Rollouts) -> "Packed | Padded":
@@ -76,6 +84,7 @@ class Packed:
         self.inputs = {"input_ids": ids.flatten()[stands][None], "position_ids": position.flatten()[stands][None],
                        "use_cache": False}
         self.masks: dict[int | None, Tensor | None] = {}            # of each sliding window that layers ask for
+        self.parts = Parts(rollouts) if mask.device.type == "cpu" else None     # GPUs have quick kernels for whole rows
 
     def call(self, model, function, **inputs):
         with attention_implementation(configs_of(model), "packed", self.attend):
@@ -90,10 +99,23 @@ class Packed:
         """What transformers calls in place of its own attention.  query (1, Hq, T, D) -> (1, T, Hq, Dv), None."""
         check_arguments(others | {"dropout": dropout or None})
         mask = self.mask(sliding_window)
+        if mask is None and self.shares_prompts(query, key, value):
+            return attend_in_parts(query, key, value, self.parts, scaling).transpose(1, 2), None
         query, key, value = (put_together(x, self.rows) for x in (query, key, value))
         seen = F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, scale=scaling,
                                               enable_gqa=key.shape[1] < query.shape[1])
         return seen.transpose(1, 2).flatten(0, 1).index_select(0, self.seats)[None], None
+
+    def shares_prompts(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """Whether the parts are quicker, on a CPU.  They make all the scores of whole rows but a prompt's own, which they
+        make once a group, for some calls more; and in float32, where whole rows of bfloat16 take twice as long or more.
+        `bench/packed.py --attention` measures both.
+        """
+        parts, heads = self.parts, query.shape[1]
+        if parts is None or parts.own.numel() == 0 or not query.shape[-1] == key.shape[-1] == value.shape[-1]:
+            return False
+        saved = parts.scores_saved + (parts.scores // 2 if query.dtype == torch.bfloat16 else 0)
+        return heads * saved >= LEAST_SAVED * len(parts.on_prompts)
 
     def mask(self, window: int | None) -> Tensor | None:
         """(L, L) bool, or None where the causal order says it all."""

@@ -25,7 +25,7 @@ from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
-from engine.checkpoints import check_parent_run, text_config
+from engine.checkpoints import check_parent_run, longest_row, text_config
 from engine.files import read_record
 from engine.ranks import fail, from_rank_0, say
 from engine.rollouts import is_rollout
@@ -367,9 +367,15 @@ def template_arguments(text: str) -> dict:
 
 def least_context(model_dirs: list[Path]) -> tuple[int | None, Path]:
     """The fewest positions that one of these models has, None where none says; which it is."""
-    # GPT-2's n_positions goes by this name, too
-    contexts = [(getattr(text_config(path), "max_position_embeddings", None), path) for path in model_dirs]
+    contexts = [(longest_row(path), path) for path in model_dirs]
     return min((pair for pair in contexts if pair[0]), key=lambda pair: pair[0], default=(None, model_dirs[0]))
+
+
+def why_less(model_dir: Path, context: int) -> str:
+    named = text_config(model_dir).max_position_embeddings
+    return "" if named == context else (
+        f" (config.json names {named}, but beyond {context} its rotary frequencies change with the length of a row: what "
+        "scores a row is not what sampled it; with long_factor as short_factor, too, they are the same at all lengths)")
 
 
 def longest_completion(model_dirs: list[Path], problems: list[Problem], prompts: list[list[int]],
@@ -383,7 +389,7 @@ def longest_completion(model_dirs: list[Path], problems: list[Problem], prompts:
     longest = asked or min(LONGEST_COMPLETION, context - len(prompt) if context else LONGEST_COMPLETION)
     if context and len(prompt) + max(longest, 1) > context:
         fail(f"{problem.source}: a prompt of {len(prompt)} tokens and --max-new-tokens {max(longest, 1)} exceed the "
-             f"{context} tokens of context of {model_dir}")
+             f"{context} tokens of context of {model_dir}{why_less(model_dir, context)}")
     if asked is None:
         say(f"--max-new-tokens {longest}: the context of {context} tokens leaves as many behind the longest prompt"
             if longest < LONGEST_COMPLETION else f"--max-new-tokens {longest}")

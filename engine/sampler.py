@@ -27,7 +27,8 @@ on the weights, its prompt, the seed and its index, not on the batch, its order,
 as far as the matmuls are: kernels choose their order of summation by the batch size, logits then differ in the last
 bits, and a token changes when a uniform falls within that distance of the border between two.
 
-What is done for one kind of machine only (the weights' layout on a CPU, captured steps on CUDA) is in hardware.py.
+What is done for one kind of machine only is elsewhere: the weights' layout on a CPU in linears.py, captured steps on
+CUDA in hardware.py.
 
 A model whose attention is more than softmax(q k) v over all or the last `sliding_window` positions (sinks, soft caps,
 ALiBi, chunks, linear attention) is found out by one comparison with its own forward pass, and takes PlainCache: the
@@ -45,6 +46,8 @@ from engine import hardware
 from engine.attention import (
     NotPlain, agrees, attention_implementation, check_arguments, check_windows, configs_of, tell,
 )
+from engine.linears import packed_weights
+from engine.ranks import fail
 from engine.rollouts import Rollouts, pad, positions
 from engine.sharding import is_sharded
 
@@ -65,6 +68,9 @@ def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_
     -> Rollouts, B = len(prompts) * samples_per_prompt, with sampler_logprobs of the untruncated distribution.
     """
     device, num_rollouts = model.device, len(prompts) * samples_per_prompt
+    longest, asked = getattr(model, "longest_row", None), max(map(len, prompts), default=0) + max_new_tokens
+    if longest and asked > longest:                                 # load_model has set it
+        fail(f"prompt and completion may have {asked} tokens, and the model samples and scores alike up to {longest}")
     top_p, top_k = top_p or 1.0, top_k or 0                         # None is off too
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else "cpu"))
     prompt_ids, prompt_mask = (x.repeat_interleave(samples_per_prompt, 0) for x in pad(prompts, pad_id, device, True))
@@ -80,7 +86,7 @@ def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_
     rows = torch.zeros(0, dtype=torch.int64, device=device)         # the rollouts that are being written
     logits = None
     # Inference mode spares each operation some bookkeeping, but FSDP's own tensors must not come out of it.
-    with hardware.quick_linears(model), torch.inference_mode(not is_sharded(model)):
+    with packed_weights(model), torch.inference_mode(not is_sharded(model)):
         kind = SharedPrefixCache if queue and has_plain_attention(model) else PlainCache
         cache = kind(model, prompt_ids.shape[1], max_new_tokens)
         rollout_tokens = rollout_tokens or measured_bound(

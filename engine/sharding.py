@@ -65,23 +65,31 @@ def sampling_weights(model, dtype: str, on_shards: bool = False):
     Many: the same model with all weights gathered on every rank, once, until the end; or with `on_shards`, for a model
     that does not fit whole, gathered block by block at every step, the ranks in lockstep.
     """
-    was_training = model.training
-    model.eval()                                                # else activation checkpointing switches caches off
-    if not is_sharded(model):
-        twin = model
-        if model.dtype != getattr(torch, dtype):
-            twin = copy.deepcopy(model).requires_grad_(False)
-            # Not the buffers: a rotary frequency that is rounded turns far positions elsewhere.
-            for parameter in twin.parameters():
-                parameter.data = parameter.data.to(getattr(torch, dtype))
-        yield twin
-    elif on_shards:
-        with lockstep(model):
-            yield model
-    else:
-        with gathered(model):
-            yield model
-    model.train(was_training)
+    with evaluating(model):                                     # else activation checkpointing switches caches off
+        if not is_sharded(model):
+            twin = model
+            if model.dtype != getattr(torch, dtype):
+                twin = copy.deepcopy(model).requires_grad_(False)
+                # Not the buffers: a rotary frequency that is rounded turns far positions elsewhere.
+                for parameter in twin.parameters():
+                    parameter.data = parameter.data.to(getattr(torch, dtype))
+            yield twin
+        else:
+            with lockstep(model) if on_shards else gathered(model):
+                yield model
+
+
+@contextmanager
+def evaluating(model):
+    """Every module in evaluation mode; afterwards each in its own again: of a model that is trained only the
+    checkpointed blocks are in training mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def find_mawps(data: Path | None) -> dict[str, Path]:
 
 
 def read_mawps(files: dict[str, Path]) -> tuple[dict[str, list[dict]], dict[str, int]]:
-    """-> name -> rows of {"problem", "answer", "working"}, in an order that hangs on the texts alone; why others were
+    """-> name -> rows of {"problem", "answer", "working"}, in an order that depends on the texts alone; why others were
     dropped -> how many."""
     problems, dropped, seen = {}, Counter(), set()
     for name in ("test", "heldout", "train"):           # a text that stands twice stays in the first of them
@@ -51,13 +51,11 @@ def read_mawps(files: dict[str, Path]) -> tuple[dict[str, list[dict]], dict[str,
 
 
 def mawps_fields(row: dict, source: str) -> tuple[str, str, str]:
-    """Text, equation and answer of a row: of MWPToolkit's columns, of the first publication's, or of JSON lines."""
-    for names in (("original_text", "equation", "ans"), ("squestion", "lequations", "lsolutions"),
-                  ("problem", "equation", "answer")):
+    """Text, equation and answer of a row: of MWPToolkit's columns, or of JSON lines."""
+    for names in (("original_text", "equation", "ans"), ("problem", "equation", "answer")):
         if all(name in row for name in names):
-            text, *others = (row[name] for name in names)
-            equation, answer = (str(value[0] if isinstance(value, list) and value else value) for value in others)
-            return re.sub(r" (?=[,.?!;:%]|['’]s\b)", "", " ".join(str(text).split())), equation, answer
+            text, equation, answer = (str(row[name]) for name in names)
+            return re.sub(r" (?=[,.?!;:%]|['’]s\b)", "", " ".join(text.split())), equation, answer
     fail(f"{source}: no row of MAWPS; original_text, equation and ans are expected (columns: {', '.join(row)})")
 
 

@@ -12,10 +12,10 @@ held-out worked answers.  Both models learn the skill first, on a mixture with 4
 q >= 0.995, the student until q >= 0.80.  Then both learn the style, 30 steps on a mixture with 15% worked answers for
 the teacher and 3% for the student, which moves q once more.  A student is accepted if it ends with q between 0.86 and
 0.90: able to discover the worked style by trial, but slowly.  Nothing that is learnt after pretraining has a say in it.
-Twenty seeds that no other --seed tries are tried in order until one is accepted; the pair in toy_base/ is that of 0.  --student-skill and
---student-style make a student of another kind, whose skill phase ends 0.06 below the lower bound; with --pretrain
-student, after one that learnt its skill and missed its band, the next aims higher or lower by half of what was missed.
---teacher-size and --family change the models.  What is not pretrained anew is the shipped pair's.
+Twenty seeds that no other --seed tries are tried in turn until one is accepted; the pair in toy_base/ is that of 0.
+--student-skill and --student-style make a student of another kind, whose skill phase ends 0.06 below the lower bound;
+with --pretrain student, after one that learnt its skill and missed its band, the next aims higher or lower by half of
+what was missed.  --teacher-size and --family change the models.  What is not pretrained anew is the shipped pair's.
 """
 import random
 import shutil

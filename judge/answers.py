@@ -20,7 +20,14 @@ from judge.boxes import NOT_SPACE, joint, last_boxes
 
 # ================================================================ reading
 
-THOUGHT_ENDS = re.compile(r"</(?:think|thinking|thought|reasoning|reflection)>|\[/THINK\]|◁/think▷", re.IGNORECASE)
+SPECIAL = re.compile(  # special tokens: of a turn, a message, padding
+    r"<[|｜][^<>\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|unk|(?:start|end)_of_turn)>|\[(?:/?INST|EOS|BOS|PAD)\]",
+    re.IGNORECASE,
+)
+THOUGHT_ENDS = re.compile(
+    r"[<\[◁]\|?/(?:seed:)?(?:think|thinking|thought|reason|reasoning|reflection)\|?[>\]▷]|<\|end_of_thought\|>"
+    r"|assistantfinal|<\|channel\|>final<\|message\|>", re.IGNORECASE
+)
 TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
 ANSWER_LINE = re.compile(
     r"(?:(?:(?<![a-zA-Z0-9])(?:answer(?:\s{1,3}is)?|r[ée]ponse|respuesta|resposta|risposta|antwort|ответ)|答案|答え|정답)"
@@ -32,10 +39,13 @@ GSM8K_LINE = re.compile(r"(?<!#)####(?!#)")
 REMARK = re.compile(  # 5, because ...; 5 (since ...); 5. This is ...; 5 — the least
     r"(?<=\S)(?:[\s,;:.(*–—-]*[\s,;(](?:(?:because|since|as|which|so|where|hence|thus|this|that|note|rounded|checked|"
     r"obtained|using)\b|(?:i\.?e|e\.?g)\.)"
+    r"|\s*[,(]\s*(?:altogether|total|in (?:total|all))\b|(?:(?<=\b[A-J])|(?<=\b[A-J]\)))\s*\([a-z]"
     r"|(?:(?<=[0-9$)}*%])|(?<=[a-z]{3}))\.\**\s+(?=[A-Z])|\s+(?:—|--)\s+(?=[A-Za-z]{3})|\s*[✀-➿\U0001F300-\U0001FAFF]).*",
     re.IGNORECASE,
 )
-RETRACTS = re.compile(r"\b(?:wait|no|not|wrong|incorrect|actually|rather|instead|except|unless)\b", re.IGNORECASE)
+RETRACTS = re.compile(
+    r"\b(?:wait|no|not|wrong|incorrect|actually|rather|instead|except|unless|but|however)\b", re.IGNORECASE
+)
 
 
 def extract_answer(text: str) -> str | None:
@@ -55,8 +65,10 @@ def extract_answer(text: str) -> str | None:
 
 def split_thought(text: str) -> tuple[str, str]:
     """What stands before the last end of a thinking tag, and what after it; all is thought where there is none."""
-    ends = [match.end() for match in THOUGHT_ENDS.finditer(text)] if "/" in text else []  # most texts: no search
-    return (text[: ends[-1]], text[ends[-1] :]) if ends else (text, "")
+    may_end = "/" in text or "final" in text or "|>" in text  # most texts: no search
+    ends = [match.end() for match in THOUGHT_ENDS.finditer(text)] if may_end else []
+    parts = (text[: ends[-1]], text[ends[-1] :]) if ends else (text, "")
+    return tuple(SPECIAL.sub("\n", part) if "<" in part or "[" in part else part for part in parts)
 
 
 def answer_in(text: str) -> str | None:
@@ -82,6 +94,8 @@ def last_line(text: str, marker: re.Pattern) -> str | None:
     line = line.strip(" \t\r*_`").removesuffix("**.")
     if line.count("}") > line.count("{"):  # \textbf{Answer: 5}
         line = line.removesuffix("}")
+    if re.fullmatch(r"[A-J]\)", line):  # C) is an option's letter
+        line = line[0]
     return line or None
 
 
@@ -125,8 +139,10 @@ def is_equal(answer: str, gold: str) -> bool:
     tidy_answer, tidy_gold = (WORDS.sub(r"\1", NOISE.sub("", text).removesuffix(".")) for text in (answer, gold))
     if not tidy_answer or not tidy_gold or tidy_answer == tidy_gold:
         return bool(tidy_gold) and tidy_answer == tidy_gold
-    if CHOICES.fullmatch(tidy_answer) and CHOICES.fullmatch(tidy_gold) and tidy_answer.isalpha() != tidy_gold.isalpha():
-        return sorted(re.findall("[A-J]", tidy_answer)) == sorted(re.findall("[A-J]", tidy_gold))
+    if CHOICES.fullmatch(tidy_answer) and CHOICES.fullmatch(tidy_gold):
+        letters = [re.findall("[A-J]", text) for text in (tidy_answer, tidy_gold)]
+        if tidy_answer.isalpha() != tidy_gold.isalpha() or min(map(len, letters)) > 2:
+            return sorted(letters[0]) == sorted(letters[1])
     if DATE.fullmatch(tidy_answer) or DATE.fullmatch(tidy_gold):
         return False
     numbers = plain_number(tidy_answer), plain_number(tidy_gold)

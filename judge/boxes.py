@@ -8,7 +8,7 @@ next.  Takes time linear in the text: around a box at most REACH characters are 
 
 import re
 
-from judge.words import FRACTIONS, RATES, SCALES, UNITS
+from judge.words import FRACTION, FRACTIONS, SCALES, UNITS, is_noun, unit_of
 
 REACH = 80
 Box = tuple[int, tuple[int, int], int]  # where it begins, what it holds, where it ends
@@ -21,13 +21,13 @@ BRACE = re.compile(
 NOT_SPACE = re.compile(r"\S")
 LOOKS = re.compile(
     r"\\(?:text|math|mbox|operatorname)[a-z]*\s*(?:\{([^{}]*)\}|\{)?|\\(?:text)?color\s*\{\w+\}|[$~*`\"]"
-    r"|\\[()\[\],;:! ]|\\(?:left|right|displaystyle|underline|[lL]arge|huge|bf|q?quad)(?![a-zA-Z])"
+    r"|\\[()\[\],;:!\\ ]|\\(?:left|right|displaystyle|underline|[lL]arge|huge|bf|q?quad)(?![a-zA-Z])"
 )
 
 # Where a formula ends: a line, an equals sign, an arrow, a word, a sentence, a remark.
 EDGE = (
     r"\n|\\\\|&|[-=]+>|(?<![<>])(?<![\sa-zA-Z]!)(?<!\\not)=|≈|(?<![\\a-zA-Z])[a-zA-Z]{2,}|(?:[.;?]|(?<!\s):)(?=[\s$*\\])|[\"'`#]|</?\w+>"
-    r"|[^\x00-\x7f−–±∓×·÷⋅≤≥≠√π∪∩°²³∞]|\\(?:approx|equiv|therefore|because|implies|iff|to|text|math(?:bf|rm)|mbox|begin|"
+    r"|[a-zA-Z]*[^\x00-\x7f−–±∓×·÷⋅≤≥≠√π∪∩°²³∞][^\W\d_]*|\\(?:approx|equiv|therefore|because|implies|iff|to|text|math(?:bf|rm)|mbox|begin|"
     r"end|[pb]?mod|tag|label|\w*square|Box|qed|checkmark|\w*arrow)(?![a-z])(?:\s*\{[^{}]*\})?"
 )
 BEGINNING = re.compile(rf"(?:(?:\A|(?<=\n))\|[^\n]*\|(?=\s)|{EDGE}|(?<![-+−±])\$+|\\[(\[]|\*\*)\s*")
@@ -38,8 +38,8 @@ MARK = re.compile(r"\s*(?:[-–—*+>•]\s|\(?(?:[0-9]{1,2}|[a-zA-J]|[ivx]+)[.)
 LIST = {", ", " and ", " or "}
 JOINTS = {word: joint for joint, words in {
     " and ": "and also as well along together with y et e und sowie и 和 与 及 以及",
-    " or ": "or else either oder ou o или 或 或者", " + ": "plus", " - ": "minus", r" \cdot ": "times",
-    r" \text{ to } ": "to through bis by versus vs between from",
+    " or ": "or else either maybe perhaps possibly oder ou o или 或 或者", " + ": "plus", " - ": "minus",
+    r" \cdot ": "times", r" \text{ to } ": "to through bis by versus vs between from",
 }.items() for word in words.split()}  # fmt: skip
 WORD = re.compile(r"(?<![\\\w])(?![ivx]+[.)])[^\W\d_]{2,}")
 NAME = r"[a-zA-Z](?:_\{?\w\}?)?"
@@ -50,28 +50,51 @@ LISTED = re.compile(  # 0.75 or \boxed{3/4}; x = 3 and x = \boxed{4}
     rf"(?:\A|[$(,:]|(?<!\\)\b[a-zA-Z]{{2,}}|(?<!\w)(?P<name>{NAME})\s*=)\s*(?P<item>{NUMBER})[\s$*)]*,?\s*"
     r"(?P<joint>and|or|&|und|oder|et|ou|和|或)[\s$*]*(?:(?P=name)\s*=[\s$]*)?\Z"
 )
-DENYING = """not never cannot neither nor except excluding unlike impossible than plus minus times negative over twice
-double triple""".split()
-FILLERS = "be equal to the a an actually really simply just necessarily longer of but".split()
+# What words deny before a box, in the languages that models write most: the negations and comparisons.
+DENYING = """not never cannot neither nor except excluding unlike impossible than plus minus times negative over under
+above below beyond nearly almost twice double triple nicht kein keine pas non no não nie niet inte ikke не нет tidak
+bukan""".split()
+FILLERS = """be equal to the a an actually really simply just necessarily longer of but is was answer choice option
+result value es est ist ser é è""".split()
+COMPARED = r"""no longer|instead of|up to|(?<![a-z] )at (?:least|most)|(?:all|any\w*|every\w*) but|mindestens|höchstens
+|wrong|incorrect|false|mistaken|(?:square|cube|root|reciprocal|inverse|opposite|FRACTION) of
+|(?:mehr|weniger|m[áa]s|menos|mais|plus|moins|pi[ùu]|meno|больше|более|меньше|менее) ?(?:als|de|que|di|чем)?"""
 DENIED = re.compile(
-    rf"(?:\b(?:{'|'.join(DENYING)}|no longer|instead of|(?:all|any\w*|every\w*) but|"
-    r"(?:half|square|cube|root|reciprocal|inverse|opposite) of)|n['’]t|不是|不为|不等于|并非)"
-    rf"(?:[\s*$]+(?:{'|'.join(FILLERS)}))*[\s$*~({{\\}})_]*\Z", re.IGNORECASE
+    rf"(?:\b(?:{'|'.join(DENYING)}|{COMPARED.replace(chr(10), '').replace('FRACTION', FRACTION)})"
+    r"|n['’]t|[不非没無无]|[大小多少]于|超过|[至最][多少])"
+    rf"(?:[\s*$]+(?:{'|'.join(FILLERS)})|[是为到])*[\s$*~({{\\}})_]*\Z", re.IGNORECASE
 )  # fmt: skip
-CAREFUL = {*DENYING, *FILLERS, *JOINTS}  # after any other word nothing needs to be looked at
+CAREFUL = {*DENYING, *FILLERS, *JOINTS, *"least most als de que di wrong incorrect false".split()} - {"is"}
+WRONG_IS = re.compile(r"(?:\b(?:wrong|incorrect|false|not)|n['’]t)\b[^.;:!?\n]{0,20}\bis[\s$*]*\Z", re.IGNORECASE)
+IS = r"(?:is|was|are|were|would be|seems|looks|['’]s)"
+NOT = r"(?:n['’]t|\s+not)"
+CORRECTED = re.compile(  # 5. Actually no, ...; is it 5? No.
+    r"[^\n]*?(?:\?\s*No\b|\b(?:wait|actually|oops|hmm|oh|but|hold on)\b[^\n]*?"
+    r"(?:\b(?:no|not|wrong|incorrect|mistake|should)\b|n['’]t))", re.IGNORECASE
+)  # fmt: skip
 REFUTED = re.compile(
-    r"[\s$*)}\\\]]*(?:text\{)?[.,!]?\s*(?:(?:wait|no|but|hmm)[,.]?\s+)*(?:(?:which|this|that|it)\s+)?(?:"
-    r"(?:is|was|are|were)(?:n['’]t|\s+not)\s+(?:the|an?|correct|right|valid|possible|it|our|what|true)\b"
-    r"|(?:is|was|are|were|seems|looks)\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|invalid|impossible|too)\b"
-    r"|(?:does(?:n['’]t|\s+not)|cannot|can['’]t)\s+(?:work|be|hold)\b|fails\b)"
-    r"|\s*\((?:wrong|incorrect|invalid|rejected|extraneous|no)\b"
-    rf"|[\s$]*,?\s*(?:or (?:more|less|fewer|greater|higher)\b|(?:,|or\b|and\b|to\b|through\b)[\s$]+(?-i:{NUMBER})"
-    r"(?=[\s$.]*(?:\Z|[.,;$\n])))", re.IGNORECASE
+    rf"[ $*)}}\\\]]*(?:text\{{)?{IS}{NOT}\b|\s*\((?:wrong|incorrect|invalid|rejected|extraneous|no)\b"
+    r"|[\s$*)}\\\]]*(?:text\{)?[.,!]?\s*(?:(?:wait|no|but|hmm)[,.]?\s+)*(?:(?:which|this|that|it)\b\s*)?"
+    rf"(?:{IS}{NOT}\s+(?:the|an?|correct|right|valid|possible|it|our|what|true)\b|(?:does{NOT}|cannot|can['’]t|fails)\b"
+    rf"|{IS}\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|invalid|impossible|too)\b)"
+    rf"|[\s$]*,?\s*(?:(?:or|and) (?:more|less|fewer|greater|higher|lower|up|above|below|over)\b"
+    rf"|(?:,|or\b|and\b|to\b|through\b)[\s$]+(?-i:{NUMBER})(?=[\s$.]*(?:\Z|[.,;$\n])))", re.IGNORECASE
 )  # fmt: skip
 OPTION = re.compile(r"(?:\\\w+\{)*\([A-J]\)\}*")
-BEHIND = {*SCALES, *FRACTIONS, *UNITS, *RATES, *"per square cubic squared cubed a.m p.m am pm AM PM / ° %".split()}
-BEHIND -= {"in", "second"}  # which mostly say something else
-UNIT = re.compile(r"(?:[\s$*{}~]|\\(?:text|mathrm)\s*\{|\\[,;:! ])*([ap]\.m(?=\.)|[^\W\d_]+|[/°%]|\^\{?-?[1-9]\}?)")
+# What may stand behind a box: a part of the number, which is read with it, or words that a sentence goes on with.
+BEHIND = {*SCALES, *FRACTIONS, *UNITS, *"per square cubic squared cubed a.m p.m am pm / ° %".split()}
+BEHIND -= {"in", "second", "long", "old"}  # which mostly say something else
+UNIT = re.compile(
+    r"(?:[ \t$*{}~]|\\(?:text|mathrm)\s*\{|\\[,;:! ])*"
+    rf"(and (?:(?:an?|one|two|three|[0-9]) )?(?:{FRACTION})|per ?cent|[ap]\.m(?=\.)"
+    r"|[^\W\d_]+(?:-[^\W\d_]+)*|[/°%]|\^\{?-?[1-9]\}?)"
+)
+GOES_ON = set("""is are was were be as in for of to from on at by each when where which who that with because since
+so then if after has have had can could will would must should chance may might it they he she we this these there
+here such and but gives left more total altogether remaining indeed exactly only also both respectively the a an
+units long old wide tall high deep away apart off minimum maximum different distinct possible works out until
+before while within through correct right too です である 입니다 이다""".split())
+ENDED = re.compile(r"[,;:][ $*)]*\Z")
 HAS_UNIT = re.compile(r"\\(?:text|math|mbox|circ|[%$])|(?<![\\a-zA-Z])[a-zA-Z]{2,}|[°%]")
 
 
@@ -89,7 +112,7 @@ def last_boxes(text: str) -> str | None:
     parts = [text[slice(*span)].strip() for _, span, _ in boxes[first:]]
     if joints and len(set(parts)) == 1 and LIST >= set(joints):
         parts, joints, first = parts[:1], [], len(boxes) - 1
-    lead, (tail, unit) = before(text, boxes[first - 1][2] if first else 0, boxes[first][0]), after(text, boxes[-1][2])
+    lead, (tail, unit) = before(text, boxes[first - 1][2] if first else 0, boxes[first]), after(text, boxes[-1][2])
     if lead is None or tail is None:
         return None
     if not (joints or lead or tail or unit):
@@ -136,6 +159,8 @@ def joint(between: str) -> str:
     if "" in kinds:
         return ""
     plain = LOOKS.sub(r" \1 ", NAMED.sub("", between)).strip()
+    if plain[-1:] in (".", "?", "!"):
+        return ""
     if MARK.fullmatch(plain + " ") and ("\n" in between or plain[0] not in "-+>"):
         return ", "
     if plain in JOINTS or not WORD.sub("", plain).strip(" ,;，、&()/|"):
@@ -144,15 +169,16 @@ def joint(between: str) -> str:
     return "" if BEGINNING.search(plain) and not plain.startswith(("=", r"\approx", "≈")) else plain
 
 
-def before(text: str, limit: int, start: int) -> str | None:
-    """What of a formula stands before its box; None where words deny it, or a digit that is no working touches it."""
+def before(text: str, limit: int, box: Box) -> str | None:
+    """What of a formula stands before its box; None where words deny it, or a digit touches its digits."""
+    start, (inside, _), _ = box
     window = text[max(limit, start - REACH) : start]
     said = window.rstrip("$\n *\\").removesuffix(r"\[").rstrip("$\n *")
     last = said.rpartition(" ")[2].rstrip(",:")
     if not said or said[-1] in ".:" and len(said) < len(window) and said[-2:-1] not in (" ", ""):
         return ""  # "Answer: $\\boxed{5}$"
     if len(last) > 1 and last.isascii() and last.isalpha() and last.lower() not in CAREFUL:
-        return ""  # "is $\\boxed{5}$", as most boxes
+        return None if last == "is" and WRONG_IS.search(said) else ""  # "is $\\boxed{5}$", as most boxes
     if DENIED.search(window):
         return None
     if listed := LISTED.search(window):
@@ -167,13 +193,13 @@ def before(text: str, limit: int, start: int) -> str | None:
     piece = LOOKS.sub(r"\1", piece).lstrip(" ,;:)]}").rstrip("\\")
     if piece.replace(" ", "").isdigit() and window.count("$") % 2 == 0:
         return ""  # the working goes before, outside of a formula: 9777151521\boxed{21}
-    return None if piece[-1:].isdigit() or piece.endswith(".") else piece
+    return None if piece[-1:].isdigit() and text[inside].isdigit() or piece.endswith(".") else piece
 
 
 def after(text: str, end: int) -> tuple[str | None, str]:
     """What of a formula stands behind its box, and the unit or scale after it; None where words deny it."""
     window = text[end : end + REACH]
-    if REFUTED.match(window):
+    if REFUTED.match(window) or CORRECTED.match(window):
         return None, ""
     edge = END.search(window)
     place = edge.start() if edge else len(window)
@@ -182,7 +208,29 @@ def after(text: str, end: int) -> tuple[str | None, str]:
     if place == REACH or piece[:1].isdigit():
         return None, ""
     words = []
-    while (word := UNIT.match(window, place)) and (word[1] in BEHIND or word[1].lower() in BEHIND or word[1][0] == "^"):
+    while (word := UNIT.match(window, place)) and is_part(word[1]):
         words.append(word[1])
         place = word.end()
+    ended = ENDED.search(window[:place]) or window[place:].lstrip().startswith(("$$", r"\]"))
+    if words and word and word[1].lower() in ("below", "above"):
+        return None, ""
+    if not words and not ended and not goes_on(window, place):
+        return None, ""
     return piece, rf"\text{{ {' '.join(words)}}}" if words else ""
+
+
+def is_part(word: str) -> bool:
+    """Does it belong to the number: a unit, a scale, a power, "and a half"?"""
+    return word in BEHIND or word.lower() in BEHIND or word[0] == "^" or word[:4] == "and " or word == "per cent"
+
+
+def goes_on(text: str, place: int) -> bool:
+    """May a sentence go on with the words there behind its number?  An unknown one may deny or multiply it."""
+    words = []
+    while len(words) < 4 and (word := UNIT.match(text, place)):
+        words.append(word[1])
+        place = word.end()
+    if not words or words[0] in GOES_ON or is_noun(words[0]) or unit_of(words[0]) is not None:
+        return True
+    known = [i for i, word in enumerate(words[1:], 1) if is_noun(word) or len(word) > 3 and word in GOES_ON]
+    return bool(known) and all(word.isascii() and word.lower() not in DENYING for word in words[: known[0]])

@@ -3,16 +3,16 @@ r"""One spelling for what LaTeX and Unicode spell in several ways: `clean(r"90^{
 import re
 from unicodedata import category, decimal, name, normalize
 
-from judge.words import HAN_NUMBERS, HAN_SCALES, UNITS, han_number
+from judge.words import UNITS
 
-HAN = "".join([*HAN_NUMBERS, *HAN_SCALES])
 UNICODE = {
     **dict.fromkeys("−–—‐‑﹣负", "-"), **dict.fromkeys("×·⋅∙∗•", r"\cdot "), **dict.fromkeys("≤⩽", r"\le "),
     **dict.fromkeys("≥⩾", r"\ge "), **dict.fromkeys("≈≃≅", r"\approx "), **dict.fromkeys("º˚", "°"),
     **dict.fromkeys("÷∕⁄", "/"), "∞": r"\infty ", "±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ", "∈": r"\in ", "≠": r"\ne ",
     "∩": r"\cap ", "∖": r"\setminus ", "≡": r"\equiv ", "∣": r"\mid ", **dict.fromkeys("…⋯", r"\dots "),
     "∛": r"\sqrt[3]", "∠": r"\angle ", "∅": r"\emptyset ", "⟨": r"\langle ", "⟩": r"\rangle ",
-    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "£": r"\pounds ", "¢": r"\text{ cents}",
+    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "£": r"\pounds ",
+    "¢": r"\text{ cents}", "‰": r"\text{ permille}", "约": r"\approx ", "′": "'", "″": "''", "∀": r"\forall ",
     **{letter: rf"\mathbb{{{normalize('NFKC', letter)}}}" for letter in "ℝℤℕℚℂ"},
     **dict.fromkeys("、；", ","), "٫": ".", "٬": ",", "和": r"\text{ and }", "或": r"\text{ or }",
     **dict.fromkeys("\"“”\u200b\ufeff。", ""), **dict.fromkeys("\xa0\u202f\u2009", " "),
@@ -29,14 +29,10 @@ SIGNS = compiled(  # one sign for one thing: x², 52₈, ½, m², the table abov
     (r"[¼½¾⅐-⅞]", lambda sign: r"\frac{" + normalize("NFKC", sign[0]).replace("⁄", "}{") + "}"),
     (r"[㎟-㎦]", lambda sign: re.sub(r"(.*)(.)", r"\\text{ \1}^\2", normalize("NFKC", sign[0]), count=1)),
     ("[" + "".join(UNICODE) + "]", lambda sign: UNICODE[sign[0]]),
-    (r"千克", "公斤"),
-    (r"千米", "公里"),
     (r"平方", " square "),
     (r"立方", " cubic "),
-    (rf"(?<=[0-9])\s*([{''.join(HAN_SCALES)}])", lambda scale: rf"\cdot {HAN_SCALES[scale[1]]} "),
-    (rf"[{HAN}]+", han_number),
-    (r"百分之([0-9.]+)", r"\1%"),
-    (r"([0-9]+)分之([0-9]+)", r"\\frac{\2}{\1}"),
+    (r"(?<=[0-9])\s*([十百千万萬亿億천만억])(?![克米])", r"\\text{ \1 }"),
+    (r"大约|大概", r"\\approx "),
     (r"√\s*([0-9]+)", r"\\sqrt{\1}"),
     (r"√", r"\\sqrt "),
 )
@@ -44,19 +40,12 @@ SIGNS = compiled(  # one sign for one thing: x², 52₈, ½, m², the table abov
 ONE_UNIT = "|".join(sorted((re.escape(unit) for unit in UNITS if unit.isascii()), key=len, reverse=True))
 BARE = rf"(?:{ONE_UNIT})(?![a-zA-Z])(?:\s*\^\s*(?:[1-9]|\{{-?[1-9]\}}))?"
 IN_TEXT = r"\\(?:text|mathrm)\s*\{([^{}]*)\}"
-ABOUT = "(?:approx(?:imately)?|about|roughly)"
+ABOUT = "(?:approx(?:imately)?|about|roughly|around)"
 REALS = r"(?:\\math(?:bb|bf)\s*(?:\{\s*R\s*\}|R)|\\(?:R|reals|Reals)(?![a-zA-Z]))"
-SCRIPT = r"\s*(?:\{\s*([^{}]+?)\s*\}|([0-9a-z]))\s*"
-CHOOSE = r"(?:\\(?:mathrm|mathbf|text|rm)\s*\{\s*)?([CP])\s*\}?\s*"
 MACRO = re.compile(r"\\(kilo|centi|milli|mega)?\\?([a-zA-Z]+)|[.~]")  # \kilo\metre\per\second
 
 
-def chosen(n: str, letter: str, k: str) -> str:
-    """C, the ways to choose k of n things, or P, to put k of them in a row; C_1^2 is another C."""
-    if n.isdigit() and k.isdigit() and int(n) < int(k):
-        return f"{letter}_{{{n}}}^{{{k}}}"
-    return rf"\binom{{{n}}}{{{k}}}" if letter == "C" else rf"\frac{{({n})!}}{{({n}-({k}))!}}"
-
+MONEY_SCALES = {"K": "thousand", "M": "million", "B": "billion"}  # $80k
 
 REWRITES = compiled(
     # what only changes the looks
@@ -64,19 +53,23 @@ REWRITES = compiled(
     (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*(?:\.(?![0-9]))?", " "),
     (r"\\(?:displaystyle|textstyle|scriptstyle|limits|boxed|fbox|underline|boldsymbol|bm|pmb)(?![a-zA-Z])", " "),
     (r"\\(?:q?quad|normalsize|small|[lL]arge|LARGE|[hH]uge|bf|rm|it)(?![a-zA-Z])", " "),
-    (r"\\(?:(?:text)?color(?:box)?(?:\[\w+\])?|[hv]space\*?|[hv]?phantom)\s*\{[^{}]*\}", " "),
-    (r"^\s*\*\*(.*)\*\*[\s.]*$|``?([^`']*)''?|[\"]", r"\1\2"),
+    (r"\\(?:(?:text)?color(?:box)?(?:\[\w+\])?|[hv]space\*?|[hv]?phantom|tag\*?|label)\s*\{[^{}]*\}", " "),
+    (r"\\(?:checkmark|blacksquare|square|Box|qed|therefore|implies|Rightarrow)(?![a-zA-Z])"
+     r"|(?:\\\\|[✀-➿\U0001F300-\U0001FAFF]|\s)+$", ""),
+    (r"^\s*([*_`'\"]{1,3})(.*)\1[\s.]*$", r"\2"),
+    (r"``?([^`']*)''?|[\"]", r"\1"),
     # thousands: 1{,}000, 10,\!080, 13\,535 and 13 535; 58,\,500 is as good as 58,500, but 58, 500 is a list
     (r"\\(?:text|mathord|mathpunct)\s*(?=\{,\})", ""),
     (r"(?<=[0-9]),\\,(?=[0-9]{3}(?![0-9]))", ","),
     (r"(?<=[0-9])(?:\{,\}(?:\\!)?|,?\s*\\!|(?<!,)(?:\\[,;:]|\\thinspace|~))\s*(?=[0-9]{3}(?![0-9]))", ""),
-    (r"(?<![0-9.])([0-9]{1,3})((?: [0-9]{3})+)(?![0-9/.]|\s*\\frac)", lambda number: number[0].replace(" ", "")),
-    (r"(?<![a-zA-Z])US(?:D(?![a-zA-Z])|\s*\\?\$)", r"\\$"),
+    (r"(?<![0-9.])([0-9]{1,3})((?: [0-9]{3})+)(?![0-9/]|\.[0-9]*\s|\s*\\frac)",
+     lambda number: number[0].replace(" ", "")),
+    (r"(\\?\$\s*[0-9.,]+)\s?([kKMB])(?![a-zA-Z])", lambda m: m[1] + rf"\text{{ {MONEY_SCALES[m[2].upper()]}}}"),
+    (r"(?<![a-zA-Z])(?:USD(?![a-zA-Z])|(?:US|HK|NT|[ACR])\s*\\?\$)", r"\\$"),
     (r"^\s*(?:Rs|INR)\b\.?\s*(?=[0-9])", r"\\text{rupee }"),
     # spacing (but not \\ and a space, which end a matrix's row), dollars and \( \) \[ \]
     (r"(?<!\\)(?:\$|\\[,;:!()\[\] ])|~", " "),
     (r"\\\\\[[0-9.]+[a-z]{2}\]", r"\\\\"),
-    (r"[,;]\s*(?=&)|(?<=&)\s*\\text\s*\{\s*(?:if|for|when)\s*\}", ""),
     # units in fractions and packages, 5th, a bare "540 m"
     (rf"\\frac\s*\{{\s*{IN_TEXT}\s*\}}\s*\{{\s*{IN_TEXT}\s*\}}", r"\\text{ \1/\2}"),
     (r"\\(?:SI|qty)\s*\{([^{}]*)\}\s*\{([^{}]*)\}",
@@ -94,13 +87,17 @@ REWRITES = compiled(
     (r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)", r"\\cdot "),
     (r"(?<=[0-9])\{(\\frac\s*(?:\{[0-9]+\}|[0-9])\s*(?:\{[0-9]+\}|[0-9]))\}", r"\1"),
     (r"(?<=[0-9.])\\(?:overline|bar|dot)\s*(?:\{\s*([0-9])\s*\}|([0-9]))", r"\\overline{\1\2}"),
+    (r"(?<![0-9])\.(?=\\overline)", "0."),
+    (r"(?<=\.)([0-9]*)\(([0-9]+)\)(?![0-9])", r"\1\\overline{\2}"),
+    (r"(?<=\.)([0-9]*?)([0-9]+?)(\2{2,}|(?<=[0-9]{2})\2)(?:\.\.\.|\\[lc]?dots)", r"\1\\overline{\2}"),
     (r"\+/-", r"\\pm "),
-    (r"(?<=,)\s*\.\.\.(?=\s*,|\s*$)|(?<=\+)\s*\.\.\.(?=\s*\+|\s*$)", r"\\dots "),
+    (r"(?<=,)\s*\.\.\.(?=\s*,|\s*$|\s*\\\})|(?<=\+)\s*\.\.\.(?=\s*\+|\s*$)", r"\\dots "),
     (r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*(?:\\circ|o)\s*\}|[°o](?![a-zA-Z]))|\\(?:text)?deg(?:ree)?(?![a-zA-Z])", "°"),
+    (r"°\s*([0-9]+)\s*'(?!')(?:\s*([0-9]+)\s*'')?|°\s*([0-9]+)\s*\^\s*\{?\s*\\prime\s*\}?",
+     lambda m: f" + ({m[1] or m[3]} + {m[2] or 0}/60)/60°"),
     (r"°\s*(?:\\(?:text|mathrm)\s*\{\s*C\s*\}|C(?![a-zA-Z]))", r"°\\text{ celsius}"),
     (r"°\s*(?:\\(?:text|mathrm)\s*\{\s*F\s*\}|F(?![a-zA-Z]))", r"°\\text{ fahrenheit}"),
-    (rf"{REALS}\s*(?:\^\s*(?:\{{\s*)?\+|_\s*\{{\s*>\s*0)\s*\}}?", r"(0,\\infty)"),
-    (rf"{REALS}\s*(?:\^\s*(?:\{{\s*)?-|_\s*\{{\s*<\s*0)\s*\}}?", r"(-\\infty,0)"),
+    (rf"{REALS}\s*\^\s*(?:\+|\{{\s*\+\s*\}})", r"(0,\\infty)"),
     (REALS, r"(-\\infty,\\infty)"),
     (r"(?<=\\infty\))\s*(?:-|/|\\backslash(?![a-z]))\s*(?=\\\{)", r"\\setminus "),
     # ]2,5[ and [2,5[: brackets that look away
@@ -109,27 +106,21 @@ REWRITES = compiled(
     (r"(?<=[)\]}])\s*U\s*(?=[(\[\\{])", r"\\cup "),
     # { x | x > 2 }
     (r"(\\\{\s*[^|:{},]*[a-zA-Z0-9]\s*(?:\\in[^|:{}]*|\\in\s*\\mathbb\s*\{\w\}\s*)?)[|:]", r"\1\\mid "),
-    # {}_{10}C_3 and ^{10}C_3, C_{10}^3, C^3_{10}, C(10, 3)
-    (rf"(?:\{{\s*\}}|(?<![\w)}}\]\s]))\s*[_^]{SCRIPT}{CHOOSE}_{SCRIPT}",
-     lambda m: chosen(m[1] or m[2], m[3], m[4] or m[5])),
-    (rf"(?<![a-zA-Z{{]){CHOOSE.replace('CP', 'C')}_{SCRIPT}\^{SCRIPT}",
-     lambda m: chosen(m[2] or m[3], m[1], m[4] or m[5])),
-    (rf"(?<![a-zA-Z{{]){CHOOSE.replace('CP', 'C')}\^{SCRIPT}_{SCRIPT}",
-     lambda m: chosen(m[4] or m[5], m[1], m[2] or m[3])),
-    (r"(?<![a-zA-Z])([CP])\s*\(\s*([0-9]+|[a-z])\s*,\s*([0-9]+|[a-z])\s*\)(?!\s*=)",
-     lambda m: chosen(m[2], m[1], m[3])),
     # an exact form (or 1.5), a rounding (about 1.4)
     (r"\(\s*(\\text\s*\{\s*)?(?:or\s|i\.?e\.?,?\s|that is,?\s|=)\s*(?(1)\}?)([^()]*?)(?(1)\}?)\s*\)",
      r"\\text{ or }\2"),
     (rf"\(\s*(?:\\text\s*\{{\s*)?(?:\\approx|{ABOUT}\.?)\s*([^()]*?)\}}?\s*\)", r"\\approx \1"),
+    (rf"^\s*(?:\\text\s*\{{\s*{ABOUT}\s*\}}|{ABOUT}\b|\\approx|\\sim|~)\s*(?=[-0-9\\$])", ""),
+    (r"^\s*(\\text\s*\{\s*)?(?i:exactly|only|just|precisely|a total of)\s*(?(1)\})(?=\s*[-0-9\\$])", ""),
+    (r"(?i)\bp(?:er|our|or) (?:cent|ciento)\b", "percent"),
     (rf"\\text\s*\{{\s*or {ABOUT}\s*\}}|(?<=\s)or {ABOUT}(?=\s)", r"\\approx "),
     # 3/4 (0.75); -5 (not 5)
     (r"(?<=[0-9}%])\s+\(\s*(-?[0-9.,/]+|\\frac\{\w+\}\{\w+\})\s*\)[\s.]*$", r"\\text{ or }\1"),
     (r"(?<=[\w)}])\s*(\\text\s*\{)?\s*(?:,\s*not\s[^()\w]*(?:[0-9][^(),}]*|[A-J])|\(\s*(\\text\s*\{\s*)?not\s[^()\w]*"
      r"(?:[0-9][^()]*|[A-J])(?(2)\}?)\))(?(1)\s*\})(?=[\s.}]*$)", ""),
     # "The answer is", abbreviations (sq. in.), one final period, empty groups and lone signs in groups
-    (r"^\s*(?:\\(?:therefore|implies|Rightarrow)(?![a-zA-Z])|=|"
-     r"(?i:(?:the )?(?:final )?answer(?: is)?)\s*:?(?![a-z]))|(?<=\{)Answer:|\\text\{Answer:?\s*\}", ""),
+    (r"^\s*(\\text\s*\{\s*)?(?:=|(?i:(?:the )?(?:final )?answer(?: is)?|therefore|thus|hence|so)(?![a-z])[\s,:]*"
+     r"(?(1)\}))|(?<=\{)Answer:|\\text\{Answer:?\s*\}", ""),
     (r"(?<=[a-zA-Z])\.(?![0-9])|(?<!\.)\.(?=[\s}]*$)|\s+$", ""),
     (r"(?:\\(?:text|mathrm)\s*|(?<!\\))\{\s*([-+=<>]?)\s*\}", r"\1"),
 )  # fmt: skip

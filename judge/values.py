@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import sympy
 
-from judge.words import MONEY, UNITS, changes
+from judge.words import DESCRIBES, MONEY, UNITS
 
 DIGITS = 2500  # significant digits in which two irrational numbers must agree: more than latex.MAX_BITS can hold
-POINTS, POINT_DIGITS = 9, 250  # for expressions that are not rational functions
+POINTS, POINT_DIGITS = 12, 250  # for expressions that are not rational functions
+SHARES = {"%": 100, "permille": 1000}  # of how many
 TINY = sympy.Float(10) ** -100  # what may be a hidden 0: sympy must prove it
 
 
@@ -51,13 +52,6 @@ class Union(NamedTuple):
     parts: tuple
 
 
-class Relation(NamedTuple):
-    """An inequality in several letters: difference < 0 (strict) or difference <= 0."""
-
-    difference: sympy.Expr
-    strict: bool
-
-
 class Equation(NamedTuple):
     """left = right.  Where the left side only names the answer (x = 5, f(x) = 2x), it may be dropped."""
 
@@ -74,7 +68,7 @@ class Numeral(NamedTuple):
 
 
 class Quantity(NamedTuple):
-    """A value with its units, each with its power (m/s is meter 1, second -1), and other words behind it."""
+    """A value with its units, each with its power (m/s is meter 1, second -1), and words that may change it."""
 
     value: Any
     units: tuple[tuple[str, int], ...] = ()
@@ -88,23 +82,10 @@ class System(NamedTuple):
     values: tuple
 
 
-class Residue(NamedTuple):
-    """3 (mod 7)."""
-
-    value: Any
-    modulus: Any
-
-
 class Ratio(NamedTuple):
     """3 : 5, as written; 7:30, too."""
 
     items: tuple
-
-
-class Clock(NamedTuple):
-    """3:30 PM: minutes since midnight."""
-
-    minutes: int
 
 
 class Option(NamedTuple):
@@ -153,11 +134,12 @@ def same_quantity(a: Quantity, b: Any) -> bool:
         return is_product(a, b) or same_quantity(a, Quantity(b))
     if not same_words(a, b):
         return False
-    percent = [("%", 1) in quantity.units for quantity in (a, b)]
-    if percent[0] == percent[1]:
+    wholes = [next((SHARES[name] for name, power in quantity.units if name in SHARES), 1) for quantity in (a, b)]
+    if wholes[0] == wholes[1]:
         return same(a.value, b.value)
-    share, other = (a.value, b.value) if percent[0] else (b.value, a.value)
-    return same(share, other) or isinstance(share, sympy.Expr) and same(share / 100, other)
+    if same(a.value, b.value) and min(wholes) == 1:
+        return True
+    return isinstance(a.value, sympy.Expr) and same(a.value / wholes[0], b.value / wholes[1])
 
 
 def is_product(a: Quantity, b: Any) -> bool:
@@ -167,14 +149,10 @@ def is_product(a: Quantity, b: Any) -> bool:
 
 
 def same_words(a: Quantity, b: Quantity) -> bool:
-    """Do neither contradict each other, and is what changes the value said on both sides?"""
-    if a.words != b.words and (changes(a.words) or changes(b.words)):
-        return False
-    if not (a.units or a.words) or not (b.units or b.words):
-        return True
-    same_units = a.units == b.units or is_rate_of(a.units, b.units) or is_rate_of(b.units, a.units)
-    units, words = (same_units or not (a.units and b.units)), (a.words == b.words or not (a.words and b.words))
-    return units and words and bool(a.units and b.units or a.words and b.words)
+    """Do the units not contradict each other, and are the words that may change the value said on both sides?"""
+    more, fewer = sorted((a.units, b.units), key=len, reverse=True)
+    described = set(fewer) <= set(more) and {name for name, _ in set(more) - set(fewer)} <= DESCRIBES
+    return a.words == b.words and (not fewer or described or is_rate_of(more, fewer))
 
 
 def is_rate_of(rate: tuple, money: tuple) -> bool:
@@ -196,14 +174,6 @@ def same_equation(a: Equation, b: Any) -> bool:
     return constant_factor(a.left - a.right, b.left - b.right) is not None
 
 
-def same_relation(a: Relation, b: Any) -> bool:
-    """The same up to a positive factor, and both strict or neither."""
-    if not isinstance(b, Relation) or a.strict != b.strict:
-        return False
-    factor = constant_factor(a.difference, b.difference)
-    return factor is not None and bool(factor.is_positive)
-
-
 def constant_factor(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr | None:
     """The number a / b, or None where that is no number but 0."""
     factor = sympy.nan if b == 0 else sympy.cancel(a / b)
@@ -218,19 +188,6 @@ def same_system(a: System, b: Any) -> bool:
         return False
     others = dict(zip(b.names, b.values, strict=True))
     return all(same(value, others[name]) for name, value in zip(a.names, a.values, strict=True))
-
-
-def same_residue(a: Residue, b: Any) -> bool:
-    """The same class of the same modulus; not the number alone."""
-    return isinstance(b, Residue) and same(a.value, b.value) and same(a.modulus, b.modulus)
-
-
-def same_clock(a: Clock, b: Any) -> bool:
-    """The same minute; 15:00 is 3 PM, but 3:00 may be either."""
-    if isinstance(b, Ratio) and len(b.items) == 2 and all(getattr(item, "is_Integer", False) for item in b.items):
-        hour, minute = b.items
-        return 13 <= hour < 24 and 60 * hour + minute == a.minutes
-    return isinstance(b, Clock) and a == b
 
 
 def same_bag(a: Bag | Union, b: Any) -> bool:
@@ -280,14 +237,11 @@ RULES = {
     Equation: same_equation,
     Quantity: same_quantity,
     System: same_system,
-    Residue: same_residue,
-    Clock: same_clock,
     Bag: same_bag,
     Union: same_bag,
     Interval: same_interval,
     Ratio: same_items,
     Tuple: same_items,
-    Relation: same_relation,
     Numeral: same_numeral,
     Text: same_text,
 }
@@ -301,7 +255,7 @@ def same_expression(a: Any, b: Any) -> bool:
         return True
     if a.has(sympy.oo) or b.has(sympy.oo) or (a.is_Rational and b.is_Rational):
         return False
-    if agreements(a, b, points=1, digits=30) is None:
+    if agreements(a, b, points=2, digits=30) is None:
         return False  # most of what differs, before anything is expanded
     difference = sympy.expand(a - b)
     if difference.is_Rational:
@@ -321,12 +275,16 @@ def agreements(a: sympy.Expr, b: sympy.Expr, points: int, digits: int) -> int | 
     Points of both signs and of three sizes: |x - 3| is 3 - x for small x only.
     """
     letters = sorted(a.free_symbols | b.free_symbols, key=str)
+    real_only = roots_and_logs(a, b) if not (a.has(sympy.I) or b.has(sympy.I)) else []
     chance = random.Random(0)
     agreed = 0
     for i in range(points):
         scale = sympy.Rational((1, 10, 100)[i % 3], 211)
-        point = {letter: chance.choice((-1, 1)) * chance.randint(40, 400) * scale for letter in letters}
-        values = [sympy.N(value.subs(point), digits + 20, maxn=digits + 100) for value in (a, b)]
+        signs = (1,) if i % 2 else (-1, 1)
+        point = {letter: chance.choice(signs) * chance.randint(40, 400) * scale for letter in letters}
+        if letters and any(sympy.N(part.xreplace(point), 20).is_negative for part in real_only):
+            continue
+        values = [sympy.N(value.xreplace(point), digits + 20, maxn=digits + 100) for value in (a, b)]
         size = max(map(abs, values))
         if not size.is_finite:
             continue
@@ -334,3 +292,9 @@ def agreements(a: sympy.Expr, b: sympy.Expr, points: int, digits: int) -> int | 
             return None
         agreed += bool(size > TINY or sympy.simplify(a - b) == 0)
     return agreed
+
+
+def roots_and_logs(*expressions: sympy.Expr) -> list[sympy.Expr]:
+    """What must not be negative for these to be real: sqrt(ab) and sqrt(a) sqrt(b) are the same where both are real."""
+    powers = [power for expression in expressions for power in expression.atoms(sympy.Pow, sympy.log)]
+    return [power.args[0] for power in powers if isinstance(power, sympy.log) or getattr(power.exp, "q", 1) % 2 == 0]

@@ -1,9 +1,8 @@
 """Problems and base models: the toy task by hand, the pretraining texts, DAPO's parquet columns, MAWPS and its pair."""
-import importlib
 import json
+import re
 import shlex
 import shutil
-import types
 from fractions import Fraction
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from conftest import run, run_here
 from safetensors.torch import load_file
 
-from bench import laptop_sweep
 import prepare
 import reproduce
 from experiments import laptop, mawps, toy as toy_world
@@ -109,8 +107,6 @@ def test_both_forms_of_mawps_are_the_same_problems_and_bad_rows_are_counted(tmp_
     assert [row["problem"] for row in published["heldout"]] == ["12 in all, 5 gone. How many left?", "What is 1 and 8?"]
     reasons = {"whole": 1, "steps": 3, "does not give": 1, "already": 2}       # 0.5; two without a step, and 10 / 3; 2 + 2; two texts
     assert {word: sum(count for reason, count in dropped.items() if word in reason) for word in reasons} == reasons
-    original = {"iindex": 1, "squestion": "What is 2 and 8 ?", "lequations": ["X=2+8"], "lsolutions": [10.0]}
-    assert mawps.mawps_fields(original, "") == ("What is 2 and 8?", "X=2+8", "10.0")
 
 
 def test_mawps_that_is_missing_is_one_sentence(tmp_path, capsys):
@@ -149,17 +145,12 @@ def test_the_instruction_is_the_same_in_every_stage():
         assert flags[flags.index("--instruction") + 1] == laptop.LAPTOP_INSTRUCTION == "Give the result as \\boxed{number}."
 
 
-def test_the_sweeps_commands_parse_and_their_problems_are_of_no_table(tmp_path):
-    flags = types.SimpleNamespace(base=tmp_path / "base", out=tmp_path, dtype="bfloat16", seed=100, steps=20)
-    cells = {"teacher": laptop_sweep.RL_CELLS, "student": laptop_sweep.RL_CELLS, "shape": [""], "bridge": laptop_sweep.BRIDGE_CELLS,
-             "distill": laptop_sweep.DISTILL_CELLS}
-    assert cells.keys() == laptop_sweep.COMMANDS.keys()
-    for stage, changes in cells.items():
-        for change in changes:
-            script, *words = shlex.split(f"{reproduce.fill(laptop_sweep.COMMANDS[stage], laptop_sweep.settings(flags))} {change} --out x")
-            args = importlib.import_module(script.removesuffix(".py")).parse_args(words)
-            assert args.seed == 100 and {path.name for path in args.problems} <= {"sweep.jsonl", "sweep_heldout.jsonl"}
-            assert f"lr={args.lr:g}" == f"lr={float(change.split()[1]):g}" if change else stage == "shape"
+@pytest.mark.parametrize("table", ["sweep", "sweep-workflow"])
+def test_what_the_laptops_sweeps_read_is_of_no_table(table, tmp_path, capsys):
+    run(reproduce, table, "--scale", "laptop", "--data", "DATA", "--first-seed", 100, "--out", tmp_path, "--dry-run")
+    stages = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\$ python (stage|eval)", line)]
+    read = {path for line in stages for path in re.findall(r"(\w+)\.jsonl", line)}
+    assert len(stages) == (6 if table == "sweep" else 5) and read - {"rollouts"} == {"sweep", "sweep_heldout"} and all("--seed 100" in line for line in stages)
 
 
 @pytest.fixture
@@ -189,62 +180,104 @@ def many_sums(tmp_path):
     return folder
 
 
-def test_the_laptops_pair(tiny_smollm2, many_sums, tmp_path, monkeypatch):
-    """Layers are the first and the last, problems are in one file each, an interruption costs no model that is there, and the rule takes the first number
-    of layers at which the upper bound is reached."""
-    monkeypatch.setattr(laptop, "NUM_SWEEP", 6)
-    monkeypatch.setattr(laptop, "NUM_SWEEP_HELDOUT", 4)
-    accuracies, tried = iter([0.01, 0.14, 0.15, 0.02]), []
+@pytest.fixture
+def laptop_at_its_smallest(monkeypatch):
+    for name, value in (("SIZES", {"cold_start": 20, "sweep": 6, "sweep_heldout": 4}), ("EPOCHS", 3), ("ROUND", 2), ("MOST_ROUNDS", 3)):
+        monkeypatch.setattr(laptop, name, value)
+    rule = {name: (layers, *laptop.RULE[name][1:]) for name, layers in (("teacher", [*range(6)]), ("student", [0, 1, 4, 5]))}
+    monkeypatch.setattr(laptop, "RULE", rule)
 
-    def figures(args, model, tokenizer, stop):
-        tried.append(model.config.num_hidden_layers)
-        if len(tried) == 3 and not stopped:
-            stopped.append(True)
-            tried.pop()
+
+@pytest.fixture
+def laptop_flags(laptop_at_its_smallest, tiny_smollm2, many_sums, tmp_path):
+    return ("laptop", "--data", many_sums, "--smollm2", tiny_smollm2, "--out", tmp_path / "base")
+
+
+def come_out_as(monkeypatch, *figures):
+    """Measurements in the place of what a random model would give: (share that works, accuracy) one after the other."""
+    left, asked = iter(figures), []
+
+    def measured(self):
+        asked.append((self.name, self.model.config.num_hidden_layers))
+        works, accuracy = next(left)
+        if works == "stop":
             raise KeyboardInterrupt
-        return {"accuracy": next(accuracies), "works": 0.0}
+        return {"works": works, "accuracy": accuracy}
+    monkeypatch.setattr(laptop.Learner, "measured", measured)
+    return asked
 
-    stopped: list[bool] = []
-    measured = laptop.heldout_figures
-    monkeypatch.setattr(laptop, "heldout_figures", figures)
-    flags = ("laptop", "--data", many_sums, "--smollm2", tiny_smollm2, "--num-examples", 10, "--epochs", 1, "--student-layers", 3, 4, 5, "--out", tmp_path / "base")
+
+def test_the_laptops_pair_learns_skill_then_style(laptop_flags, tiny_smollm2, tmp_path, monkeypatch):
+    """Each phase ends where its rule says; layers are the first and the last; problems are in one file each; an interruption costs no round that is done."""
+    seen, examples = [], laptop.Learner.examples
+    monkeypatch.setattr(laptop.Learner, "examples", lambda self, step, share: seen.append((self.name, step, share)) or examples(self, step, share))
+    asked = come_out_as(monkeypatch, (1.0, 0.2), (1.0, 0.35), (0.16, 0.05), (0.15, 0.05),          # the teacher: at the edges of both
+                        (1.0, 0.1), (1.0, 0.12), ("stop", 0))
     with pytest.raises(KeyboardInterrupt):
-        run(prepare, *flags)
-    run(prepare, *flags)
-    assert tried == [6, 3, 4, 4]
+        run(prepare, *laptop_flags)
+    more = come_out_as(monkeypatch, (1.0, 0.17), (0.002, 0.01), (0.04, 0.02), (0.01, 0.02))         # the student: three epochs fall short of 0.18
+    run(prepare, *laptop_flags)
+    assert asked[:4] == [("teacher", 6)] * 4 and more == [("student", 4)] * 4
     record = json.loads((tmp_path / "base" / "pretraining.json").read_text())
-    assert record["student"]["layers"] == [0, 1, 4, 5] and record["teacher"]["layers"] == list(range(6)) and record["upper bound, 3 layers"]["layers"] == [0, 4, 5]
-    assert (record["teacher"]["worked"], record["student"]["worked"], record["upper bound, 4 layers"]["worked"]) == (2, 0, 38)
+    teacher, student = record["teacher"], record["student"]
+    assert [len(each[phase]) for each in (teacher, student) for phase in ("skill", "style")] == [2, 2, 3, 3]
+    assert teacher["accepted"] and student["accepted"] and teacher["layers"] == list(range(6)) and student["layers"] == [0, 1, 4, 5]
+    shares = [round_["worked_examples"] for round_ in student["style"]]
+    assert shares == pytest.approx([0.02, 0.08, 0.02])                              # four times the middle after a round that fell far short
+    steps = [step for name, step, share in seen if name == "student" and share == 1.0]
+    assert steps == [0, 1, 2, 3, 4, 5, 4, 5]                                        # those since the last state, which is after every second step; no other
     whole, cut = (load_file(path / "model.safetensors") for path in (tiny_smollm2, tmp_path / "base" / "student"))
     name = "model.layers.{}.mlp.up_proj.weight"
     for place, layer in enumerate([0, 1, 4, 5]):                                # a few steps have moved them a little
-        assert (whole[name.format(layer)] - cut[name.format(place)]).abs().max() < 5e-3 < (whole[name.format(2)] - cut[name.format(place)]).abs().max()
+        assert (whole[name.format(layer)] - cut[name.format(place)]).abs().max() < 1e-2 < (whole[name.format(2)] - cut[name.format(place)]).abs().max()
     files = {name: {json.loads(line)["problem"] for line in (tmp_path / "base" / f"{name}.jsonl").read_text().splitlines()} for name in record["problems"]}
     assert {name: len(texts) for name, texts in files.items()} == record["problems"] == {
-        "cold_start": 10, "sweep": 6, "sweep_heldout": 4, "train": 18, "heldout": 2, "test": 1}
+        "cold_start": 20, "sweep": 6, "sweep_heldout": 4, "train": 8, "heldout": 2, "test": 1}
     assert len(set().union(*files.values())) == sum(map(len, files.values()))
-    assert not (tmp_path / "base" / "states" / "student").exists()
-    args = prepare.parse_args([str(flag) for flag in flags])
-    tokenizer = laptop.load_tokenizer(tmp_path / "base" / "student")
-    model = laptop.load_model(tmp_path / "base" / "student", tokenizer, "float32", torch.device("cpu"))
-    found = measured(args, model, tokenizer, [256])
-    assert found["answers"] == 8 and 0 <= found["accuracy"] <= 1 and found["mean_length_tokens"] > 0
+    assert not list((tmp_path / "base" / "states").iterdir())
 
 
-def test_examples_are_asked_as_the_stages_ask(tiny_smollm2):
-    tokenizer = laptop.load_tokenizer(tiny_smollm2)
-    rows = [{"problem": "What?", "answer": "9", "working": ["34 - 7 = 27", "27 / 3 = 9"]}] * 2
-    worked, bare = laptop.examples(prepare.parse_args(["laptop", "--out", "x"]), tokenizer, rows, 0.5, [256])
-    assert tokenizer.decode(worked["prompt_ids"]) == "What?\nGive the result as \\boxed{number}.:"
-    assert tokenizer.decode(worked["completion_ids"]) == "34 - 7 = 27. 27 / 3 = 9. \\boxed{9}<eos>" and tokenizer.decode(bare["completion_ids"]) == "\\boxed{9}<eos>"
+def test_a_model_that_misses_its_band_is_refused_again_without_another_step(laptop_flags, tmp_path, monkeypatch, capsys):
+    come_out_as(monkeypatch, (1.0, 0.5), (0.3, 0.1), (0.2, 0.1), (0.16, 0.1))
+    for _ in range(2):                                                              # the second time nothing is left to measure
+        with pytest.raises(SystemExit):
+            run(prepare, *laptop_flags)
+        assert "the rule refused the teacher: after 3 rounds of style it works in 16.0% of its answers, not in 8.0% to 15.0%" in capsys.readouterr().err
+    record = json.loads((tmp_path / "base" / "pretraining.json").read_text())
+    assert [round_["works"] for round_ in record["teacher"]["style"]] == [0.3, 0.2, 0.16] and not record["teacher"]["accepted"]
+    assert not (tmp_path / "base" / "teacher").exists() and not (tmp_path / "base" / "DONE").exists()
 
 
-def test_the_laptops_table_at_its_smallest(tiny_smollm2, many_sums, tmp_path, monkeypatch):
+def test_what_is_measured_of_a_laptops_model(laptop_flags, tmp_path, monkeypatch):
+    """Eight answers to each problem of the sweep's held-out file; an answer that calculates is one that works."""
+    args = prepare.parse_args([str(flag) for flag in laptop_flags])
+    args.out.mkdir()
+    (args.out / "sweep_heldout.jsonl").write_text('{"problem": "What is 1 and 8?", "answer": "9"}\n{"problem": "What is 1 and 1?", "answer": "2"}\n')
+    learner = laptop.Learner(args, "student", [0, 5], [{"problem": "What is 1 and 2?", "answer": "3", "working": ["1 + 2 = 3"]}])
+    found = learner.measured()
+    assert found["answers"] == 16 and 0 <= found["accuracy"] <= 1 and found["mean_length_tokens"] > 0
+    monkeypatch.setattr(laptop, "evaluate", lambda *_, **__: [
+        {"completions": ["1 + 8 = 9. \\boxed{9}", "\\boxed{9}"], "verdicts": [True, True], "lengths": [9, 3]},
+        {"completions": ["1 + 1 = 3. \\boxed{3}", "\\boxed{1}"], "verdicts": [False, False], "lengths": [9, 3]}])
+    assert learner.measured() == {"answers": 4, "works": 0.5, "accuracy": 0.5, "accuracy_where_it_works": 0.5, "mean_length_tokens": 6}
+
+
+def test_examples_are_asked_as_the_stages_ask_and_worked_evenly(tiny_smollm2):
+    args = prepare.parse_args(["laptop", "--smollm2", str(tiny_smollm2), "--out", "x"])
+    rows = [{"problem": f"What {i}?", "answer": "9", "working": ["34 - 7 = 27", "27 / 3 = 9"]} for i in range(20)]
+    learner = laptop.Learner(args, "teacher", [*range(6)], rows)
+    batch = learner.examples(0, 0.25) + learner.examples(1, 0.25)
+    texts = [learner.tokenizer.decode(row["completion_ids"]) for row in batch]
+    assert {*texts} == {"34 - 7 = 27. 27 / 3 = 9. \\boxed{9}<eos>", "\\boxed{9}<eos>"} and [text[0] == "3" for text in texts] == [False, False, False, True] * 8
+    prompts = [learner.tokenizer.decode(row["prompt_ids"]) for row in batch]
+    assert sorted(prompts[:20]) == sorted(f"What {i}?\nGive the result as \\boxed{{number}}.:" for i in range(20)) and len({*prompts[20:]}) == 12
+
+
+def test_the_laptops_table_at_its_smallest(laptop_at_its_smallest, tiny_smollm2, many_sums, tmp_path, monkeypatch):
     """Every command of `main`, with the scale's own flags but for the sizes; no model of this size is right."""
-    for name, value in (("NUM_SWEEP", 6), ("NUM_SWEEP_HELDOUT", 4), ("write_smollm2", lambda out: shutil.copytree(tiny_smollm2, out))):
-        monkeypatch.setattr(laptop, name, value)
-    sizes = {"prepare": SCALES["laptop"]["prepare"].replace("prepare.py laptop", "prepare.py laptop --num-examples 10 --epochs 1 --student-layers 4 --upper-bound 0"),
-             "labels": 8, "grpo_steps": 1, "opd_steps": 1, "plateau_steps": 1}
+    monkeypatch.setattr(laptop, "RULE", {name: (*rule[:2], (0, 1), rule[3]) for name, rule in laptop.RULE.items()})
+    monkeypatch.setattr(laptop, "write_smollm2", lambda out: shutil.copytree(tiny_smollm2, out))
+    sizes = {"labels": 8, "grpo_steps": 1, "opd_steps": 1, "plateau_steps": 1}
     changes = {"grpo": "--prompts-per-step 2 --samples-per-prompt 2 --save-every 1", "shape": "--num-problems 2 --samples-per-prompt 2",
                "bridge": "--max-steps 1 --rollouts-per-step 2 --num-certify-problems 2", "opd": "--prompts-per-step 2", "eval": "--samples 2"}
     monkeypatch.setitem(SCALES, "laptop", SCALES["laptop"] | sizes | {
@@ -253,7 +286,7 @@ def test_the_laptops_table_at_its_smallest(tiny_smollm2, many_sums, tmp_path, mo
     run(reproduce, "main", "--scale", "laptop", "--data", many_sums, "--dtype", "bfloat16", "--out", tmp_path / "table")
     table = json.loads((tmp_path / "table" / "table.json").read_text())
     assert [row["row"] for row in table["rows"]] == [
-        "base student", "raw teacher", "RL teacher", "raw-teacher transfer", "direct GRPO, equal steps", "direct GRPO, plateau", "full workflow"]
+        "base student", "raw teacher", "RL teacher", "raw-teacher transfer", "direct GRPO, equal steps", "direct GRPO, tuned", "full workflow"]
     assert len(table["orderings"]) == 3 and not list((tmp_path / "cells").glob("*/state"))
 
 

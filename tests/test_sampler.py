@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import EOS, PAD
 
-from engine import attention, checkpoints, hardware, rollouts, sampler
+from engine import attention, checkpoints, hardware, linears, rollouts, sampler
 from common import completion_logits, completion_logprobs, load_model, load_tokenizer, sample
 from engine.heads import has_known_head
 from engine.rollouts import pad
@@ -251,7 +251,7 @@ def test_quick_linears_change_no_result_and_leave_nothing(dtype):
     before = {name: (parameter, parameter.stride()) for name, parameter in model.named_parameters()}
     layer, x = model.gpt_neox.layers[0].attention.dense, torch.randn(3, 1, 32).to(dtype)
     expected = layer(x)
-    with torch.no_grad(), hardware.quick_linears(model):
+    with torch.no_grad(), linears.packed_weights(model):
         torch.testing.assert_close(layer(x), expected, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
     assert not any("forward" in vars(module) for module in model.modules())
     assert all(parameter is before[name][0] and parameter.stride() == before[name][1]
@@ -264,7 +264,7 @@ def test_shards_and_quantised_weights_keep_their_own_matmul():
 
     layer = torch.nn.Linear(3, 4)
     layer.weight = Quantised(layer.weight.detach())
-    with hardware.quick_linears(layer):
+    with linears.packed_weights(layer):
         assert "forward" not in vars(layer)
 
 

@@ -54,7 +54,7 @@ def ragged_rollouts() -> Rollouts:
 
 
 def only_padded(monkeypatch):
-    monkeypatch.setattr(common, "layout", lambda model, rollouts: Padded(rollouts))
+    monkeypatch.setattr(heads, "layout", lambda model, rollouts: Padded(rollouts))
 
 
 def gradient(model) -> torch.Tensor:
