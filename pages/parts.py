@@ -37,7 +37,7 @@ figure{margin:14px 0;break-inside:avoid} figure svg{width:100%;height:auto} .gri
 table{border-collapse:collapse;width:100%;font-size:14px;margin:12px 0}
 th,td{padding:6px 16px 6px 0;border-bottom:1px solid #e9edf0;text-align:left} td svg,th svg{overflow:visible}
 th{font-size:12.5px;line-height:1.3;color:#66717e;vertical-align:bottom} tr{break-inside:avoid}
-.n{text-align:right;font-variant-numeric:tabular-nums} tr>:last-child{padding-right:0}
+.n{text-align:right;font-variant-numeric:tabular-nums} td.n{white-space:nowrap} tr>:last-child{padding-right:0}
 tr.reference td{color:#7d8792} td small{color:#66717e;display:block;line-height:1.35}
 pre,code,.tokens{font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
 pre{background:#f6f8f9;border-radius:4px;padding:8px 10px;margin:4px 0 12px;max-height:260px;overflow:auto}

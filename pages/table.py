@@ -114,7 +114,7 @@ def row_cells(rows: list[dict], unit: str) -> tuple[list[str], list[list[str]]]:
         cut = mean_of(row, "truncated_fraction")
         lines.append([
             f"{row['row']} {letters.get(row['row'], '')}".strip(), f"{row['median']:.3f}",
-            mean + ("" if best is None else f"; best on the way {best:.3f}"),
+            mean + ("" if best is None else f" [best on the way {best:.3f}]"),
             "–" if stuck is None else f"{stuck} of {runs} [{least:.0%}, {most:.0%}]", spread(row), *costs,
             "–" if cut is None else f"{cut:.1%}"])
     return ["row", "median", "mean [95% interval]", "stuck", f"spread of {unit}s / noise",
@@ -185,7 +185,7 @@ def rows_figure(table: dict, narrow: bool):
     figure = new_figure(4.2 if narrow else 8 + 2 * (columns - 1), down * (0.7 + height))
     panels = figure.subplots(down, columns, sharex=True, squeeze=False).flat
     for place, (setting, axes) in enumerate(zip(settings, panels)):
-        draw_intervals(axes, [(row["row"], colours[row["row"]], titled_points(row, table["unit"]), row["interval"])
+        draw_intervals(axes, [(row["row"], colours[row["row"]], titled_points(row, table["unit"]), interval_of(row))
                               for row in table["rows"] if row["setting"] in (None, "", setting)], narrow)
         axes.set(title=setting)
         axes.tick_params(labelleft=place % columns == 0)
@@ -308,9 +308,10 @@ def is_shape(run: Path) -> bool:
 def score_section(rows: list[dict], table: dict, seed_dirs: list[Path], at: str) -> str:
     """Each row's score in figures, and what it cost."""
     unit, (head, lines) = table["unit"], row_cells(rows, table["unit"])
+    lines = [[escape(cell).replace("[", "<small>[").replace("]", "]</small>") for cell in cells] for cells in lines]
     several = max(row["units"] for row in rows) > 1
     return f"""<h2>Scores and costs{escape(at)}</h2>
-        {html_table(head, [[escape(cell) for cell in cells] for cells in lines], range(1, len(head)),
+        {html_table(head, lines, range(1, len(head)),
                     ["reference" if colours_of(table)[row["row"]] == GREY else "" for row in rows])}
         <p class="muted">{evaluation_settings(seed_dirs[0])}  The interval is {f"a bootstrap over {unit}s" if several
         else "over the problems of the one evaluation"}.  Stuck: how many runs, with the exact interval of that
