@@ -14,8 +14,8 @@ not wait for one another run side by side (--jobs); a run's output is then in CE
 every run end its step.
 
 Every row says what it cost, the teacher's RL included: optimiser steps, labels seen, tokens sampled, seconds of its
-runs (loading and evaluation apart).  Over several seeds: mean, median and interval, and for each ordering that the paper
-claims an exact test on the same seeds (pages/statistics.py).
+runs (loading and evaluation apart).  Over several seeds: mean, median and interval, and for each ordering that the
+paper claims an exact test on the same seeds (pages/statistics.py).
 
 Writes OUT/table.json, OUT/table.md, OUT/figure.svg, OUT/report.html, anew each time that a row has come in; at the end
 with --results also DIR/TABLE-SCALE/, to be kept.

@@ -24,7 +24,9 @@ import stage2_shape
 import stage3_kl
 import stage4_distill
 from pages import run as run_page
-from tables import SCALES, TABLES, Table, budgets
+from pages.statistics import describe
+from pages.table import markdown
+from tables import SCALES, TABLES, budgets
 
 
 @pytest.mark.pages
@@ -115,20 +117,6 @@ def test_numbers_come_from_runs_that_are_done():
     assert reproduce.with_numbers("<steps of a in the seconds of a b>", totals) == "40"
     assert reproduce.with_numbers("<steps of b less those of a>", totals) == "20"
     assert reproduce.needs("s.py --teacher @a/model --max-steps <steps of a b less those of c>") == ["a", "a", "b", "c"]
-
-
-def test_intervals_and_verdicts_by_hand():
-    mean, (low, high) = reproduce.mean_and_interval([0.1, 0.2, 0.3])
-    assert mean == pytest.approx(0.2) and high - mean == pytest.approx(mean - low) == pytest.approx(4.303 * 0.1 / 3**0.5)
-    assert reproduce.mean_and_interval([0.5]) == (0.5, None)
-    mean, (low, high) = reproduce.mean_and_interval([0.0, 1.0] * 6)                 # eleven degrees of freedom
-    assert high - mean == pytest.approx(2.201 * 0.5222 / 12**0.5, rel=1e-3)
-    def row(name, values):
-        return {"row": name, "setting": "", "seeds": [{"seed": seed, "value": value} for seed, value in enumerate(values)]}
-    table = Table("", "", {}, (("low", "high"), ("high", "low"), ("low", "noisy")))
-    found = reproduce.orderings(table, [row("low", [0.1, 0.2, 0.3]), row("high", [0.5, 0.61, 0.7]), row("noisy", [0.0, 0.9, 0.1])])
-    assert [each["verdict"] for each in found] == ["holds", "is reversed", "is not shown"] and found[2]["seeds_for"] == 1
-    assert "+0.403" in found[0]["sentence"] and "3 of 3 seeds" in found[0]["sentence"]
 
 
 def test_a_small_table_is_made_goes_on_where_it_stopped_and_shares_its_runs(tmp_path, monkeypatch, capsys):
@@ -269,9 +257,10 @@ def test_a_table_is_not_written_over_another(tmp_path, capsys):
 def test_a_table_is_written_where_nothing_was_evaluated_on_the_way(name):
     totals = {key: 1.0 for key in run_page.TOTALS}
     seeds = [{"seed": 0, "value": 0.5, "interval": [0.4, 0.6], "c1_passed": True, **totals}]
-    rows = [{"row": row, "setting": None if row in TABLES[name].once else "one", "labels": 8, "metric": "avg@2", "mean": 0.5, "interval": None, "seeds": seeds}
-            for row in TABLES[name].rows]
-    text = reproduce.as_markdown(TABLES[name], rows, [], name)
+    rows = [{"row": row, "setting": None if row in TABLES[name].once else "one", "labels": 8, "runs": runs.split(), "metric": "avg@2", "seeds": seeds}
+            for row, (_, runs) in TABLES[name].rows.items()]
+    text = markdown(describe({"table": name, "scale": "toy", "about": "", "command": "c", "commit": "c", "machine": "m", "date": "d", "rows": rows,
+                              "orderings": TABLES[name].orderings}))
     assert all(row in text for row in TABLES[name].rows) and "0.500 [0.400, 0.600]" in text
 
 
