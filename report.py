@@ -68,7 +68,7 @@ def write_page(args, is_table: bool) -> None:
     if others:
         run.write_runs_page(args.directories, out)
     else:
-        table.write_table_page(first) if is_table else run.write_run_page(first)
+        table.write_table_files(first) if is_table else run.write_run_page(first)
         card.write_card(first)
     print(out)
 

@@ -14,8 +14,8 @@ not wait for one another run side by side (--jobs); a run's output is then in CE
 every run end its step.
 
 Every row says what it cost, the teacher's RL included: optimiser steps, labels seen, tokens sampled, seconds of its
-runs (loading and evaluation apart).  Over several seeds: mean and 95% interval (Student's t), and for each ordering
-that the paper claims the mean difference on the same seeds, with its interval.
+runs (loading and evaluation apart).  Over several seeds: mean, median and interval, and for each ordering that the paper
+claims an exact test on the same seeds (pages/statistics.py).
 
 Writes OUT/table.json, OUT/table.md, OUT/figure.svg, OUT/report.html, anew each time that a row has come in; at the end
 with --results also DIR/TABLE-SCALE/, to be kept.
@@ -25,7 +25,6 @@ import fcntl
 import hashlib
 import importlib.util
 import json
-import math
 import os
 import platform
 import re
@@ -42,13 +41,11 @@ import numpy as np
 from tqdm import tqdm
 
 from common import FlagParser, natural, positive
-from engine.files import file_digest, read_json, read_jsonl, write_json, write_text
+from engine.files import file_digest, read_json, read_jsonl, write_json
 from engine.ranks import fail, say
-from engine.runs import short_commit
 from experiments.mawps import find_mawps
-from pages.parts import with_interval
 from pages.run import TOTALS
-from pages.table import write_table_figure, write_table_page
+from pages.table import write_table_files
 from tables import DRAWN, EVALUATE, SCALES, TABLES, Table, budgets, table_at
 
 HERE = Path(__file__).parent
@@ -307,19 +304,6 @@ def result_of(scope: Scope, row: str, runs: list[str]) -> dict:
     return found
 
 
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)      # 97.5%, 1 to 9 degrees of freedom
-
-
-def mean_and_interval(values: list[float]) -> tuple[float, list[float] | None]:
-    """The mean, and its 95% interval by Student's t over independent seeds; None for one."""
-    mean, degrees = float(np.mean(values)), len(values) - 1
-    if degrees == 0:
-        return mean, None
-    quantile = T_QUANTILES[degrees - 1] if degrees <= len(T_QUANTILES) else 1.96 + 2.4 / degrees + 2.8 / degrees**2
-    half = quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return mean, [mean - half, mean + half]
-
-
 def collect(table: Table, scopes: list[Scope]) -> list[dict]:
     """table.json's rows, each at a setting, with the seeds that are done."""
     rows = []
@@ -329,95 +313,10 @@ def collect(table: Table, scopes: list[Scope]) -> list[dict]:
                      if scope.values["setting"] == setting and is_done(scope.cells.get(f"eval_{slug(name)}"))]
             if those:
                 seeds = [result_of(scope, name, runs.split()) for scope in those]
-                mean, interval = mean_and_interval([seed["value"] for seed in seeds])
                 rows.append({"row": name, "setting": None if name in table.once else setting,
                              "labels": None if name in table.once else those[0].values["labels"], "runs": runs.split(),
-                             "metric": seeds[0]["metric"], "mean": mean, "interval": interval, "seeds": seeds})
+                             "metric": seeds[0]["metric"], "seeds": seeds})
     return rows
-
-
-def orderings(table: Table, rows: list[dict]) -> list[dict]:
-    """For each that the paper claims, at each setting: the difference on the same seeds, and a sentence."""
-    found = []
-    for lower, higher in table.orderings:
-        for high in (row for row in rows if row["row"] == higher):
-            low = [seed for row in rows if row["row"] == lower and row["setting"] in (None, high["setting"])
-                   for seed in row["seeds"]]
-            pairs = [(b["value"], a["value"]) for a in low for b in high["seeds"] if a["seed"] == b["seed"]]
-            if not pairs:                               # while the table is running
-                continue
-            difference, interval = mean_and_interval([b - a for b, a in pairs])
-            count = sum(b > a for b, a in pairs)
-            if interval is None:
-                verdict = f"{'so' if count else 'not so'} on the one seed, which has no interval"
-            elif interval[0] > 0:
-                verdict = "holds"
-            else:
-                verdict = "is reversed" if interval[1] < 0 else "is not shown"
-            at = f"{high['setting']}: " if table.over else ""
-            bounds = f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
-            found.append({"lower": lower, "higher": higher, "setting": high["setting"], "difference": difference,
-                          "interval": interval, "seeds_for": count, "verdict": verdict,
-                          "sentence": f"{at}{lower} < {higher}: {verdict}, by {difference:+.3f}{bounds}, on {count} of "
-                                      f"{len(pairs)} seed{'s' * (len(pairs) > 1)}."})
-    return found
-
-
-def score(row: dict, seeds: int) -> str:
-    """seeds: of the row that has most, while the table is running"""
-    of = f" ({len(row['seeds'])} of {seeds} seeds)" if len(row["seeds"]) < seeds else ""
-    return with_interval(row["mean"], row["interval"] or row["seeds"][0]["interval"]) + of
-
-
-def as_markdown(table: Table, rows: list[dict], sentences: list[str], title: str) -> str:
-    """The table for people: a line a row or, if it goes through settings, a line a setting."""
-    seeds = max(len(row["seeds"]) for row in rows)
-    over = f"mean over {seeds} seeds [95% interval, Student's t]" if seeds > 1 else "one seed [95% over problems]"
-    lines = [f"## {title}", "", f"{table.about}  {rows[0]['metric']}, {over}.", ""]
-    lines += setting_lines(table, rows, seeds) if table.over else row_lines(rows, seeds)
-    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in sentences), ""])
-
-
-def row_lines(rows: list[dict], seeds: int) -> list[str]:
-    lines = [f"| row | score | {' | '.join(TOTALS.values())} |", "| --- |" + " ---: |" * 5]
-    for row in rows:
-        costs = [f"{mean_of(row, key):,.0f}" for key in TOTALS]
-        best = in_short(row, "best_on_the_way") if "plateau" in row["row"] else ""
-        best = best and f", best on the way {best}"
-        lines.append(f"| {row['row']} | {score(row, seeds)}{best} | " + " | ".join(costs) + " |")
-    return lines
-
-
-def setting_lines(table: Table, rows: list[dict], seeds: int) -> list[str]:
-    names, of_direct = [name for name in table.rows if name not in table.once], "direct GRPO, plateau" in table.rows
-    head = ["", *names, *["direct GRPO, best on the way", "its reward in training"] * of_direct, "C1 held"]
-    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
-    for setting in dict.fromkeys(row["setting"] for row in rows if row["setting"]):
-        of = {row["row"]: row for row in rows if row["setting"] == setting}
-        cells = [setting, *(score(of[name], seeds) if name in of else "" for name in names)]
-        if of_direct:
-            cells += [in_short(of.get("direct GRPO, plateau"), key) for key in ("best_on_the_way", "training_reward")]
-        held = [seed["c1_passed"] for row in rows if row is of.get("full workflow") for seed in row["seeds"]]
-        lines.append(f"| {' | '.join(cells)} | {sum(held)} of {len(held)} |")
-    if table.once:
-        same = "; ".join(f"{row['row']} {score(row, seeds)}" for row in rows if not row["setting"])
-        lines += ["", f"The same for all: {same}."]
-    lines.append("")
-    for name in (name for name in names if table.rows[name][1] and any(row["row"] == name for row in rows)):
-        took = [[seed[key] for row in rows if row["row"] == name for seed in row["seeds"]]
-                for key in ("optimiser_steps", "seconds")]
-        steps, seconds = (" to ".join(dict.fromkeys((f"{min(each):,.0f}", f"{max(each):,.0f}"))) for each in took)
-        lines.append(f"{name[0].upper() + name[1:]}: {steps} optimiser steps, {seconds} seconds.")
-    return lines
-
-
-def mean_of(row: dict, key: str) -> float:
-    return float(np.mean([seed[key] for seed in row["seeds"]]))
-
-
-def in_short(row: dict | None, key: str) -> str:
-    """Nothing where the row has not come in yet, or its runs were not evaluated on the way."""
-    return f"{mean_of(row, key):.3f}" if row and key in row["seeds"][0] else ""
 
 
 def provenance(args, scopes: list[Scope]) -> dict:
@@ -440,21 +339,13 @@ def write_table(args, table: Table, scopes: list[Scope], running: bool = False) 
     """All that is written in --out; of a table that is running, what has come in so far."""
     if not (rows := collect(table, scopes)):
         return
-    ordered, title, origin = orderings(table, rows), f"{args.table}, {args.scale} scale", provenance(args, scopes)
-    title += "" if table.over == "budgets" else f", {scopes[0].values['labels']} labels"
-    title += ", so far" if running else ""
     write_json(args.out / "table.json", {
-        "table": args.table, "scale": args.scale, "finished": not running, "about": table.about, **origin,
-        "test": args.test and str(args.test), "dtype": args.dtype,
-        "rows": rows, "orderings": ordered,
+        "table": args.table, "scale": args.scale, "finished": not running, "about": table.about,
+        **provenance(args, scopes), "test": args.test and str(args.test), "dtype": args.dtype, "rows": rows,
+        "orderings": [{"lower": lower, "higher": higher} for lower, higher in table.orderings],
         "scopes": [{**{key: scope.values[key] for key in ("seed", "setting", "labels")},
                     "directory": str(scope.directory.relative_to(args.out))} for scope in scopes]})
-    text = as_markdown(table, rows, [each["sentence"] for each in ordered], title)
-    write_text(args.out / "table.md", f"{text}\n`{origin['command']}`, commit {short_commit(origin['commit'])}, "
-               f"{origin['machine']}, {origin['date']}.\n")
-    if importlib.util.find_spec("matplotlib"):
-        write_table_figure(args.out)
-        write_table_page(args.out)
+    write_table_files(args.out)
     if running:
         return
     say("\n" + (args.out / "table.md").read_text())

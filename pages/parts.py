@@ -8,7 +8,8 @@ from html import escape
 import numpy as np
 
 INK, MUTED, RULE = "#1c2530", "#66717e", "#dde2e7"
-PALETTE = ["#0072b2", "#c08a00", "#d55e00", "#00805e", "#a8578a", "#3d98cf"]    # colour-blind readers tell these apart
+PALETTE = ["#0072b2", "#c08a00", "#d55e00", "#00805e", "#a8578a", "#3d98cf",          # colour-blind readers tell these apart
+           "#5b4b9a", "#7a6a2f", "#b0306a", "#4d7f17", "#8c4a2f", "#2f7f8c"]
 LINES = [(colour, dash) for dash in ("-", (0, (4, 2)), (0, (1, 1.5))) for colour in PALETTE]       # a run each
 
 STYLE = {
@@ -29,7 +30,8 @@ p{margin:8px 0;max-width:840px} a{color:#00609a} .lead{font-size:18px;line-heigh
 .tiles{display:flex;flex-wrap:wrap;gap:10px 44px;margin:18px 0} .tiles b{display:block;font-size:22px;line-height:1.2}
 .tiles span{color:#66717e;font-size:13px} svg{display:block} svg text{font-family:inherit!important}
 figure{margin:14px 0;break-inside:avoid} figure svg{width:100%;height:auto} .grid figure{margin:0}
-.wide{overflow-x:auto} .state{font-weight:bold}
+.state{font-weight:bold} .phone{display:none} h2 a{color:inherit;text-decoration:none} h2 a:hover:after{content:" #"}
+.arms{font-size:13px;max-width:none} .arms label{margin-right:16px;display:inline-block}
 .grid{display:grid;gap:18px 20px;grid-template-columns:repeat(3,1fr)}
 .two{display:grid;gap:0 26px;grid-template-columns:repeat(2,minmax(0,1fr))}
 table{border-collapse:collapse;width:100%;font-size:14px;margin:12px 0}
@@ -51,9 +53,12 @@ pre i{font-style:normal;color:#66717e} pre,.tokens{white-space:pre-wrap;overflow
 .ticks{display:flex;justify-content:space-between;font-size:12px;color:#66717e}
 footer{margin-top:48px;padding-top:12px;border-top:1px solid #dde2e7}
 @media (max-width:700px){.grid,.two,.rollout{grid-template-columns:minmax(0,1fr)}.flags{columns:1}
- .wide>svg{min-width:680px}.wide>table{min-width:640px}}
+ .desk,thead{display:none}.phone{display:block} tr{display:block;padding:8px 0;border-bottom:1px solid #e9edf0}
+ td,td.n{display:inline-block;border:0;padding:0 14px 2px 0;text-align:left;white-space:normal;overflow-wrap:anywhere}
+ td:first-child{display:block;font-weight:bold} td:before{content:attr(data-label) " ";color:#66717e;font-size:12px}
+ td:first-child:before{content:""} td small{display:inline}}
 @media (prefers-color-scheme:dark){body{background:#14181c;color:#e3e7eb}a{color:#6cb6f0}pre{background:#1d2329}
- th,td,h2,footer{border-color:#333c45}figure svg,td svg,th svg{filter:invert(.92) hue-rotate(180deg) brightness(1.2)}
+ th,td,tr,h2,footer{border-color:#333c45}figure svg,td svg,th svg{filter:invert(.92) hue-rotate(180deg) brightness(1.2)}
  .muted,.kicker,footer,th,td small,tr.reference td,.ticks,.tiles span,pre i{color:#9aa5b1} .tokens span{color:#14181c}}
 @media print{body{margin:0;font-size:12px}pre,.tokens{max-height:none}h2,h3{break-after:avoid}}
 """
@@ -72,26 +77,43 @@ def with_interval(value, interval) -> str:
     return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
+def slug(name: str) -> str:
+    return re.sub(r"\W+", "_", name).strip("_").lower()
+
+
 def page(title: str, kicker: str, sections: list[str], *flags) -> str:
-    """flags: of the command that writes this page."""
-    newline = "\n"
+    """Each heading is a link to itself.  flags: of the command that writes this page."""
+    body = re.sub(r"<h2>(.*?)</h2>", lambda heading: f"<h2 id='{slug(heading[1])}'><a href='#{slug(heading[1])}'>"
+                                                     f"{heading[1]}</a></h2>", "\n".join(sections))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{escape(title)}</title><style>{CSS}</style></head><body>
 <p class="kicker">{escape(kicker)}</p><h1>{escape(title)}</h1>
-{newline.join(sections)}
+{body}
 <footer>Every figure here was read from the runs’ files.  This page anew:
 <code>python report.py {escape(shlex.join(map(str, flags)))}</code></footer></body></html>
 """
 
 
 def html_table(head: list[str], rows: list[list[str]], numeric=(), classes=()) -> str:
-    """Cells are HTML already; `numeric` columns are set flush right."""
+    """Cells are HTML already; `numeric` columns are set flush right.  On a phone a row is a list of what its cells are."""
     def line(cells: list[str], tag: str) -> str:
-        return "".join(f"<{tag}{' class=n' * (i in numeric)}>{cell}</{tag}>" for i, cell in enumerate(cells))
+        return "".join(f"<{tag}{' class=n' * (i in numeric)} data-label='{re.sub('<.*', '', head[i])}'>{cell}</{tag}>"
+                       for i, cell in enumerate(cells))
     classes = classes or [""] * len(rows)
     body = "\n".join(f"<tr class='{name}'>{line(cells, 'td')}</tr>" for cells, name in zip(rows, classes))
-    return (f"<div class=wide><table><thead><tr>{line(head, 'th')}</tr></thead>\n<tbody>{body}</tbody></table></div>")
+    return f"<table><thead><tr>{line(head, 'th')}</tr></thead>\n<tbody>{body}</tbody></table>"
+
+
+def arm_boxes(colours: dict[str, str]) -> str:
+    """The legend of a page: a checkbox an arm, which hides what is drawn of it.  No script: the style sheet does it."""
+    boxes = "".join(f"<label style='color:{colour}'><input type=checkbox checked id='{slug(arm)}'> {escape(arm)}</label>"
+                    for arm, colour in colours.items())
+    rules = "".join(f"body:has(#{slug(arm)}:not(:checked)) .arm-{slug(arm)}{{display:none}}" for arm in colours)
+    return f"<style>{rules}</style><p class=arms>{boxes}</p>"
+
+
+# ---------------------------------------------------------------- plots
 
 
 def new_figure(width: float, height: float):
@@ -103,39 +125,63 @@ def new_figure(width: float, height: float):
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def svg(figure, label: str) -> str:
-    """Inline SVG as wide as its place on the page; its text is text, in the page's font."""
+def mark(arm: str = "", titles=()) -> str:
+    """The gid of an artist that belongs to an arm, and what its markers say when one points at them; svg() reads it."""
+    return "mark:" + "|".join(text.replace("|", "/") for text in (arm and f"arm-{slug(arm)}", *titles))
+
+
+def with_marks(text: str) -> str:
+    """What mark() has put into the ids of an SVG, as classes and as a <title> in each marker."""
+    def marked(part: str) -> str:
+        found = re.match(r'<g id="mark:([^"|]*)\|?([^"]*)">', part)
+        if not found:
+            return part
+        titles = iter(found[2].split("|"))
+        return f'<g class="{found[1]}">' + re.sub(
+            r"<use ([^>]*)/>", lambda use: f"<use {use[1]}><title>{next(titles, '')}</title></use>", part[found.end():])
+    return "".join(map(marked, re.split(r'(?=<g id=")', text)))
+
+
+def svg(figure, label: str, where: str = "") -> str:
+    """Inline SVG as wide as its place on the page; its text is text, in the page's font.  where: a CSS class."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = file.getvalue()
+    text = with_marks(file.getvalue())
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text[text.index("<svg"):], count=2)
     text = text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)       # figure.svg is XML
-    return f"<figure{' class=wide' * bool(figure.get_figwidth() > 5)}>{text}</figure>"
+    return f"<figure class='{where}'>{text}</figure>"
 
 
-def interval_plot(points: list[tuple], top: float, colour: str, threshold: float | None = None) -> str:
-    """A line for each (value, interval), on an axis from 0 to `top`; of several, a tall tick marks the mean."""
-    def line(low, high, y1, y2, style):
-        return f"<line x1='{4 + 202 * low / top:.1f}' x2='{4 + 202 * high / top:.1f}' y1='{y1}' y2='{y2}' {style}/>"
-    points = [(value, interval) for value, interval in points if value is not None and interval[0] is not None]
-    height = 12 * max(len(points), 1) + 8
-    parts = [line(tick, tick, 0, height, f"stroke='{RULE}'") for tick in np.linspace(0, top, 6)]
+def wide_svg(draw, label: str) -> str:
+    """A plot as wide as the page, drawn twice: for a desk and for a phone.  draw(narrow: bool) -> figure"""
+    return svg(draw(False), label, "desk") + svg(draw(True), label, "phone")
+
+
+def draw_intervals(axes, lines: list[tuple], narrow: bool, threshold: float | None = None) -> None:
+    """A line for each (name, colour, [(value, title)], interval): a dot a value, their mean upright, the interval pale."""
+    for place, (name, colour, points, interval) in enumerate(lines):
+        if interval is not None and None not in interval:
+            axes.plot(interval, [place] * 2, color=colour, linewidth=7, alpha=0.25, solid_capstyle="butt", gid=mark(name))
+        if points:
+            values, heights = [value for value, _ in points], place + np.linspace(-0.2, 0.2, len(points) + 2)[1:-1]
+            axes.plot([np.mean(values)] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=1.8, gid=mark(name))
+            axes.plot(values, heights, "o", color=colour, markersize=4, alpha=0.75, markeredgewidth=0, clip_on=False,
+                      gid=mark(name, [title for _, title in points]))
+    names = [name for name, *_ in lines]
+    axes.set_yticks(range(len(lines)), [""] * len(lines) if narrow else names)
+    axes.set_ylim(len(lines) - 0.5, -0.5 - 0.3 * narrow)
+    for place, name in enumerate(names * narrow):
+        axes.annotate(name, (0, place - 0.36), xycoords=("axes fraction", "data"), va="bottom", color=MUTED)
     if threshold is not None:
-        parts.append(line(threshold, threshold, 0, height, f"stroke='{INK}' stroke-dasharray='3 2'"))
-    for y, (value, (low, high)) in zip(range(10, height, 12), points):
-        parts.append(line(low, high, y, y, f"stroke='{colour}' stroke-width='5' stroke-opacity='.4'"))
-        parts.append(f"<circle cx='{4 + 202 * value / top:.1f}' cy='{y}' r='2.5' fill='{colour}'/>")
-    if len(points) > 1:
-        mean = float(np.mean([value for value, _ in points]))
-        parts.append(line(mean, mean, 2, height - 2, f"stroke='{colour}' stroke-width='2'"))
-    return f"<svg width='210' height='{height}'>{''.join(parts)}</svg>"
+        axes.axvline(threshold, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+    axes.set(xlim=(0, 1.02))
 
 
-def interval_axis(top: float) -> str:
-    """The numbers above a column of interval_plot."""
-    style = f"y='11' font-size='11' text-anchor='middle' fill='{MUTED}'"
-    texts = [f"<text x='{4 + 202 * tick / top:.1f}' {style}>{tick:.2g}</text>" for tick in np.linspace(0, top, 6)]
-    return f"<svg width='210' height='14'>{''.join(texts)}</svg>"
+def intervals_figure(lines: list[tuple], narrow: bool, threshold: float | None = None):
+    """One panel of draw_intervals, with an axis from 0 to 1."""
+    figure = new_figure(4.2 if narrow else 8, 0.4 + (0.28 + 0.12 * narrow) * len(lines))
+    draw_intervals(figure.subplots(), lines, narrow, threshold)
+    return figure
 
 
 def swatch(colour: str, dash) -> str:

@@ -15,7 +15,7 @@ from engine.ranks import rank, say
 from engine.runs import short_commit
 from pages.card import COSTS, certificate_in_words, script_of, write_card
 from pages.parts import (
-    INK, LINES, MUTED, PALETTE, html_table, interval_axis, interval_plot, new_figure, number, page, svg, swatch,
+    INK, LINES, MUTED, PALETTE, html_table, intervals_figure, mark, new_figure, number, page, svg, swatch, wide_svg,
     with_interval,
 )
 
@@ -173,19 +173,19 @@ def certificate_section(run: Path) -> str:
             {forward}; a small one does not imply the other.</p>"""
     if certificate.get("condition") != "C1":
         return ""
-    rows = []
+    lines = []
     for variant, per in (("sum", "summed over the completion"), ("per_token", "mean per token")):
         for kind, where in (("within_prompt_auc", "within prompts"), ("pooled_auc", "pooled")):
             value, interval, prompts = (certificate[variant][kind][key] for key in ("value", "interval", "prompts"))
-            rows.append([f"{where}, {per}", interval_plot([(value, interval)], 1, PALETTE[0], certificate["min_auc"]),
-                         with_interval(value, interval), f"{prompts:,}"])
-    table = html_table(["AUC of R", interval_axis(1), "value, 95% interval", "prompts"], rows, (2, 3))
+            text = f"{where}, {per}, {prompts:,} prompts: {with_interval(value, interval)}"
+            lines.append((text, PALETTE[0], [(value, text)] if value is not None else [], interval))
+    plot = wide_svg(lambda narrow: intervals_figure(lines, narrow, certificate["min_auc"]), "AUC of R")
     return f"""<h2>Certificate C1</h2><p>Does the implicit reward R, the teacher’s log-ratio to its reference, rank
         right above wrong completions of the same prompt?  Ranked were {certificate["samples_per_prompt"]} completions
         of each of {certificate["num_prompts"]:,} prompts, sampled from the
         {escape(certificate.get("certified_on", "teacher"))}; {certificate["accuracy"]:.1%} are right, and R is
         {number(certificate["mean_implicit_reward_nats"])} nats on average.  C1 holds if the interval in the first row
-        lies above {certificate["min_auc"]:g} (dashed).  A teacher equal to its reference gives 0.5.</p>{table}
+        lies above {certificate["min_auc"]:g} (dashed).  A teacher equal to its reference gives 0.5.</p>{plot}
         {draw_implicit_rewards(read_jsonl(run / "implicit_rewards.jsonl"), certificate)}"""
 
 
@@ -243,12 +243,16 @@ def draw_curve(runs: list[list[dict]], key: str, max_kl: float | None = None) ->
             continue
         style, points = {"color": colour, "linestyle": dash}, np.array(points, dtype=float)
         lost += sum(key in row for row in rows) - len(points)
+        every += points.tolist()
         if len(points) < 60:
             axes.plot(*points.T, marker="o" if len(points) <= 20 else None, markersize=3, **style)
         else:
             axes.plot(*points.T, color=colour, alpha=0.35 if len(runs) == 1 else 0.15, linewidth=0.8)
-            axes.plot(*smoothed(points).T, **style)
-        every += points.tolist()
+            points = smoothed(points)
+            axes.plot(*points.T, **style)
+        points = points[::math.ceil(len(points) / 60)]
+        titles = [f"step {step:g}: {number(float(value))}" for step, value in points]
+        axes.plot(*points.T, "o", markersize=7, alpha=0, gid=mark(titles=titles))               # for the pointer
         intervals = [(row["step"], row["c2_interval_nats"]) for row in rows if key == "c2_reverse_kl_nats"
                      and None not in row.get("c2_interval_nats", [None])]
         for step, bounds in intervals:

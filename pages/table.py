@@ -1,4 +1,5 @@
-"""The page of a table, OUT/report.html, and its figure, OUT/figure.svg."""
+"""A table for people: OUT/table.md, OUT/figure.svg and the page OUT/report.html, all from OUT/table.json."""
+import importlib.util
 import math
 from html import escape
 from pathlib import Path
@@ -6,110 +7,275 @@ from pathlib import Path
 import numpy as np
 
 import pages.run
-from engine.files import read_json, read_jsonl, write_text
+from engine.files import read_json, read_jsonl, write_json, write_text
+from engine.runs import short_commit
 from pages.card import script_of
 from pages.parts import (
-    LINES, MUTED, PALETTE, html_table, interval_axis, interval_plot, new_figure, number, page, svg, swatch,
-    with_interval,
+    INK, LINES, MUTED, PALETTE, arm_boxes, draw_intervals, html_table, intervals_figure, mark, new_figure, number, page, svg, swatch,
+    wide_svg, with_interval,
 )
 from pages.run import (
     CURVES, TOTALS, certificate_section, dense_rewards_section, draw_curve, finding, series, smoothed, the_one,
 )
+from pages.statistics import describe, share_interval, students
 
-def write_table_page(out: Path) -> None:
-    """OUT/report.html, from table.json and the runs that it names; of several settings, those of the middle one.
+GREY = "#7d8792"            # of rows that are for reference
+
+
+def write_table_files(out: Path) -> None:
+    """table.json with its statistics, table.md and, if matplotlib is there, figure.svg and report.html."""
+    table = describe(read_json(out / "table.json"))
+    write_json(out / "table.json", table)
+    write_text(out / "table.md", markdown(table))
+    if importlib.util.find_spec("matplotlib"):
+        text = svg(table_figure(table, False), table["about"]).replace("<svg", "<svg style='background:#fff'", 1)
+        write_text(out / "figure.svg", text[text.index("<svg"):].removesuffix("</figure>"))     # others show it on black
+        write_table_page(table, out)
+
+
+def settings_of(table: dict) -> list[str]:
+    return list(dict.fromkeys(row["setting"] for row in table["rows"] if row["setting"])) or [""]
+
+
+def colours_of(table: dict) -> dict[str, str]:
+    """row -> its colour, everywhere; grey for base models and for a teacher on the way to a student."""
+    trained = students(table["rows"])
+    colours = dict(zip(trained[::-1], PALETTE * len(trained)))
+    return {row["row"]: colours.get(row["row"], GREY) for row in table["rows"]}
+
+
+# ---------------------------------------------------------------- table.md
+
+
+def markdown(table: dict) -> str:
+    """A line a row or, if the table goes through settings, a line a setting; then the tests, and what units share."""
+    settings, unit, rows = settings_of(table), table["unit"], table["rows"]
+    units = max(row["units"] for row in rows)
+    so_far = "" if table.get("finished", True) else ", so far"
+    labels = {row["labels"] for row in rows} - {None}
+    title = f"{table['table']}, {table['scale']} scale{f', {labels.pop()} labels' if len(labels) == 1 else ''}{so_far}"
+    over = f"mean over {units} {unit}s [95% interval, bootstrap over {unit}s], then the median" if units > 1 else \
+        f"one {unit} [95% interval over problems]"
+    lines = [f"## {title}", "", f"{table['about']}  Scores are {rows[0]['metric']}: {over}.", ""]
+    lines += setting_lines(rows, settings) if len(settings) > 1 else row_lines(rows, unit)
+    lines += ["", table["lead"], "", *[f"- {ordering['sentence']}" for ordering in table["orderings"]], ""]
+    lines += [f"- {text}" for text in notes(table)]
+    return "\n".join([*lines, "", f"`{table['command']}`, commit {short_commit(table['commit'])}, {table['machine']}, "
+                      f"{table['date']}.", ""])
+
+
+def notes(table: dict) -> list[str]:
+    """What a reader must know beside the figures."""
+    shared = ["Rows with the same letter stand on the same runs of one stage or more."] if run_letters(table) else []
+    stuck = ["A run is stuck that has brought its model less than 0.05 over the base student."]
+    stuck *= any(row.get("stuck") for row in table["rows"])
+    return [*stuck, *shared, *table.get("shared", ())]
+
+
+def run_letters(table: dict) -> dict[str, str]:
+    """row -> a letter, the same for rows that begin with the same run."""
+    first = {row["row"]: row["runs"][0] for row in table["rows"] if row["runs"]}
+    several = [run for run in dict.fromkeys(first.values()) if list(first.values()).count(run) > 1]
+    return {row: "ᵃᵇᶜᵈᵉ"[several.index(run)] for row, run in first.items() if run in several}
+
+
+def score(row: dict) -> str:
+    """0.575 [0.209, 0.779], median 0.661; 1 of 5 stuck"""
+    interval = interval_of(row)
+    text = with_interval(row["mean"], interval) if interval else f"{row['mean']:.3f}"
+    text += f", median {row['median']:.3f}" * (row["units"] > 1)
+    return text + f"; {row.get('stuck')} of {len(row['seeds'])} stuck" * bool(row.get("stuck"))
+
+
+def interval_of(row: dict) -> list[float] | None:
+    """Over units; of one run, over the problems of its evaluation; None for one unit with several runs."""
+    return row["interval"] or (row["seeds"][0]["interval"] if len(row["seeds"]) == 1 else None)
+
+
+def mean_of(row: dict, key: str) -> float | None:
+    """None where the row's runs were not evaluated on the way."""
+    return float(np.mean([seed[key] for seed in row["seeds"]])) if key in row["seeds"][0] else None
+
+
+def row_lines(rows: list[dict], unit: str) -> list[str]:
+    letters = run_letters({"rows": rows})
+    lines = [f"| row | score | spread of {unit}s / noise of evaluation | {' | '.join(TOTALS.values())} |",
+             "| --- | ---: | ---: |" + " ---: |" * len(TOTALS)]
+    for row in rows:
+        costs = [f"{mean_of(row, key):,.0f}" for key in TOTALS]
+        best = mean_of(row, "best_on_the_way") if "plateau" in row["row"] or "tuned" in row["row"] else None
+        best = "" if best is None else f"; best on the way {best:.3f}"
+        cells = [f"{row['row']} {letters.get(row['row'], '')}".strip(), score(row) + best, spread(row), *costs]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def spread(row: dict) -> str:
+    return f"{'–' if row['sd'] is None else format(row['sd'], '.3f')} / {row['evaluation_sd']:.3f}"
+
+
+def setting_lines(rows: list[dict], settings: list[str]) -> list[str]:
+    letters, once = run_letters({"rows": rows}), [row for row in rows if not row["setting"]]
+    names = list(dict.fromkeys(row["row"] for row in rows if row["setting"]))
+    direct = next((name for name in names if "plateau" in name), None)
+    head = ["", *(f"{name} {letters.get(name, '')}".strip() for name in names)]
+    head += [f"{direct}: best on the way", "its reward in training"] * bool(direct) + ["C1 held"]
+    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for setting in settings:
+        at = {row["row"]: row for row in rows if row["setting"] == setting}
+        cells = [setting, *(score(at[name]) if name in at else "" for name in names)]
+        for key in ("best_on_the_way", "training_reward") * bool(direct):
+            value = mean_of(at[direct], key) if direct in at else None
+            cells.append("" if value is None else f"{value:.3f}")
+        held = [seed["c1_passed"] for seed in at.get("full workflow", {"seeds": []})["seeds"]]
+        lines.append(f"| {' | '.join(cells)} | {sum(held)} of {len(held)} |")
+    same = "; ".join(f"{row['row']} {score(row)}" for row in once)
+    lines += ["", f"The same at every setting: {same}."] * bool(once)
+    for name in (name for name in names if any(row["runs"] for row in rows if row["row"] == name)):
+        took = [[seed[key] for row in rows if row["row"] == name for seed in row["seeds"]]
+                for key in ("optimiser_steps", "seconds")]
+        steps, seconds = (" to ".join(dict.fromkeys((f"{min(each):,.0f}", f"{max(each):,.0f}"))) for each in took)
+        lines += ["", f"{name[0].upper() + name[1:]}: {steps} optimiser steps, {seconds} seconds."]
+    return lines
+
+
+# ---------------------------------------------------------------- figure.svg
+
+
+def table_figure(table: dict, narrow: bool):
+    """Scores over labels; a heat map where settings are pairs; else each row with its units, a panel a setting."""
+    settings = [setting.split(", ") for setting in settings_of(table)]
+    if len({scope["labels"] for scope in table["scopes"]}) > 1:
+        return labels_figure(table, narrow)
+    if all(len(parts) == 2 for parts in settings) and len(settings) > 3:
+        return heat_map(table, settings, narrow)
+    return rows_figure(table, narrow)
+
+
+def unit_title(row: dict, seed: dict, unit: str) -> str:
+    at = f", {row['setting']}" * bool(row["setting"])
+    return f"{row['row']}{at}, {unit} {seed.get('unit', seed['seed'])}: {seed['value']:.3f}"
+
+
+def titled_points(row: dict, unit: str) -> list[tuple]:
+    return [(seed["value"], unit_title(row, seed, unit)) for seed in row["seeds"]]
+
+
+def rows_figure(table: dict, narrow: bool):
+    settings, colours = settings_of(table), colours_of(table)
+    columns = 1 if narrow else min(3, len(settings))
+    down, height = math.ceil(len(settings) / columns), (0.34 + 0.14 * narrow) * len(colours)
+    figure = new_figure(4.2 if narrow else 8 + 2 * (columns - 1), down * (0.7 + height))
+    panels = figure.subplots(down, columns, sharex=True, squeeze=False).flat
+    for place, (setting, axes) in enumerate(zip(settings, panels)):
+        draw_intervals(axes, [(row["row"], colours[row["row"]], titled_points(row, table["unit"]), row["interval"])
+                              for row in table["rows"] if row["setting"] in (None, "", setting)], narrow)
+        axes.set(title=setting)
+        axes.tick_params(labelleft=place % columns == 0)
+    figure.supxlabel(f"{table['rows'][0]['metric']}, fraction right", fontsize=8, color=MUTED)
+    return figure
+
+
+def labels_figure(table: dict, narrow: bool):
+    """A dot a unit, a line through the medians.  No band: the scores have two peaks, and no unit lies between."""
+    figure, colours = new_figure(4.2 if narrow else 8, 4.6 if narrow else 4), colours_of(table)
+    axes, budgets = figure.subplots(), sorted({scope["labels"] for scope in table["scopes"]})
+    by_name = {name: [row for row in table["rows"] if row["row"] == name] for name in colours}
+    for place, (name, rows) in enumerate(by_name.items()):
+        shift, style = 1.05 ** (place - len(by_name) / 2), {"color": colours[name], "gid": mark(name)}
+        if rows[0]["labels"]:
+            axes.plot([row["labels"] * shift for row in rows], [row["median"] for row in rows], label=name, **style)
+        elif rows[0]["runs"] or name == "raw teacher":                  # one that sees no label: a level
+            axes.axhline(rows[0]["median"], linestyle=(0, (4, 2)), linewidth=1.2, label=name, **style)
+        for row in rows * bool(rows[0]["labels"]):
+            values, titles = zip(*titled_points(row, table["unit"]))
+            axes.plot([row["labels"] * shift] * len(values), values, "o", color=colours[name], markersize=4, alpha=0.6,
+                      markeredgewidth=0, clip_on=False, gid=mark(name, titles))
+    axes.set(xscale="log", xlabel="labelled problems, log scale", ylim=(0, 1.02),
+             ylabel=f"{table['rows'][0]['metric']}, fraction right")
+    axes.set_xticks(budgets, [f"{labels:,}" for labels in budgets])
+    axes.minorticks_off()
+    figure.legend(frameon=False, labelcolor=MUTED, loc="outside lower left" if narrow else "outside right center")
+    return figure
+
+
+def heat_map(table: dict, settings: list[list[str]], narrow: bool):
+    """A panel a row: the median of each pair of settings by colour and in figures, its units below it."""
+    downs, acrosses = (list(dict.fromkeys(parts[place] for parts in settings)) for place in (0, 1))
+    names = list(dict.fromkeys(row["row"] for row in table["rows"] if row["setting"] and row["runs"]))
+    columns = 1 if narrow else 2
+    figure = new_figure(4.2 if narrow else 9, math.ceil(len(names) / columns) * (0.7 + 0.55 * len(downs)))
+    panels = figure.subplots(math.ceil(len(names) / columns), columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for name, axes in zip(names, panels):
+        medians = np.full((len(downs), len(acrosses)), np.nan)
+        for row in (row for row in table["rows"] if row["row"] == name):
+            down, across = row["setting"].split(", ")
+            y, x = downs.index(down), acrosses.index(across)
+            medians[y, x] = row["median"]
+            colour = "white" if 0.5 < row["median"] else INK
+            axes.text(x, y - 0.12, f"{row['median']:.2f}", ha="center", va="center", color=colour, fontsize=10)
+            each = " ".join(f"{seed['value']:.2f}".lstrip("0") for seed in row["seeds"])
+            axes.text(x, y + 0.25, each, ha="center", va="center", color=colour, fontsize=7)
+        axes.set_axis_on()
+        axes.pcolormesh(np.arange(len(acrosses) + 1) - 0.5, np.arange(len(downs) + 1) - 0.5, medians, vmin=0, vmax=1,
+                        cmap="Blues")
+        axes.set(title=name, ylim=(len(downs) - 0.5, -0.5))
+        axes.set_xticks(range(len(acrosses)), acrosses)
+        axes.set_yticks(range(len(downs)), downs)
+        axes.grid(visible=False)
+    figure.supxlabel(f"{table['rows'][0]['metric']}: the median over {table['unit']}s, and below it each run", fontsize=8,
+                     color=MUTED)
+    return figure
+
+
+# ---------------------------------------------------------------- report.html
+
+
+def write_table_page(table: dict, out: Path) -> None:
+    """OUT/report.html, from the table and the runs that it names; of several settings, those of the middle one.
 
     While the table is running: of the settings and the seeds that have come in.
     """
-    table = read_json(out / "table.json")
-    settings = list(dict.fromkeys(row["setting"] for row in table["rows"] if row["setting"] is not None))
-    settings = settings or [table["scopes"][0]["setting"]]
+    settings, colours = settings_of(table), colours_of(table)
     chosen = settings[(len(settings) - 1) // 2]
     rows = [row for row in table["rows"] if row["setting"] in (None, chosen)]
     seed_dirs = [out / scope["directory"] for scope in table["scopes"] if scope["setting"] == chosen]
     seed_dirs = [seed_dir for seed_dir in seed_dirs if all(
         (seed_dir / name).is_dir() for row in rows for name in row["runs"])] or seed_dirs[:1]
-    rows = [row for row in rows
-            if all((seed_dir / name).is_dir() for seed_dir in seed_dirs for name in row["runs"])] or rows
-    trained = [row for row in rows if not is_reference(row, rows)] or rows
-    colours = dict(zip([row["row"] for row in trained[::-1]], PALETTE * len(trained)))
     names = list(dict.fromkeys(name for row in rows for name in row["runs"]))
+    has_runs = any((seed_dirs[0] / name).is_dir() for name in names)                # results/ keeps tables without
+    rows = [row for row in rows if not has_runs
+            or all((seed_dir / name).is_dir() for seed_dir in seed_dirs for name in row["runs"])]
+    trained = [row for row in rows if colours[row["row"]] != GREY] or rows
+    names = [name for name in names if any(name in row["runs"] for row in rows)]
     for run in (seed_dir / name for seed_dir in seed_dirs for name in names):
         if (run / "args.json").is_file() and not (run / "report.html").is_file():
             pages.run.write_run_page(run)
     shaped = [row["runs"][len(teachers)] for row in rows if (teachers := teacher_runs(row, seed_dirs[0]))]
-    sentences = "".join(f"<li>{escape(ordering['sentence'])}</li>" for ordering in table["orderings"])
-    figure = (out / "figure.svg").read_text(encoding="utf-8") if (out / "figure.svg").is_file() else ""
-    sections = [f"<p class='lead'>{escape(table['about'])}</p><figure class=wide>{figure}</figure><ul>{sentences}</ul>",
-                f"<h2>At one setting: {escape(chosen)}</h2>" if len(settings) > 1 else "",
-                score_section(rows, colours, seed_dirs)]
-    if any((seed_dirs[0] / name).is_dir() for name in names):           # results/ keeps tables without their runs
+    items = "".join(f"<li>{escape(ordering['sentence'])}</li>" for ordering in table["orderings"])
+    sections = [
+        f"<p class=lead>{escape(table['lead'])}</p><p class=muted>{escape(table['about'])}</p>",
+        arm_boxes(colours) + wide_svg(lambda narrow: table_figure(table, narrow), table["about"]),
+        f"<p class=muted>{HOW_DRAWN}</p>", f"<h2>The comparisons</h2><ul>{items}</ul>" * bool(items),
+        f"<ul class=muted>{''.join(f'<li>{escape(text)}</li>' for text in notes(table))}</ul>",
+        score_section(rows, table, seed_dirs, f", {chosen}" * (len(settings) > 1))]
+    if has_runs:
         sections += [
             learning_section(trained, colours, seed_dirs),
             certificate_section(seed_dirs[0] / shaped[0]) if shaped else "",
             f"<p class='muted'>Drawn: {seed_dirs[0].name}/{shaped[0]}, the first seed’s.</p>" if shaped else "",
-            certificates_section(names, seed_dirs), length_section(trained, colours, seed_dirs),
-            time_section(names, seed_dirs), dense_rewards_section(seed_dirs[0] / shaped[0]) if shaped else "",
+            certificates_section(names, seed_dirs),
+            dense_rewards_section(seed_dirs[0] / shaped[0]) if shaped else "",
             runs_section(names, seed_dirs, table, out)]
     so_far = "" if table.get("finished", True) else ", so far"
     title = f"{table['table'].capitalize()} table, {table['scale']} scale{so_far}"
     write_text(out / "report.html", page(title, "Sparse-to-dense reward post-training", sections, out))
 
 
-def write_table_figure(out: Path) -> None:
-    """OUT/figure.svg: accuracy over labels with bands, or each row's score with its interval, a panel a setting."""
-    table = read_json(out / "table.json")
-    figure = labels_figure(table) if len({scope["labels"] for scope in table["scopes"]}) > 1 else rows_figure(table)
-    text = svg(figure, table["about"]).replace("<svg", "<svg style='background:#fff'", 1)     # others show it on black
-    write_text(out / "figure.svg", text[text.index("<svg"):].removesuffix("</figure>"))
-
-
-def labels_figure(table: dict):
-    figure = new_figure(8, 4)
-    axes, by_name = figure.subplots(), {}
-    for row in table["rows"]:
-        by_name.setdefault(row["row"], []).append(row)
-    every = [scope["labels"] for scope in table["scopes"]]
-    shown = [name for name, rows in by_name.items() if rows[0]["runs"] or rows[0]["labels"]]
-    for name, colour in zip(shown[::-1], PALETTE):
-        rows = by_name[name]
-        labels = [row["labels"] for row in rows] if rows[0]["labels"] else [min(every), max(every)]
-        rows = rows if rows[0]["labels"] else rows * 2                      # without labels: a level
-        low, high = zip(*(row["interval"] or row["seeds"][0]["interval"] for row in rows))
-        axes.fill_between(labels, low, high, color=colour, alpha=0.18, linewidth=0)
-        axes.plot(labels, [row["mean"] for row in rows], "o-", color=colour, label=name, markersize=4)
-    axes.set(xscale="log", xlabel="labelled problems", ylim=(0, 1.03),
-             ylabel=f"{table['rows'][0]['metric']}, fraction right")
-    axes.set_xticks(sorted(set(every)), [f"{labels:,}" for labels in sorted(set(every))])
-    axes.minorticks_off()
-    if shown:
-        axes.legend(frameon=False, labelcolor=MUTED, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def rows_figure(table: dict):
-    settings = list(dict.fromkeys(scope["setting"] for scope in table["scopes"]))
-    names = list(dict.fromkeys(row["row"] for row in table["rows"]))[::-1]
-    columns = min(3, len(settings))
-    down = math.ceil(len(settings) / columns)
-    figure = new_figure(8 + 2 * (columns - 1), down * (0.7 + 0.32 * len(names)))
-    panels = figure.subplots(down, columns, sharex=True, sharey=True, squeeze=False).flat
-    for setting, axes in zip(settings, panels):
-        for row in (row for row in table["rows"] if row["setting"] in (None, setting)):
-            place, (low, high) = names.index(row["row"]), row["interval"] or row["seeds"][0]["interval"]
-            axes.plot([low, high], [place, place], color=PALETTE[0], linewidth=5, alpha=0.35, solid_capstyle="butt")
-            axes.plot([seed["value"] for seed in row["seeds"]], [place] * len(row["seeds"]), "|", color=PALETTE[0])
-            axes.plot(row["mean"], place, "o", color=PALETTE[0], markersize=5)
-        axes.set(xlim=(0, 1.02), title=setting)
-    figure.supxlabel(f"{table['rows'][0]['metric']}, fraction right", fontsize=8, color=MUTED)
-    axes.set_yticks(range(len(names)), names)
-    return figure
-
-
-def is_reference(row: dict, rows: list[dict]) -> bool:
-    """Rows that others build on: base models, and a teacher on the way to a student."""
-    length = len(row["runs"])
-    return any(len(other["runs"]) > length and other["runs"][:length] == row["runs"] for other in rows)
+HOW_DRAWN = """A dot is one run’s score, and pointing at it names it.  An upright is the mean, a pale bar its 95% interval, a
+bootstrap over units.  A box that is not ticked hides its arm in all plots."""
 
 
 def teacher_runs(row: dict, seed_dir: Path) -> list[str]:
@@ -122,25 +288,28 @@ def is_shape(run: Path) -> bool:
     return read_json(run / "certificate.json").get("condition") == "C1"
 
 
-def score_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> str:
-    """The table: each row's intervals, one a seed, and what it cost."""
-    top = min(1.0, math.ceil(10 * max(seed["interval"][1] for row in rows for seed in row["seeds"]) + 1e-9) / 10)
-    lines = []
+def score_section(rows: list[dict], table: dict, seed_dirs: list[Path], at: str) -> str:
+    """Each row's score in figures, and what it cost."""
+    lines, letters, unit = [], run_letters(table), table["unit"]
     for row in rows:
-        points = [(seed["value"], seed["interval"]) for seed in row["seeds"]]
-        low, high = row["interval"] or points[0][1]
-        score = f"<b>{row['mean']:.3f}</b><small>[{low:.3f}, {high:.3f}]</small>"
-        costs = [f"{np.mean([seed[key] for seed in row['seeds']]):,.0f}" if row["runs"] else "–" for key in TOTALS]
-        lines.append([escape(row["row"]), interval_plot(points, top, colours.get(row["row"], "#9aa4ae")), score, *costs,
-                      f"{np.mean([seed['truncated_fraction'] for seed in row['seeds']]):.1%}"])
-    head = ["", interval_axis(top), f"{rows[0]['metric']}, 95% interval", *TOTALS.values(), "cut off"]
-    several = len(seed_dirs) > 1
-    return f"""<h2>Scores and costs</h2>
-        {html_table(head, lines, range(2, 8), ["" if row["row"] in colours else "reference" for row in rows])}
-        <p class="muted">{evaluation_settings(seed_dirs[0])}  The intervals drawn are bootstrapped over problems{
-        "; a line a seed, the upright their mean, with its interval over seeds beside it; costs are means" * several}.
-        Grey rows are for reference: what the students began from or learnt from.  A row’s costs are those of every run
-        that led to it, its teacher’s too.  Cut off: completions that reached the longest length.</p>"""
+        interval = "[{:.3f}, {:.3f}]".format(*interval_of(row)) if interval_of(row) else ""
+        stuck, (least, most) = row.get("stuck"), share_interval(row.get("stuck") or 0, len(row["seeds"]))
+        costs = [f"{mean_of(row, key):,.0f}" if row["runs"] else "–" for key in TOTALS]
+        lines.append([
+            f"{escape(row['row'])} {letters.get(row['row'], '')}", f"{row['median']:.3f}",
+            f"{row['mean']:.3f} <small>{interval}</small>",
+            "–" if stuck is None else f"{stuck} of {len(row['seeds'])} <small>[{least:.0%}, {most:.0%}]</small>",
+            spread(row), *costs, f"{np.mean([seed['truncated_fraction'] for seed in row['seeds']]):.1%}"])
+    head = [f"{rows[0]['metric']}", "median", "mean, 95% interval", "stuck", "spread / noise", *TOTALS.values(), "cut off"]
+    several = max(row["units"] for row in rows) > 1
+    return f"""<h2>Scores and costs{escape(at)}</h2>
+        {html_table(head, lines, range(1, len(head)),
+                    ["reference" if colours_of(table)[row["row"]] == GREY else "" for row in rows])}
+        <p class="muted">{evaluation_settings(seed_dirs[0])}  The interval is {f"a bootstrap over {unit}s" if several
+        else "over the problems of the one evaluation"}.  Stuck: how many runs, with the exact interval of that
+        share.  Spread: the standard deviation over {unit}s; noise: that of one evaluation, by its problems.  Grey rows
+        are for reference: what the students began from or learnt from.  A row’s costs are those of every run that led to
+        it, its teacher’s too, on average.  Cut off: completions that reached the longest length.</p>"""
 
 
 def names_of(paths: list[str]) -> str:
@@ -182,92 +351,84 @@ def mean_curve(curves: list[np.ndarray]) -> np.ndarray:
 
 
 def learning_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> str:
-    """Held-out accuracy while training, against each cost."""
+    """Held-out accuracy while training, against each cost, and the length of the completions."""
     measured = [seed_dirs[0] / name for row in rows for name in row_curves(row, seed_dirs[0], "seconds")]
     if not measured:
         return "<h2>Learning curves</h2><p>None: these runs were not evaluated while training (--eval-problems).</p>"
     record = read_json(measured[0] / "args.json")
     args, device = record["args"], escape(str(record["versions"]["device"]))
+    accuracy = [learning_svg(rows, colours, seed_dirs, axis) for axis in TOTALS if axis != "tokens_sampled"]
+    lengths = [learning_svg(rows, colours, seed_dirs, "optimiser_steps", key)
+               for key in ("mean_length_tokens", "truncated_fraction")]
     return f"""<h2>Learning curves</h2><p>Accuracy on {names_of(args["eval_problems"])} while training,
         {args["eval_samples"]} completions a problem at temperature {args["temperature"]:g} (the scores above have
         settings of their own, given there).  A student whose teacher had to be trained begins where that (dashed) and
         the teacher’s sampling end.  A label counts each time that it is seen; distillation sees none, so it rises
         upright.  Seconds are those of training on {device}, without these evaluations.
-        {"Thin: each seed; thick: their mean." * (len(seed_dirs) > 1)}</p>
-        {"".join(draw_learning(rows, colours, seed_dirs, axis) for axis in TOTALS if axis != "tokens_sampled")}"""
+        {"Thin: each seed; thick: their mean." * (len(seed_dirs) > 1)}</p>{"".join(accuracy)}
+        {"<h2>Length and truncation</h2><p>Of the completions that were trained on.</p>" * any(lengths)}
+        {"".join(lengths)}"""
 
 
-def length_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> str:
-    """Completion length and truncation while training."""
-    plots = "".join(draw_learning(rows, colours, seed_dirs, "optimiser_steps", key)
-                    for key in ("mean_length_tokens", "truncated_fraction"))
-    return f"<h2>Length and truncation</h2><p>Of the completions that were trained on.</p>{plots}" if plots else ""
+def learning_svg(rows: list[dict], colours: dict, seed_dirs: list[Path], axis: str, key: str = "eval_accuracy") -> str:
+    """One wide plot; nothing where no row has this metric."""
+    curves = {row["row"]: [row_curves(row, seed_dir, axis, key) for seed_dir in seed_dirs] for row in rows}
+    curves = {row: [[seed[name] for seed in seeds] for name in seeds[0] if all(name in seed for seed in seeds)]
+              for row, seeds in curves.items()}
+    dashed = {row["row"]: len(teacher_runs(row, seed_dirs[0])) for row in rows}
+    title = f"{CURVES[key][0]} against {TOTALS[axis]}"
+    return wide_svg(lambda narrow: draw_learning(curves, dashed, colours, axis, key, title, narrow), title) \
+        if any(curves.values()) else ""
 
 
-def draw_learning(rows: list[dict], colours: dict, seed_dirs: list[Path], axis: str, key: str = "eval_accuracy") -> str:
-    """One wide plot, each curve named at its end and, in a row of several runs, each run named beside its part."""
-    figure, (title, unit, is_share) = new_figure(10, 3.5), CURVES[key]
-    axes, parts, ends, highest = figure.subplots(), [], [], 0.0
-    for row in rows[::-1]:
-        seeds, colour = [row_curves(row, seed_dir, axis, key) for seed_dir in seed_dirs], colours[row["row"]]
-        names, mean = [name for name in row["runs"] if all(name in seed for seed in seeds)], None
-        teachers = teacher_runs(row, seed_dirs[0])
-        for name in names:
-            style = {"color": colour, "linestyle": (0, (4, 2)) if name in teachers else "-"}
-            for curve in [seed[name] for seed in seeds] if len(seeds) > 1 else []:
-                axes.plot(*curve.T, linewidth=0.7, alpha=0.5, **style)
-            mean = mean_curve([seed[name] for seed in seeds])
-            axes.plot(*mean.T, linewidth=2.2, **style)
-            highest = max(highest, *(seed[name][:, 1].max() for seed in seeds))
-            if len(names) > 1 and mean[-1, 0] > mean[0, 0]:
-                parts.append((*mean[len(mean) // 2], name, colour))
-        if mean is not None:
-            axes.plot(*mean[-1], "o", color=colour, markersize=5, zorder=4)
-            ends.append((*mean[-1], row["row"], colour))
-    if not ends:
-        return ""
-    right, top = max(end[0] for end in ends) or 1, 1.05 if is_share and highest > 0.3 else 1.1 * highest or 1
-    axes.set(xlim=(0, 1.22 * right), ylim=(-0.02 * top, top), title=title, ylabel=unit,
+def draw_learning(curves: dict, dashed: dict, colours: dict, axis: str, key: str, title: str, narrow: bool):
+    """curves: row -> its runs, each a curve a seed.  Rows are named beside the plot, where no curve is."""
+    figure, is_share, ends = new_figure(4.2 if narrow else 10, 2.8 if narrow else 3.5), CURVES[key][2], []
+    axes = figure.subplots()
+    for row, runs in curves.items():
+        for place, seeds in enumerate(runs):
+            style = {"color": colours[row], "linestyle": (0, (4, 2)) if place < dashed[row] else "-"}
+            for curve in seeds * (len(seeds) > 1):
+                axes.plot(*curve.T, linewidth=0.7, alpha=0.5, gid=mark(row), **style)
+            mean = mean_curve(seeds)
+            axes.plot(*mean.T, linewidth=2.2, gid=mark(row), **style)
+            titles = [f"{row}, {TOTALS[axis]} {number(float(x))}: {number(float(y))}" for x, y in mean]
+            axes.plot(*mean.T, "o", markersize=7, alpha=0, gid=mark(row, titles))       # seen by the pointer alone
+            ends += [(mean[-1, 1], row)] if place == len(runs) - 1 else []
+    highest = max(curve[:, 1].max() for runs in curves.values() for seeds in runs for curve in seeds)
+    top = 1.05 if is_share and highest > 0.3 else 1.1 * highest or 1
+    axes.set(xlim=(0, None), ylim=(-0.02 * top, top), title=title, ylabel=CURVES[key][1],
              xlabel=f"{TOTALS[axis]}, of every run that led there")
-    axes.locator_params("x", nbins=8, integer=True, steps=[1, 2, 5, 10])
-    placed = []                                                     # (from, to, height) of what is written already
-    for labels, size, weight in ((ends, 8.5, "bold"), (parts, 7.5, "normal")):
-        for x, y, name, colour in sorted(labels, key=lambda label: -label[1]):
-            until = x + 0.0011 * size * len(name) * right
-            height = free_height(y / top - 0.05 * (x < 0.95 * right), x, until, placed)     # a curve may go on above it
-            placed.append((x, until, height))
-            axes.annotate(name, (x, height * top), (8, 0), textcoords="offset points", color=colour, va="center",
-                          fontsize=size, fontweight=weight,
-                          bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8})
-    return svg(figure, f"{title} against {TOTALS[axis]}")
-
-
-def free_height(wanted: float, x: float, until: float, placed: list[tuple]) -> float:
-    """The height next to the wanted one, from 0 to 1, at which a text from x to `until` lies on no other."""
-    heights = sorted(np.linspace(0.02, 1, 99), key=lambda height: abs(height - wanted))
-    return next((height for height in heights if all(abs(height - other) > 0.065 or until < first or last < x
-                                                     for first, last, other in placed)), wanted)
+    axes.locator_params("x", nbins=5 if narrow else 8, integer=True, steps=[1, 2, 5, 10])
+    below = 2.0
+    for height, row in sorted(ends, reverse=True) * (not narrow):
+        below = min(height / top, below - 0.07)
+        axes.annotate(row, (1.01, below), xycoords="axes fraction", color=colours[row], va="center", fontsize=8.5,
+                      fontweight="bold", gid=mark(row), annotation_clip=False)
+    return figure
 
 
 def certificates_section(names: list[str], seed_dirs: list[Path]) -> str:
     """C1 of every teacher, and C2 before and after every bridge, seed by seed."""
     ranked, bridged, metrics, bounds = [], [], [], []
     for run in (seed_dir / name for name in names for seed_dir in seed_dirs):
-        certificate, place = read_json(run / "certificate.json"), escape(f"{run.parent.name}/{run.name}")
+        certificate, where = read_json(run / "certificate.json"), f"{run.parent.name}/{run.name}"
         holds = "holds" if certificate.get("passed") else "does not hold"
         if certificate.get("condition") == "C1":
             within = certificate["sum"]["within_prompt_auc"]
-            plot = interval_plot([(within["value"], within["interval"])], 1, PALETTE[0], certificate["min_auc"])
-            ranked.append([place, plot, with_interval(within["value"], within["interval"]), holds])
+            text = f"{where}: {with_interval(within['value'], within['interval'])}, C1 {holds}"
+            points = [(within["value"], text)] if within["value"] is not None else []
+            ranked.append((text, PALETTE[0], points, within["interval"]))
         elif certificate.get("condition") == "C2":
             rows = read_jsonl(run / "metrics.jsonl")
             before = next(row for row in rows if "c2_reverse_kl_nats" in row)
             kls = [with_interval(row["c2_reverse_kl_nats"], row["c2_interval_nats"]) for row in (before, certificate)]
-            bridged.append([swatch(*LINES[len(bridged) % len(LINES)]), place, *kls, f"{certificate['max_kl_nats']:g}",
-                            str(certificate["optimiser_steps"]), holds])
+            bridged.append([swatch(*LINES[len(bridged) % len(LINES)]), escape(where), *kls,
+                            f"{certificate['max_kl_nats']:g}", str(certificate["optimiser_steps"]), holds])
             metrics.append(rows)
             bounds.append(certificate["max_kl_nats"])
-    c1 = f"<h3>C1 of every teacher</h3>{html_table(['', interval_axis(1), 'AUC within prompts', 'C1'], ranked, (2,))}"
+    c1 = "<h2>C1 of every teacher</h2><p>The AUC of R within prompts [95% interval]; a half is chance.</p>"
+    c1 += wide_svg(lambda narrow: intervals_figure(ranked, narrow, 0.5), "AUC within prompts") if ranked else ""
     head = ["", "bridge", "before", "after", "bound", "steps", "C2"]
     plots = "".join(draw_curve(metrics, key, the_one(bounds))
                     for key in ("c2_reverse_kl_nats", "forward_kl_nats") if any(series(rows, key) for rows in metrics))
@@ -277,45 +438,21 @@ def certificates_section(names: list[str], seed_dirs: list[Path]) -> str:
     return c1 * bool(ranked) + c2 * bool(bridged)
 
 
-def seconds_by_phase(run: Path) -> dict[str, float]:
-    """What a run's seconds went into, as far as it logged them apart."""
+def seconds_by_phase(run: Path) -> list[float]:
+    """A run's seconds: of sampling, of scoring and the update, and the rest, as far as it logged them apart."""
     rows, total = read_jsonl(run / "metrics.jsonl"), read_json(run / "DONE").get("seconds", 0.0)
     sampling, update = (sum(row.get(key) or 0.0 for row in rows) for key in ("sample_seconds", "train_seconds"))
-    rest = "stage 2: sampling and scoring" if is_shape(run) else "measuring C2"
-    return {"sampling": sampling, "scoring and update": update, rest: max(total - sampling - update, 0.0)}
-
-
-def time_section(names: list[str], seed_dirs: list[Path]) -> str:
-    """A bar a run, in phases; of several seeds, their mean."""
-    if not names:
-        return ""
-    spent = {name: [seconds_by_phase(seed_dir / name) for seed_dir in seed_dirs] for name in names}
-    figure = new_figure(10, 0.9 + 0.24 * len(names))
-    axes, left = figure.subplots(), np.zeros(len(names))
-    phases = dict.fromkeys(phase for seeds in spent.values() for seed in seeds for phase in seed)
-    for phase, colour in zip(phases, PALETTE):
-        seconds = np.array([np.mean([seed.get(phase, 0.0) for seed in seeds]) for seeds in spent.values()])
-        if seconds.sum() > 0.005 * sum(left):
-            axes.barh(names, seconds, left=left, color=colour, label=phase, height=0.7)
-        left += seconds
-    for place, seconds in enumerate(left):
-        axes.annotate(number(float(seconds)), (seconds, place), (5, 0), textcoords="offset points", va="center")
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    axes.set(xlabel="seconds", xlim=(0, 1.08 * max(left) or 1))
-    axes.legend(frameon=False, labelcolor=MUTED)
-    return f"""<h2>Time by phase</h2><p>Seconds of each run{", mean over seeds" * (len(seed_dirs) > 1)}.  Scoring is
-        what the teacher says to a completion, or the judge.  Loading, saving and evaluation are in none of them.</p>
-        {svg(figure, "seconds of each run by phase")}"""
+    return [sampling, update, max(total - sampling - update, 0.0)]
 
 
 def runs_section(names: list[str], seed_dirs: list[Path], table: dict, out: Path) -> str:
     """Each run with what came of it, and the command for all of it."""
     runs = [seed_dir / name for seed_dir in seed_dirs for name in names if (seed_dir / name / "args.json").is_file()]
     paths = [str(run.relative_to(out)) for run in runs]
-    lines = [[f"<a href='{escape(path)}/report.html'>{escape(path)}</a>", script_of(run), finding(run)]
-             for path, run in zip(paths, runs)]
-    return f"""<h2>Runs</h2><p>Each has a page of its own, with its curves, its samples and its exact command.</p>
-        {html_table(["run", "script", "what came of it"], lines)}
-        <h3>All of it again</h3><pre>{escape(table["command"])}</pre>
+    lines = [[f"<a href='{escape(path)}/report.html'>{escape(path)}</a>", script_of(run),
+              " + ".join(map(number, seconds_by_phase(run))), finding(run)] for path, run in zip(paths, runs)]
+    return f"""<h2>Runs</h2><p>Each has a page of its own, with its curves, its samples and its exact command.  Seconds
+        are those of sampling, of scoring with the update, and of the rest: all of stage 2, or the measuring of C2.</p>
+        {html_table(["run", "script", "seconds", "what came of it"], lines)}
+        <h2>All of it again</h2><pre>{escape(table["command"])}</pre>
         <p class="muted">On a directory that is there it goes on where it stopped; --dry-run prints the commands.</p>"""
