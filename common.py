@@ -2,6 +2,7 @@
 Anything else stays in the stage that brings it in, or is the engine's.
 """
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from engine.checkpoints import find_model
 from engine.heads import forward_with_head
 from engine.logprobs import linear_divergence, linear_logprobs
-from engine.models import check_pair, eos_ids, load_model, load_tokenizer
+from engine.models import check_pair, completion_texts, eos_ids, load_model, load_tokenizer
 from engine.packed import Padded
 from engine.problems import (
     Problem, check_prompt_ids, check_runs_prompts, check_teacher_prompts, contents, encode_prompts, load_problems,
@@ -31,6 +32,8 @@ class FlagParser(argparse.ArgumentParser):
     """--help shows the docstring as it is written and what every flag is by default; a wrong flag is one sentence."""
 
     def __init__(self, docstring: str, **more):
+        if hasattr(sys.stdout, "reconfigure"):          # a container without a locale has an ASCII one
+            sys.stdout.reconfigure(errors="backslashreplace")
         super().__init__(description=docstring, formatter_class=WithDefaults, **more)
 
     def error(self, message: str) -> None:
@@ -172,7 +175,7 @@ def grade_rollouts(rollouts: Rollouts, golds: list[str], tokenizer) -> Tensor:
     golds: one for each prompt, whose rollouts are adjacent; None, where there is no label, makes 0.  A completion that
     was cut off is wrong, even behind its box: it did not end.
     """
-    texts = tokenizer.batch_decode(rollouts.completions(), skip_special_tokens=True)
+    texts = completion_texts(tokenizer, rollouts.completions())
     each = [gold for gold in golds for _ in range(len(texts) // len(golds))]
     verdicts = [ended and gold is not None and grade(text, gold)
                 for text, ended, gold in zip(texts, rollouts.finished.tolist(), each)]

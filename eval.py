@@ -13,6 +13,7 @@ What is right is decided by judge/answers.py: extract_answer, is_equal and grade
 """
 import argparse
 import math
+import re
 import time
 from dataclasses import dataclass
 from html import escape
@@ -26,8 +27,9 @@ from common import (
     sample, share_of_one,
 )
 from engine.files import write_json, write_jsonl, write_text
+from engine.models import completion_texts
 from engine.problems import (
-    INSTRUCTION, Problem, digest, gold_of, placed_rows, template_arguments, with_readable_golds,
+    INSTRUCTION, Problem, digest, distinct, gold_of, placed_rows, template_arguments, with_readable_golds,
 )
 from engine.ranks import all_sum, fail, gather_list, random_generator, rank, say, setup_distributed, share
 from engine.runs import finish_run, keep_rows, kept_rows, leave_if_asked, open_run
@@ -160,7 +162,7 @@ def add_counts(more: dict) -> None:
 
 def judge(rollouts, problems, tokenizer, samples: int) -> list[dict]:
     """Grade the rollouts of some problems, `samples` adjacent ones each.  -> a row a problem."""
-    texts = tokenizer.batch_decode(rollouts.completions(), skip_special_tokens=True)
+    texts = completion_texts(tokenizer, rollouts.completions())
     verdicts = [reward > 0 for reward in grade_rollouts(rollouts, [p.answer for p in problems], tokenizer).tolist()]
     lengths, finished = rollouts.completion_mask.sum(1).tolist(), rollouts.finished.tolist()
     rows = []
@@ -195,6 +197,7 @@ PER_COMPLETION = {"completions": (str, "a text"), "finished": (bool, "true or fa
 def graded_row(row: dict, place: str, source: str) -> dict:
     """A row with a list for each of PER_COMPLETION that it has, equally long, and its gold as text."""
     row = {"id": place, **({"id": row["problem"]} if "problem" in row else {}), **row}
+    with_finished(row, source)
     if row.get("completions") is None:                  # one completion, with what belongs to it
         row["completions"] = row.pop("completion", None)
         row |= {name: [row[name]] for name in PER_COMPLETION if not isinstance(row.get(name), list | None)}
@@ -207,7 +210,28 @@ def graded_row(row: dict, place: str, source: str) -> dict:
                  "list of completions, and answer)")
         elif len(values) != len(row["completions"]):
             fail(f"{source}: {len(values)} {name} for {len(row['completions'])} completions")
-    return row | {"answer": gold_of(row, source)}
+    texts = [END_TOKENS.sub("", text) for text in row["completions"]]
+    return row | {"completions": texts, "answer": gold_of(row, source)}
+
+
+# What ends a text where another engine has left its end token in it.
+END_TOKENS = re.compile(r"\s*(?:(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>|<pad>|\[EOS\])\s*)+$")
+ENDED = {"stop": True, "eos": True, "eos_token": True, "stop_sequence": True, "end_turn": True, "length": False,
+         "max_tokens": False, "model_length": False, "abort": False, "error": False, "content_filter": False}
+
+
+def with_finished(row: dict, source: str) -> None:
+    """`finished` from what an engine calls finish_reason: one that was cut off is wrong here, as where we sample."""
+    for name in ("finish_reason", "finish_reasons"):
+        reasons = row.pop(name, None)
+        if reasons is None or row.get("finished") is not None:
+            continue
+        listed = reasons if isinstance(reasons, list) else [reasons]
+        words = [str(reason.get("type") if isinstance(reason, dict) else reason).lower() for reason in listed]
+        if unknown := [word for word in words if word not in ENDED]:
+            fail(f"{source}: {name} is {unknown[0]!r}; known are {', '.join(ENDED)}; or give `finished`")
+        finished = [ENDED[word] for word in words]
+        row["finished"] = finished if isinstance(reasons, list) else finished[0]
 
 
 def joined(group: list[dict]) -> dict:
@@ -320,7 +344,7 @@ def grade_file(args) -> list[dict] | None:
 
 def sample_and_judge(args) -> list[dict] | None:
     device = setup_distributed()
-    problems = load_graded_problems(args.problems, args)[:args.num_problems or None]
+    problems = distinct(load_graded_problems(args.problems, args))[:args.num_problems or None]
     ready = prepare(args, ["model"], problems=problems)
     if not open_run(args, ready.parents, ready.inputs):
         return None

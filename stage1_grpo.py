@@ -33,7 +33,7 @@ from common import (
 from engine.checkpoints import save_model
 from engine.files import write_json
 from engine.problems import INSTRUCTION, template_arguments
-from engine.ranks import all_sum, fail, random_generator, rank, setup_distributed
+from engine.ranks import all_sum, fail, random_generator, rank, setup_distributed, stop, together
 from engine.rollouts import cut_groups, even_micro_batches
 from engine.runs import (
     all_finite, finish_run, load_state, log_metrics, log_nonfinite, log_samples, open_run, save_or_leave,
@@ -103,7 +103,7 @@ def stop_if_nothing_is_learnt(recent: list[dict], args, step: int) -> None:
     if 0 < args.give_up_after <= len(recent) and all(
             figures["truncated_fraction"] > 0.9 and figures["mixed_groups_fraction"] == 0
             for figures in recent[-args.give_up_after:]):
-        raise SystemExit(
+        stop(
             f"{args.out}: stopped at step {step}: in {args.give_up_after} rollout batches over 90% of the completions "
             f"were cut off at --max-new-tokens {args.max_new_tokens} and no group had both outcomes; nothing is learnt")
 
@@ -193,7 +193,7 @@ def main(args) -> None:
         # score
         gave_up_before = counts["timeout"] + counts["failed"]
         golds = [problems[chosen[place]].answer for place in places]
-        rollouts.rewards = grade_rollouts(rollouts, golds, tokenizer)
+        rollouts.rewards = together(grade_rollouts, rollouts, golds, tokenizer)
         rollouts.advantages = group_advantages(rollouts.rewards, args.samples_per_prompt, baseline=not args.no_baseline)
         recent = [*recent, rollout_figures(rollouts, args)][-max(args.give_up_after, 1):]
         stop_if_nothing_is_learnt(recent, args, first)

@@ -35,7 +35,8 @@ from common import (
     FlagParser, above_zero, bootstrap_interval, completion_logprobs, grade_rollouts, load_graded_problems,
     load_prepared, load_problems, natural, positive, prepare, sample_share, share_of_one,
 )
-from engine.files import read_json, read_record, write_json, write_jsonl
+from engine.checkpoints import read_object
+from engine.files import read_record, write_json, write_jsonl
 from engine.problems import INSTRUCTION, check_runs_prompts, digest, template_arguments
 from engine.ranks import fail, from_rank_0, gather_list, rank, say, setup_distributed
 from engine.rollouts import even_micro_batches
@@ -219,7 +220,11 @@ def check_reference(teacher: dict, reference: dict, args) -> list[str]:
     if parent is not None and parent["sha256"] != reference["sha256"]:
         fail(f"--reference {args.reference} is not the model that the RL of {args.teacher} began from: "
              f"that was {parent['path']}")
-    return list(read_json(run / "trained_problems.json"))
+    seen = run / "trained_problems.json"
+    if parent is not None and not seen.is_file():               # it may have trained on those that certify it
+        fail(f"{seen} is missing, which names what RL has seen and C1 may not be certified on: copy it from where the "
+             "run was made, or run stage 1 again")
+    return read_object(seen, list) if seen.is_file() else []
 
 
 def main(args) -> None:
@@ -238,7 +243,7 @@ def main(args) -> None:
         fail("the teacher's RL has trained on every problem of --certify-problems: name others to certify C1 on")
     certify_problems, certify_prompts = [given[i] for i in unseen], [ready.prompts[1][i] for i in unseen]
     if not open_run(args, ready.parents, ready.inputs | {"seen by RL": {"trained_problems": digest(sorted(seen))}}):
-        return conclude(read_json(args.out / "certificate.json"), args)
+        return conclude(read_object(args.out / "certificate.json"), args)
 
     models = {flag: load_prepared(ready, flag, args, device) for flag in MODELS}
     rows, seconds = shaped_rollouts("teacher rollouts", "teacher", models, ready, problems, ready.prompts[0], args)

@@ -73,12 +73,13 @@ def measure(args) -> dict:
     import torch
 
     import common
+    from engine import heads
     from engine.packed import Padded
 
     torch.set_num_threads(args.threads)
     way, case = json.loads(args.only)
     if way == "padded":
-        common.layout = lambda model, rollouts: Padded(rollouts)
+        heads.layout = lambda model, rollouts: Padded(rollouts)
     model, autocast = model_of(args), torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bfloat16")
     rollouts = rollouts_of(case, args.even, model.config.vocab_size)
 
@@ -122,7 +123,8 @@ def attention(args) -> None:
                     torch.autograd.grad(seen, (query, key, value), seen.detach())
                 each.append((time.process_time() - start) / 3)
         whole, parts = (1000 * min(each[1:]) for each in seconds.values())
-        print(f"| {case} | {whole:.2f} | {parts:.2f} | {whole / parts:.2f} | {'parts' if chosen else 'whole rows'} |", flush=True)
+        print(f"| {case} | {whole:.2f} | {parts:.2f} | {whole / parts:.2f} | {'parts' if chosen else 'whole rows'} |",
+              flush=True)
 
 
 def main(args) -> None:

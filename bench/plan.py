@@ -7,7 +7,7 @@ Each case is a fresh process.  It runs a tiny model once, so that libraries have
 makes the models, sets the high-water mark (VmHWM) back, runs, and reads the mark: two optimiser steps of two
 micro-batches each (`train`; with a teacher that scores first), one micro-batch scored (`score`), or sampling to full
 length (`rollouts`), with the stages' own functions.  As on a GPU, the sampler makes no second layout of the weights
-(hardware.quick_linears), and glibc is told to give every larger block back when it is freed.  ratio = measured /
+(linears.packed_weights), and glibc is told to give every larger block back when it is freed.  ratio = measured /
 predicted; the last line has the extremes.
 """
 import argparse
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import plan  # noqa: E402
 from common import FlagParser, completion_logprobs, sample  # noqa: E402
-from engine import hardware  # noqa: E402
+from engine import sampler  # noqa: E402
 from engine.attention import same_attention_again  # noqa: E402
 from engine.logprobs import WORKSPACE_BYTES  # noqa: E402
 from engine.rollouts import Rollouts  # noqa: E402
@@ -119,7 +119,7 @@ def random_rollouts(stage: Stage):
 
 
 def run(stage: Stage) -> None:
-    hardware.quick_linears = nullcontext
+    sampler.packed_weights = nullcontext
     model, readers = build(stage.sampler, 0), [build(reader, 1) for reader in stage.readers]
     for each in [model, *readers]:
         each.requires_grad_(bool(stage.trained) and each is model)

@@ -35,7 +35,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from common import FlagParser, sample  # noqa: E402
-from engine.hardware import quick_linears  # noqa: E402
+from engine import linears  # noqa: E402
 from engine.rollouts import pad  # noqa: E402
 from engine.sampler import has_plain_attention  # noqa: E402
 from processes import memory  # noqa: E402
@@ -149,7 +149,7 @@ def matmul_seconds(model, batch: int, head: bool = True) -> float:
             module(inputs[module.in_features])
 
     own = median_seconds(step)
-    with quick_linears(model):
+    with linears.packed_weights(model):
         return min(own, median_seconds(step))
 
 

@@ -154,15 +154,15 @@ def quantisation(model_dir: Path, config: dict) -> str | None:
     return next((name for name in names if (model_dir / name).is_file()), None)
 
 
-def read_object(path: Path) -> dict:
-    """The JSON object in a file that a checkpoint or a run consists of."""
+def read_object(path: Path, kind: type = dict):
+    """The JSON object (or list) in a file that a checkpoint or a run consists of."""
     check_readable(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         fail(f"{path} cannot be read as JSON ({first_line(error)}): copy or download it again")
-    if not isinstance(content, dict):
-        fail(f"{path}: a JSON object is expected, this is a {type(content).__name__}")
+    if not isinstance(content, kind):
+        fail(f"{path}: a JSON {'object' if kind is dict else 'array'} is expected, this is a {type(content).__name__}")
     return content
 
 
@@ -241,7 +241,8 @@ def longest_row(model_dir: Path) -> int | None:
 
 def nested(rope_parameters: dict) -> dict[str | None, dict]:
     """Kind of layer -> its rotary settings; None -> those of all layers."""
-    return {kind: value for kind, value in rope_parameters.items() if isinstance(value, dict)} or {None: rope_parameters}
+    by_kind = {kind: value for kind, value in rope_parameters.items() if isinstance(value, dict)}
+    return by_kind or {None: rope_parameters}
 
 
 def generation_config(model_dir: Path):
@@ -447,8 +448,8 @@ def name_for_transformers_4(model_dir: Path) -> None:
         if "rope_theta" in main and all({**value} == {"rope_theta": value.get("rope_theta"), "rope_type": "default"}
                                         for value in others):
             kind = main.get("rope_type", "default")
-            names = {"rope_theta": main["rope_theta"],
-                     "rope_scaling": {"rope_type" if others else "type": kind, **scaling} if kind != "default" else None,
+            scaling = {"rope_type" if others else "type": kind, **scaling}
+            names = {"rope_theta": main["rope_theta"], "rope_scaling": None if kind == "default" else scaling,
                      "partial_rotary_factor": main.get("partial_rotary_factor"),
                      "rope_local_base_freq": others[0]["rope_theta"] if others else None}
             if part.get("model_type", "").startswith("gpt_neox"):

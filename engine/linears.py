@@ -1,21 +1,21 @@
 """Float32 products on a CPU by the faster of the two libraries that PyTorch brings for them: MKL or oneDNN.
 
-PyTorch asks MKL, which serves an AMD CPU as if that had AVX2 only: where it has AVX-512, oneDNN does more than twice as
-much.  Where an AMD has AVX2 only, and on Intel, MKL is as fast or faster.  So nobody guesses: `choose` times both on each
-shape of weight that a model has, some milliseconds each, and compares both with float64, and what was found goes for
+PyTorch asks MKL, which serves an AMD CPU as if that had AVX2 only: where it has AVX-512, oneDNN does more than twice
+as much.  Where an AMD has AVX2 only, MKL is as fast or faster.  So nobody guesses: `choose` times both on each shape of
+weight that a model has, some milliseconds each, and compares both with float64, and what was found goes for
 
     the passes     nn.Linear, forward and both gradients    `forward`, set on the model's own modules
     the head       tiles of logits and their gradients       logprobs.py asks `chosen`
     sampling       few rows, weights packed beforehand       `packed_weights`
 
-The choice is kept in a file of the user's cache, by CPU, threads and version of torch: a run that is taken up again, and
-every later run on the machine, computes the same bits, whatever else the machine was doing while it was measured.  All
-ranks take rank 0's.  FLOAT32_MATMUL=mkl or =onednn in the environment decides without measuring.  Small weights stay with
-MKL, which is faster there.  Another dtype, autocast, another device: all as if this file were not there.
+The choice is kept in ~/.cache/sparse-to-dense/, by CPU, threads and version of torch: a run that is taken up again,
+and every later run on the machine, computes the same bits, whatever else the machine was doing while it was measured.
+All ranks take rank 0's.  FLOAT32_MATMUL=mkl or =onednn in the environment decides without measuring.  Small weights
+stay with MKL, which is faster there.  Another dtype, autocast, another device: all as if this file were not there.
 
 oneDNN is called directly, and computes in float32.  The switches by which it may round float32 to less
-(torch.set_float32_matmul_precision, torch.backends.mkldnn.matmul.fp32_precision) are never set here; where a user has set
-one, products are left to PyTorch, which then does as it was told.
+(torch.set_float32_matmul_precision, torch.backends.mkldnn.matmul.fp32_precision) are never set here; where a user has
+set one, products are left to PyTorch, which then does as it was told.
 """
 import functools
 import os
@@ -37,7 +37,7 @@ from engine.ranks import fail, from_rank_0, world_size
 LEAST_WEIGHT = 2**16                                    # numbers; a smaller one stays with MKL
 TIMED_WEIGHT = 2**20                                    # numbers of a weight that are timed
 ROWS = {"passes": 128, "sampling": 64}
-MARGIN = 1.15                                           # by so much must oneDNN be faster: what is near to 1 may be noise
+MARGIN = 1.15                                           # by so much must oneDNN be faster: less may be noise
 CHOSEN: dict[str, str] = {}                             # use and shape -> library, as far as they were asked for
 
 # ================================================================ the two libraries
@@ -177,7 +177,8 @@ def measured(shape: tuple[int, int], use: str) -> str:
     """The library that is faster, in processor time: what else runs on the machine takes none of that."""
     (out, width), rows, generator = shape, ROWS[use], torch.Generator().manual_seed(0)
     out = min(out, max(TIMED_WEIGHT // width, 64))
-    x, weight, gradient = (torch.randn(size, generator=generator) for size in ((rows, width), (out, width), (rows, out)))
+    sizes = (rows, width), (out, width), (rows, out)
+    x, weight, gradient = (torch.randn(size, generator=generator) for size in sizes)
     ways, errors = {}, {}
     for name, (product, pack) in LIBRARIES.items():
         packed = pack(weight, None)
@@ -239,7 +240,7 @@ def packed_weights(model):
     CPU without bf16 instructions takes bf16 to pieces, four times slower than float32 at 64 rows.  The products are the
     same but for their rounding.  Where there are bf16 instructions a bf16 model stays as it is.
     """
-    if world_size() == 1:                               # a model that load_model did not make; ranks might not all be here
+    if world_size() == 1:                               # a model that load_model did not make
         choose(model)
     dtypes = {torch.float32} if cpu_has_bfloat16() else {torch.float32, torch.bfloat16}
     changed = {module: vars(module).get("forward") for module in plain_linears(model) if both_are_here()

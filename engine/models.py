@@ -21,6 +21,7 @@ from engine.packed import Padded, few_rollouts
 from engine.ranks import fail, first_line, gather_list, world_size
 from engine.sampler import PlainCache
 from engine.sharding import evaluating, is_sharded, shard
+from judge.answers import THOUGHT_ENDS
 
 # ================================================================ tokenizers and the ids that end a completion
 
@@ -73,6 +74,20 @@ def named_eos(file: Path) -> list[int]:
     if not all(type(id) is int and id >= 0 for id in ids):
         fail(f"{file}: eos_token_id is {ids}; an id, or a list of ids, is expected")
     return ids
+
+
+def completion_texts(tokenizer, completions: list[list[int]]) -> list[str]:
+    """Completions as the judge reads them: without special tokens, but with those that tell thinking from answer, which
+    some tokenizers have among their special ones."""
+    signs = {id: token for token, id in tokenizer.get_vocab().items() if id in tokenizer.added_tokens_decoder
+             and (THOUGHT_ENDS.fullmatch(token) or token in ("<answer>", "</answer>"))}
+    texts = []
+    for ids in completions:
+        ends = [place for place, id in enumerate(ids) if id in signs]
+        parts = [ids[start:end] for start, end in zip([0, *(place + 1 for place in ends)], [*ends, len(ids)])]
+        decoded = tokenizer.batch_decode(parts, skip_special_tokens=True)
+        texts.append("".join(text + sign for text, sign in zip(decoded, [*(signs[ids[place]] for place in ends), ""])))
+    return texts
 
 
 def check_pair(student_dir: Path, student_tokenizer, teacher_dir: Path, teacher_tokenizer) -> int:

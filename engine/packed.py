@@ -25,7 +25,7 @@ from engine.rollouts import Rollouts, pad, positions
 from engine.shared_prompt import Parts, attend_in_parts
 from engine.sharding import whole
 
-LEAST_SAVED = 2**15                                     # scores that a group's parts must save, in a layer
+LEAST_WORK = 2**20                                      # multiplications q k of whole rows for each call of the parts
 
 
 def layout(model, rollouts: Rollouts) -> "Packed | Padded":
@@ -66,7 +66,7 @@ class Packed:
     """
     logits_to_keep = 0                                  # all of them
 
-    def __init__(self, rollouts: Rollouts):
+    def __init__(self, rollouts: Rollouts, least_work: int | None = None):
         mask = torch.cat([rollouts.prompt_mask, rollouts.completion_mask], 1)
         ids = torch.cat([rollouts.prompt_ids, rollouts.completion_ids], 1)
         prompt_length, length = rollouts.prompt_ids.shape[1], int(mask.sum(1).max())
@@ -84,7 +84,8 @@ class Packed:
         self.inputs = {"input_ids": ids.flatten()[stands][None], "position_ids": position.flatten()[stands][None],
                        "use_cache": False}
         self.masks: dict[int | None, Tensor | None] = {}            # of each sliding window that layers ask for
-        self.parts = Parts(rollouts) if mask.device.type == "cpu" else None     # GPUs have quick kernels for whole rows
+        self.least_work = LEAST_WORK if least_work is None else least_work
+        self.parts = Parts(rollouts) if mask.device.type == "cpu" else None   # a GPU takes whole rows
 
     def call(self, model, function, **inputs):
         with attention_implementation(configs_of(model), "packed", self.attend):
@@ -107,15 +108,14 @@ class Packed:
         return seen.transpose(1, 2).flatten(0, 1).index_select(0, self.seats)[None], None
 
     def shares_prompts(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
-        """Whether the parts are quicker, on a CPU.  They make all the scores of whole rows but a prompt's own, which they
-        make once a group, for some calls more; and in float32, where whole rows of bfloat16 take twice as long or more.
+        """Whether the parts are quicker, on a CPU: they make fewer scores, in more calls.
+        In float32 whole rows win where a call has less than LEAST_WORK, in bfloat16 less than a quarter of that;
         `bench/packed.py --attention` measures both.
         """
-        parts, heads = self.parts, query.shape[1]
-        if parts is None or parts.own.numel() == 0 or not query.shape[-1] == key.shape[-1] == value.shape[-1]:
+        if self.parts is None or not query.shape[-1] == key.shape[-1] == value.shape[-1]:
             return False
-        saved = parts.scores_saved + (parts.scores // 2 if query.dtype == torch.bfloat16 else 0)
-        return heads * saved >= LEAST_SAVED * len(parts.on_prompts)
+        work = self.rows.numel() * self.rows.shape[1] // 2 * query.shape[1] * query.shape[-1]
+        return work >= self.least_work // (4 if query.dtype == torch.bfloat16 else 1) * self.parts.calls
 
     def mask(self, window: int | None) -> Tensor | None:
         """(L, L) bool, or None where the causal order says it all."""
@@ -151,14 +151,15 @@ def compare_with_padded(model) -> None:
     """A few rollouts in both ways: their logits and, of a model that is trained, the gradient."""
     config = model.config.get_text_config()
     rollouts = few_rollouts(config.vocab_size, model.device)
-    packed, alone = Packed(rollouts), rollouts.select(slice(1))            # alone: without padding
+    forms, alone = [Packed(rollouts, least) for least in (0, LEAST_WORK)], rollouts.select(slice(1))   # without padding
     before = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
-        errors, roundings = differences(model, rollouts, packed), differences(model, alone, Eager(alone))
+        errors = map(max, *(differences(model, rollouts, form) for form in forms))
+        errors, roundings = list(errors), differences(model, alone, Eager(alone))
     finally:
         for parameter, grad in before:
             parameter.grad = grad
-    check_windows(config, set(packed.masks))
+    check_windows(config, set(forms[0].masks))
     for name, error, rounding in zip(("logits", "gradient"), errors, roundings):
         if not error <= 4 * rounding + max(3e-4, torch.finfo(model.dtype).eps):
             raise NotPlain(f"its {name} differ by {error:.2g}, and by {rounding:.2g} from those of its eager attention")

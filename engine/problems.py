@@ -59,7 +59,20 @@ def load_problems(paths, need_answers: bool = True) -> list[Problem]:
             fail(f"{path}: the file holds no problems")
         problems += found
     name_contradictions(problems)
+    if damaged := [problem for problem in problems if eaten(problem.text)]:
+        named = first_few([problem.source for problem in damaged], 10)
+        say(f"{len(damaged)} of {len(problems)} texts have lost backslashes or hold control characters: {named}"
+            f"{BACKSLASHES}")
     return problems
+
+
+def distinct(problems: list[Problem]) -> list[Problem]:
+    """Each problem once: the same text and gold again is no further problem, by which an interval would be narrower."""
+    first = {(problem.id, problem.answer): problem for problem in reversed(problems)}
+    once = [problem for problem in problems if first[problem.id, problem.answer] is problem]
+    if len(once) < len(problems):
+        say(f"{once[0].file}: {len(problems)} rows are {len(once)} problems, each of which counts once")
+    return once
 
 
 def name_contradictions(problems: list[Problem]) -> None:
@@ -83,16 +96,30 @@ def first_few(texts: list[str], most: int) -> str:
 def with_readable_golds(problems: list[Problem], skip: bool) -> list[Problem]:
     """Name the golds that the judge cannot read.  -> the problems; with skip, those alone whose gold it can read."""
     def look() -> list[int]:
-        readable = {gold: is_readable(gold) for gold in {problem.answer for problem in problems}}
+        readable = {gold: not eaten(gold) and is_readable(gold) for gold in {problem.answer for problem in problems}}
         return [i for i, problem in enumerate(problems) if not readable[problem.answer]]
 
     if unreadable := dict.fromkeys(from_rank_0(look)):
         named = first_few([with_gold(problems[i]) for i in unreadable], 10)
         then = "left out" if skip else "right is what repeats them letter by letter (--skip-unreadable leaves them out)"
-        say(f"{len(unreadable)} of {len(problems)} golds cannot be read by the judge, {then}: {named}")
+        say(f"{len(unreadable)} of {len(problems)} golds cannot be read by the judge, {then}: {named}" + BACKSLASHES
+            * any(eaten(problems[i].answer) for i in unreadable))
     if skip and len(unreadable) == len(problems) > 0:
         fail(f"{problems[0].file}: the judge can read none of the golds, so --skip-unreadable leaves no problem")
     return [problem for i, problem in enumerate(problems) if i not in unreadable] if skip else problems
+
+
+BACKSLASHES = "; in JSON each backslash of LaTeX is written twice, as in \"\\\\frac\": else it and a letter are lost"
+EATEN = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)"                # tab and newline may stand in a text, but not
+    r"|\t(?:au|ext(?:bf|it|tt)?|frac|heta|herefore|ilde|imes|op?|riangle)(?![a-zA-Z])"        # where \tau, \text stood
+    r"|\n(?:abla|atural|eg?|eq|eqslant|i|[lg]eq|mid|ot|otin|parallel|rightarrow|u|warrow)(?![a-zA-Z])"  # or \ne, \nu
+    r"|(?<![\\a-zA-Z])(?:(?:[dt]?frac|rac|ext|qrt|oxed|inom|egin|verline|athrm|athbf)\{|(?:heta|imes|orall|abla)\b)")
+
+
+def eaten(text: str) -> bool:
+    """Whether a text has lost backslashes of LaTeX on its way: "\\frac" in JSON is a form feed and "rac"."""
+    return bool(EATEN.search(text))
 
 
 # ================================================================ files
@@ -127,11 +154,11 @@ def placed_rows(path: Path):
         rows = json_lines(path, content)
     elif what is None and (start[:1] == b"[" or suffix == ".json"):
         rows = json_array(path, content)
-    elif what is None and suffix == ".csv":
-        rows = csv_rows(path, content)
+    elif what is None and suffix in (".csv", ".tsv"):
+        rows = csv_rows(path, content, "\t" if suffix == ".tsv" else ",")
     elif start:
         what = what or ("binary data of a kind that is not known here" if b"\0" in start else "plain text")
-        fail(f"{path}: not JSON lines, a JSON array, CSV or parquet; it seems to be {what}")
+        fail(f"{path}: not JSON lines, a JSON array, CSV, TSV or parquet; it seems to be {what}")
     for place, row in rows:
         yield place, with_small_names(row, f"{path}, {place}")
 
@@ -161,10 +188,20 @@ def json_array(path: Path, content: bytes):
 
 def from_json(content: bytes, path: Path, first_line: int, expected: str):
     try:
-        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=with_single_names)
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=with_single_names, parse_float=Written)
     except (ValueError, RecursionError) as error:       # also of bytes that are not UTF-8
         line = first_line + getattr(error, "lineno", 1) - 1
         fail(f"{path}, line {line}: not JSON ({getattr(error, 'msg', error)}); {expected}")
+
+
+class Written(float):
+    """A number of a JSON file that keeps its digits: a float knows 15 to 17 of them."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __str__(self) -> str:
+        return format(Decimal(self.text), "f") if 2**53 <= abs(self) < float("inf") else super().__str__()
 
 
 def with_single_names(pairs: list[tuple]) -> dict:
@@ -174,14 +211,14 @@ def with_single_names(pairs: list[tuple]) -> dict:
     return row
 
 
-def csv_rows(path: Path, content: bytes):
+def csv_rows(path: Path, content: bytes, delimiter: str):
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         fail(f"{path}, line {line}: not UTF-8; save the table as UTF-8")
     csv.field_size_limit(max(len(text), 1))             # its own is 128 KB a cell
-    reader, names, number = csv.reader(io.StringIO(text, newline=""), strict=True), None, 1
+    reader, names, number = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), None, 1
     try:
         for cells in reader:
             if names and cells and len(cells) != len(names):
@@ -258,7 +295,14 @@ def user_message(messages, source: str):
         fail(f"{source}: `prompt` with messages of {roles}: one of the user is expected, and none of an assistant")
     if "system" in roles:
         say_once(f"{source.rsplit(', ', 1)[0]}: system messages are left out; --instruction goes with each problem")
-    return messages[roles.index("user")].get("content")
+    content = messages[roles.index("user")].get("content")
+    parts = content if isinstance(content, list) else []
+    if parts and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+        return "".join(part["text"] for part in parts)
+    if parts:
+        kinds = [part.get("type") if isinstance(part, dict) else part for part in parts]
+        fail(f"{source}: the user's message has parts of {kinds}; only parts of text are read")
+    return content
 
 
 @functools.cache
@@ -288,7 +332,9 @@ def plain_answer(value, source: str) -> str:
     plain = isinstance(value, str | int | float | Decimal) and not isinstance(value, bool)
     if not plain or value in NOTHING or not isinstance(value, str) and not math.isfinite(value):
         fail(f"{source}: the answer is {str(value)[:60]!r}, a {type(value).__name__}; one text or number is expected")
-    text = str(value).strip()
+    if type(value) is float and abs(value) >= 2**53:
+        fail(f"{source}: the answer {value!r} is a number of more digits than a float keeps; write it as text")
+    text = str(value) if eaten(str(value)) else str(value).strip()      # strip would take a form feed for a space
     return last_line(text, GSM8K_LINE) or "" if GSM8K_LINE.search(text) else text
 
 
@@ -322,7 +368,7 @@ def encode_prompt(tokenizer, problem: Problem, args) -> list[int]:
     text = f"{problem.text}\n{instruction}" if instruction else problem.text
     template_args = {"enable_thinking": args.enable_thinking, **(args.template_args or {})}
     try:
-        ids = tokenizer(text)["input_ids"] if not tokenizer.chat_template else tokenizer.apply_chat_template(
+        ids = plain_ids(tokenizer, text) if not tokenizer.chat_template else tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], chat_template=dated_template(tokenizer), tokenize=True,
             add_generation_prompt=True, return_dict=True, **template_args)["input_ids"]
     except Exception as error:                          # of any template's making; tokenizers raises no other class
@@ -331,6 +377,18 @@ def encode_prompt(tokenizer, problem: Problem, args) -> list[int]:
     if not ids:
         fail(f"{problem.source}: a prompt without any token by the tokenizer of {tokenizer.name_or_path}")
     return ids
+
+
+def plain_ids(tokenizer, text: str) -> list[int]:
+    """Ids of a text with what the tokenizer puts before it (BOS), without what it puts behind it: a completion would
+    begin after an end."""
+    ids, bare = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
+    starts = [start for start in range(len(ids) - len(bare) + 1) if ids[start:start + len(bare)] == bare]
+    end = starts[0] + len(bare) if starts else len(ids)
+    if end < len(ids):
+        say_once(f"{tokenizer.name_or_path} appends {tokenizer.decode(ids[end:])!r} to every text (add_eos_token, or "
+                 "its post-processor): prompts are without it")
+    return ids[:end]
 
 
 def dated_template(tokenizer) -> str:
@@ -374,8 +432,8 @@ def least_context(model_dirs: list[Path]) -> tuple[int | None, Path]:
 def why_less(model_dir: Path, context: int) -> str:
     named = text_config(model_dir).max_position_embeddings
     return "" if named == context else (
-        f" (config.json names {named}, but beyond {context} its rotary frequencies change with the length of a row: what "
-        "scores a row is not what sampled it; with long_factor as short_factor, too, they are the same at all lengths)")
+        f" (config.json names {named}, but beyond {context} its rotary frequencies change with the length of a row: "
+        "what scores a row is not what sampled it; with long_factor as short_factor, too, they do not change)")
 
 
 def longest_completion(model_dirs: list[Path], problems: list[Problem], prompts: list[list[int]],

@@ -2,14 +2,14 @@
 
     P P P a a b b b         P P P on P P P             causal, once a group
                             a a b b b on P P P         all of a prompt is before all of a completion: no mask
-                            a a on a a, b b b on b b b     causal; completions side by side, padded on the right
+                            a a on a a, b b b on b b b     causal
 
-Each part is a softmax of its own.  The log of its denominator says how much of the whole softmax it is, so two parts make
-one exactly; and a part's gradient is that of the kernel, given the output and the denominator of the whole (as ring
-attention has it, arXiv 2310.01889).  Parts are slices of the packed row, so keys and values of a prompt are never copied.
+Each part is a softmax of its own.  The log of its denominator says how much of the whole softmax it is, so two parts
+make one exactly; and a part's gradient is that of the kernel, given the output and the denominator of the whole (as
+ring attention has it, arXiv 2310.01889).  Parts are slices of the packed row: nothing is copied, nothing padded.
 
-The kernel is a CPU's, and it computes in float32 also what is bfloat16: its own bfloat16 takes twice the time where there
-are instructions for it, six times where there are none, and is less exact.  What is kept for the backward pass stays short.
+The kernel is a CPU's, and it computes in float32 also what is bfloat16: its own bfloat16 takes twice the time where
+there are instructions for it, six times where there are none.  What is kept for the backward pass stays bfloat16.
 """
 import torch
 from torch import Tensor
@@ -18,46 +18,25 @@ from torch.autograd.function import once_differentiable
 from engine.rollouts import Rollouts
 from engine.tiles import widened
 
-kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu                 # -> the output, log of the denominator
+kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu     # -> output, log of the denominator
 kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-BEYOND = 1e30                                           # log of a denominator beside which every weight is 0
 
 
 class Parts:
-    """Where the parts stand in the packed row of T tokens, N of them in completions.  C: the longest completion.
-
-    on_prompts  slices of the tokens that attend to a prompt, slices of that prompt, whether they are the prompt itself
-    own         (B, C) a completion's tokens; behind its end, any
-    padding     (B, C) bool, behind its end
-    completion  (N,) the completions' tokens
-    seats       (N,) where each stands in `own`, flattened
-    """
+    """Slices of the packed row, of each group: its prompt; its completions, one behind the other; each of them."""
 
     def __init__(self, rollouts: Rollouts):
-        begins, lengths = rollouts.begins_group(), rollouts.completion_mask.sum(1)
-        prompts = rollouts.prompt_mask.sum(1) * begins
-        ends = (prompts + lengths).cumsum(0)
-        place = torch.arange(rollouts.completion_mask.shape[1], device=ends.device)
-        self.padding = place >= lengths[:, None]
-        self.own = ((ends - lengths)[:, None] + place).masked_fill(self.padding, 0)
-        self.completion, self.seats = self.own[~self.padding], (~self.padding).flatten().nonzero()[:, 0]
-        first = begins.nonzero()[:, 0].tolist() + [len(begins)]
-        ends, prompts = ends.tolist(), prompts.tolist()
-        groups = [(begin := ends[row - 1] if row else 0, begin + prompts[row], ends[after - 1])
-                  for row, after in zip(first, first[1:])]
-        self.on_prompts = [(slice(*tokens), slice(begin, middle), causal) for begin, middle, end in groups
-                           for tokens, causal in (((begin, middle), True), ((middle, end), False)) if end > tokens[0]]
-        # of a head, with the causal half of the squares; whole rows would make those of a prompt for each completion
-        self.scores_saved = sum((after - row - 1) * prompts[row] ** 2 // 2 for row, after in zip(first, first[1:]))
-        self.scores = sum((middle - begin) * (end - (begin + middle) // 2) for begin, middle, end in groups)
-
-    def side_by_side(self, x: Tensor) -> Tensor:
-        """(1, H, T, ...) -> (B, H, C, ...)"""
-        return x[0].transpose(0, 1)[self.own].transpose(1, 2)
-
-    def in_a_row(self, x: Tensor) -> Tensor:
-        """The way back.  (B, H, C, ...) -> (1, H, N, ...)"""
-        return x.transpose(1, 2).flatten(0, 1)[self.seats].transpose(0, 1)[None]
+        self.groups: list[tuple[slice, slice, list[slice]]] = []
+        place = 0
+        for begins, prompt, length in zip(*(numbers.tolist() for numbers in (
+                rollouts.begins_group(), rollouts.prompt_mask.sum(1), rollouts.completion_mask.sum(1)))):
+            if begins:
+                self.groups.append((slice(place, place + prompt), slice(place + prompt, place + prompt), []))
+                place += prompt
+            own = slice(place, place := place + length)
+            shared, before, each = self.groups[-1]
+            self.groups[-1] = shared, slice(before.start, place), each + [own] * (length > 0)
+        self.calls = sum(2 + len(each) for _, _, each in self.groups)      # of the kernel, in a layer
 
 
 def attend_in_parts(query: Tensor, key: Tensor, value: Tensor, parts: Parts, scale: float | None) -> Tensor:
@@ -68,16 +47,21 @@ def attend_in_parts(query: Tensor, key: Tensor, value: Tensor, parts: Parts, sca
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, parts, scale):
-        query_, key_, value_ = (x.to(widened(x.dtype)) for x in (query, key, value))
-        out, log_total = empty_like_tokens(query_), query_.new_empty(query.shape[:3])
-        for tokens, prompt, causal in parts.on_prompts:
-            out[:, :, tokens], log_total[:, :, tokens] = kernel(
-                query_[:, :, tokens], key_[:, :, prompt], value_[:, :, prompt], 0.0, causal, scale=scale)
-        own = kernel(*map(parts.side_by_side, (query_, key_, value_)), 0.0, True, scale=scale)
-        (seen, total), at = map(parts.in_a_row, own), parts.completion
-        before = log_total[:, :, at]
-        out[:, :, at] = torch.lerp(out[:, :, at], seen, (total - before).sigmoid()[..., None])     # the part's share
-        log_total[:, :, at] = torch.logaddexp(before, total)
+        tensors = [x.to(widened(x.dtype)) for x in (query, key, value)]
+        out, log_total = empty_like_tokens(tensors[0]), tensors[0].new_empty(query.shape[:3])
+
+        def attend(tokens: slice, to: slice, causal: bool) -> tuple[Tensor, Tensor]:
+            return kernel(tensors[0][:, :, tokens], *(x[:, :, to] for x in tensors[1:]), 0.0, causal, scale=scale)
+
+        for prompt, completions, each in parts.groups:
+            out[:, :, prompt], log_total[:, :, prompt] = attend(prompt, prompt, True)
+            if each:
+                seen, total = attend(completions, prompt, False)
+                for own in each:
+                    out[:, :, own], log_total[:, :, own] = attend(own, own, True)
+                own, own_total = out[:, :, completions], log_total[:, :, completions]
+                own.lerp_(seen, (total - own_total).sigmoid()[..., None])           # the prompt's share
+                torch.logaddexp(own_total, total, out=own_total)
         out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, log_total)
         ctx.parts, ctx.scale = parts, scale
@@ -86,21 +70,24 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        *tensors, log_total = ctx.saved_tensors
-        parts, scale, at = ctx.parts, ctx.scale, ctx.parts.completion
-        grad, query, key, value, out = (x.to(widened(x.dtype)) for x in (grad, *tensors))
-        grads = [empty_like_tokens(x).zero_() for x in (query, key, value)]
-        for tokens, prompt, causal in parts.on_prompts:
-            places = tokens, prompt, prompt
-            for total, place, part in zip(grads, places, kernel_backward(
-                    grad[:, :, tokens], query[:, :, tokens], key[:, :, prompt], value[:, :, prompt], out[:, :, tokens],
-                    log_total[:, :, tokens], 0.0, causal, scale=scale)):
-                total[:, :, place] += part
-        own = parts.side_by_side(log_total).masked_fill(parts.padding[:, None], BEYOND)
-        for total, part in zip(grads, kernel_backward(
-                *map(parts.side_by_side, (grad, query, key, value, out)), own, 0.0, True, scale=scale)):
-            total[:, :, at] += parts.in_a_row(part)
-        return *(total.to(x.dtype) for total, x in zip(grads, tensors)), None, None
+        *kept, log_total = ctx.saved_tensors
+        grad, *tensors, out = (x.to(widened(x.dtype)) for x in (grad, *kept))
+        grads = [empty_like_tokens(x) for x in tensors]
+
+        def gradients(tokens: slice, to: slice, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+            return kernel_backward(
+                grad[:, :, tokens], tensors[0][:, :, tokens], *(x[:, :, to] for x in tensors[1:]), out[:, :, tokens],
+                log_total[:, :, tokens], 0.0, causal, scale=ctx.scale)
+
+        for prompt, completions, each in ctx.parts.groups:
+            for own, causal_part in ((tokens, gradients(tokens, tokens, True)) for tokens in (prompt, *each)):
+                for whole, part in zip(grads, causal_part):
+                    whole[:, :, own] = part
+            if each:
+                places, parts = (completions, prompt, prompt), gradients(completions, prompt, False)
+                for whole, place, part in zip(grads, places, parts):
+                    whole[:, :, place] += part
+        return *(whole.to(x.dtype) for whole, x in zip(grads, kept)), None, None
 
 
 def empty_like_tokens(x: Tensor) -> Tensor:

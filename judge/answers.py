@@ -21,12 +21,12 @@ from judge.boxes import NOT_SPACE, joint, last_boxes
 # ================================================================ reading
 
 SPECIAL = re.compile(  # special tokens: of a turn, a message, padding
-    r"<[|｜][^<>\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|unk|(?:start|end)_of_turn)>|\[(?:/?INST|EOS|BOS|PAD)\]",
+    r"<[|｜][^<>\s]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|unk|(?:start|end)_of_turn)>|\[(?:/?INST|EOS|BOS)\]",
     re.IGNORECASE,
 )
 THOUGHT_ENDS = re.compile(
     r"[<\[◁]\|?/(?:seed:)?(?:think|thinking|thought|reason|reasoning|reflection)\|?[>\]▷]|<\|end_of_thought\|>"
-    r"|assistantfinal|<\|channel\|>final<\|message\|>", re.IGNORECASE
+    r"|<\|channel\|>final<\|message\|>", re.IGNORECASE
 )
 TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
 ANSWER_LINE = re.compile(
@@ -65,10 +65,11 @@ def extract_answer(text: str) -> str | None:
 
 def split_thought(text: str) -> tuple[str, str]:
     """What stands before the last end of a thinking tag, and what after it; all is thought where there is none."""
-    may_end = "/" in text or "final" in text or "|>" in text  # most texts: no search
+    text = text.replace("assistantfinal", "</think>")  # of gpt-oss, without its special tokens
+    may_end = "/" in text or "|>" in text
     ends = [match.end() for match in THOUGHT_ENDS.finditer(text)] if may_end else []
     parts = (text[: ends[-1]], text[ends[-1] :]) if ends else (text, "")
-    return tuple(SPECIAL.sub("\n", part) if "<" in part or "[" in part else part for part in parts)
+    return tuple(SPECIAL.sub("\n", part) if "<" in part or "T]" in part or "S]" in part else part for part in parts)
 
 
 def answer_in(text: str) -> str | None:

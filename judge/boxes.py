@@ -51,9 +51,9 @@ LISTED = re.compile(  # 0.75 or \boxed{3/4}; x = 3 and x = \boxed{4}
     r"(?P<joint>and|or|&|und|oder|et|ou|和|或)[\s$*]*(?:(?P=name)\s*=[\s$]*)?\Z"
 )
 # What words deny before a box, in the languages that models write most: the negations and comparisons.
-DENYING = """not never cannot neither nor except excluding unlike impossible than plus minus times negative over under
-above below beyond nearly almost twice double triple nicht kein keine pas non no não nie niet inte ikke не нет tidak
-bukan""".split()
+DENYING = """not never cannot neither nor except excluding unlike impossible than plus minus times negative
+over under above below beyond nearly almost hardly barely twice double triple nicht kein keine pas non no
+não nie niet inte ikke не нет tidak bukan""".split()
 FILLERS = """be equal to the a an actually really simply just necessarily longer of but is was answer choice option
 result value es est ist ser é è""".split()
 COMPARED = r"""no longer|instead of|up to|(?<![a-z] )at (?:least|most)|(?:all|any\w*|every\w*) but|mindestens|höchstens
@@ -62,21 +62,26 @@ COMPARED = r"""no longer|instead of|up to|(?<![a-z] )at (?:least|most)|(?:all|an
 DENIED = re.compile(
     rf"(?:\b(?:{'|'.join(DENYING)}|{COMPARED.replace(chr(10), '').replace('FRACTION', FRACTION)})"
     r"|n['’]t|[不非没無无]|[大小多少]于|超过|[至最][多少])"
-    rf"(?:[\s*$]+(?:{'|'.join(FILLERS)})|[是为到])*[\s$*~({{\\}})_]*\Z", re.IGNORECASE
+    rf"(?:[\s*$]+(?:{'|'.join(FILLERS)})|[是为到]|等于)*[\s$*~({{\\}})_]*\Z", re.IGNORECASE
 )  # fmt: skip
 CAREFUL = {*DENYING, *FILLERS, *JOINTS, *"least most als de que di wrong incorrect false".split()} - {"is"}
-WRONG_IS = re.compile(r"(?:\b(?:wrong|incorrect|false|not)|n['’]t)\b[^.;:!?\n]{0,20}\bis[\s$*]*\Z", re.IGNORECASE)
+WRONG_IS = re.compile(
+    r"(?:\b(?:wrong|incorrect|false|not)|n['’]t)\b[^.;:!?\n]{0,20}\bis\Z|(?:wrong|incorrect):?\Z", re.IGNORECASE
+)
+WITHIN = re.compile(r"[0-9]\.")  # 0.\boxed{5}
 IS = r"(?:is|was|are|were|would be|seems|looks|['’]s)"
 NOT = r"(?:n['’]t|\s+not)"
 CORRECTED = re.compile(  # 5. Actually no, ...; is it 5? No.
     r"[^\n]*?(?:\?\s*No\b|\b(?:wait|actually|oops|hmm|oh|but|hold on)\b[^\n]*?"
-    r"(?:\b(?:no|not|wrong|incorrect|mistake|should)\b|n['’]t))", re.IGNORECASE
+    r"(?:\b(?:no|not|wrong|incorrect|mistake|should)\b|n['’]t)|[–—.,-] *(?:no|wait|rather)\b[,:]?[ $]*[-0-9\\])",
+    re.IGNORECASE,
 )  # fmt: skip
+DOUBTS, LETTERS = set("wait actually oops hmm oh but hold no rather".split()), re.compile("[a-z]+")
 REFUTED = re.compile(
     rf"[ $*)}}\\\]]*(?:text\{{)?{IS}{NOT}\b|\s*\((?:wrong|incorrect|invalid|rejected|extraneous|no)\b"
-    r"|[\s$*)}\\\]]*(?:text\{)?[.,!]?\s*(?:(?:wait|no|but|hmm)[,.]?\s+)*(?:(?:which|this|that|it)\b\s*)?"
+    r"|[\s$*()}\\\]]*(?:text\{)?[.,!]?\s*(?:(?:wait|no|but|hmm)[,.]?\s+)*(?:(?:which|this|that|it)\b\s*)?"
     rf"(?:{IS}{NOT}\s+(?:the|an?|correct|right|valid|possible|it|our|what|true)\b|(?:does{NOT}|cannot|can['’]t|fails)\b"
-    rf"|{IS}\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|invalid|impossible|too)\b)"
+    rf"|{IS}\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|invalid|impossible|too|almost|nearly|close)\b)"
     rf"|[\s$]*,?\s*(?:(?:or|and) (?:more|less|fewer|greater|higher|lower|up|above|below|over)\b"
     rf"|(?:,|or\b|and\b|to\b|through\b)[\s$]+(?-i:{NUMBER})(?=[\s$.]*(?:\Z|[.,;$\n])))", re.IGNORECASE
 )  # fmt: skip
@@ -89,10 +94,11 @@ UNIT = re.compile(
     rf"(and (?:(?:an?|one|two|three|[0-9]) )?(?:{FRACTION})|per ?cent|[ap]\.m(?=\.)"
     r"|[^\W\d_]+(?:-[^\W\d_]+)*|[/°%]|\^\{?-?[1-9]\}?)"
 )
-GOES_ON = set("""is are was were be as in for of to from on at by each when where which who that with because since
-so then if after has have had can could will would must should chance may might it they he she we this these there
-here such and but gives left more total altogether remaining indeed exactly only also both respectively the a an
-units long old wide tall high deep away apart off minimum maximum different distinct possible works out until
+GOES_ON = set("""therefore thus hence let note now finally is are was were be as in for of to from
+on at by each when where which who that with because since so then if after has have had can could
+will would must should chance may might it they he she we this these there here such and but gives
+left more total altogether remaining indeed exactly only also both respectively the a an units long
+old wide tall high deep away apart off minimum maximum different distinct possible works out until
 before while within through correct right too です である 입니다 이다""".split())
 ENDED = re.compile(r"[,;:][ $*)]*\Z")
 HAS_UNIT = re.compile(r"\\(?:text|math|mbox|circ|[%$])|(?<![\\a-zA-Z])[a-zA-Z]{2,}|[°%]")
@@ -175,11 +181,13 @@ def before(text: str, limit: int, box: Box) -> str | None:
     window = text[max(limit, start - REACH) : start]
     said = window.rstrip("$\n *\\").removesuffix(r"\[").rstrip("$\n *")
     last = said.rpartition(" ")[2].rstrip(",:")
+    if last.lower() in ("is", "wrong", "incorrect") and WRONG_IS.search(said[-40:]) or WITHIN.match(window[-2:]):
+        return None
     if not said or said[-1] in ".:" and len(said) < len(window) and said[-2:-1] not in (" ", ""):
         return ""  # "Answer: $\\boxed{5}$"
     if len(last) > 1 and last.isascii() and last.isalpha() and last.lower() not in CAREFUL:
-        return None if last == "is" and WRONG_IS.search(said) else ""  # "is $\\boxed{5}$", as most boxes
-    if DENIED.search(window):
+        return ""  # "is $\\boxed{5}$", as most boxes
+    if DENIED.search(window[-40:]):
         return None
     if listed := LISTED.search(window):
         return f"{listed['item']} {JOINTS.get(listed['joint'], ' and ')} "
@@ -199,7 +207,10 @@ def before(text: str, limit: int, box: Box) -> str | None:
 def after(text: str, end: int) -> tuple[str | None, str]:
     """What of a formula stands behind its box, and the unit or scale after it; None where words deny it."""
     window = text[end : end + REACH]
-    if REFUTED.match(window) or CORRECTED.match(window):
+    if not window.strip(" $.*\n"):
+        return "", ""
+    has_doubt = not DOUBTS.isdisjoint(LETTERS.findall(window.lower()))
+    if REFUTED.match(window) or has_doubt and CORRECTED.match(window):
         return None, ""
     edge = END.search(window)
     place = edge.start() if edge else len(window)
@@ -230,7 +241,7 @@ def goes_on(text: str, place: int) -> bool:
     while len(words) < 4 and (word := UNIT.match(text, place)):
         words.append(word[1])
         place = word.end()
-    if not words or words[0] in GOES_ON or is_noun(words[0]) or unit_of(words[0]) is not None:
+    if not words or words[0].lower() in GOES_ON or is_noun(words[0]) or unit_of(words[0]) is not None:
         return True
     known = [i for i, word in enumerate(words[1:], 1) if is_noun(word) or len(word) > 3 and word in GOES_ON]
     return bool(known) and all(word.isascii() and word.lower() not in DENYING for word in words[: known[0]])

@@ -139,7 +139,7 @@ NAME = re.compile(
     r"|(?:m?\\angle)?[A-Z]{1,4}|\[[A-Z]{3,4}\]|\\lvert[A-Z]{1,2}\\rvert|\\overline\{[A-Z]{2}\}|\\vec\{?\w{1,2}\}?|"
     + "|".join(map(re.escape, sorted(GREEK, reverse=True)))
 )
-NO_NAMES = NO_NOUNS | set("wrong incorrect false never nicht pas non and".split())
+NO_NAMES = NO_NOUNS | set("wrong incorrect false never nicht pas non and when unless where since because".split())
 CALL = re.compile(r"[f-hP]\(")
 NUMERAL = re.compile(r"-?[0-9.]+")
 NUMERAL_IN_BASE = re.compile(
@@ -180,6 +180,8 @@ def tokenise(text: str) -> Tokens:
             tokens.extend(split_letters(token, in_text, tokens, spaced))
         elif token == "}" and stack and stack[-1] == "text":
             stack.pop()
+        elif token[0] == "\\" and token[1:-1] in FUNCTIONS and token[1:] not in FUNCTIONS:  # \sinx
+            tokens.extend((token[:-1], token[-1]))
         elif token:
             tokens.append(balance(token, stack))
         if len(tokens) > MAX_TOKENS or len(stack) > MAX_DEPTH:
@@ -205,6 +207,8 @@ def split_letters(run: str, in_text: bool, before: Tokens, spaced: bool) -> list
     unit = before and run.lower() in PRODUCTS and before[-1][-1] in DIGITS
     if in_text or known or spaced and before and (unit or len(run) > 3 or before[-1][0] == "'"):
         return ["'" + run]
+    if run[:-1] in FUNCTIONS:
+        return ["\\" + run[:-1], run[-1]]
     return list(run)
 
 
@@ -258,7 +262,7 @@ def is_enclosed(tokens: list[str], opening: str, closing: str) -> bool:
 
 
 def read_statement(tokens: list[str]):
-    """One value or several, and what is said of all of them: rows of a system, a modulus, 5 and 1/2."""
+    """One value or several, and what is said of all of them: rows of a system, a unit and its parts, 5 and 1/2."""
     if rows := read_rows(tokens):
         return read_statement(rows)
     if quantity := read_compound(tokens):

@@ -13,7 +13,7 @@ import sympy
 from judge.words import DESCRIBES, MONEY, UNITS
 
 DIGITS = 2500  # significant digits in which two irrational numbers must agree: more than latex.MAX_BITS can hold
-POINTS, POINT_DIGITS = 12, 250  # for expressions that are not rational functions
+POINTS, POINT_DIGITS = 9, 250  # for expressions that are not rational functions
 SHARES = {"%": 100, "permille": 1000}  # of how many
 TINY = sympy.Float(10) ** -100  # what may be a hidden 0: sympy must prove it
 
@@ -278,7 +278,7 @@ def agreements(a: sympy.Expr, b: sympy.Expr, points: int, digits: int) -> int | 
     real_only = roots_and_logs(a, b) if not (a.has(sympy.I) or b.has(sympy.I)) else []
     chance = random.Random(0)
     agreed = 0
-    for i in range(points):
+    for i in range(points if letters else 1):
         scale = sympy.Rational((1, 10, 100)[i % 3], 211)
         signs = (1,) if i % 2 else (-1, 1)
         point = {letter: chance.choice(signs) * chance.randint(40, 400) * scale for letter in letters}

@@ -69,7 +69,9 @@ def notes(table: dict) -> list[str]:
     shared = ["Rows with the same letter stand on the same runs of one stage or more."] if run_letters(table) else []
     stuck = ["A run is stuck that has brought its model less than 0.05 over the base student."]
     stuck *= any(row.get("stuck") for row in table["rows"])
-    return [*stuck, *shared, *table.get("shared", ())]
+    made = [f"{name} {' or '.join([value] if isinstance(value, str) else value)}"
+            for name, value in table.get("versions", {}).items()]
+    return [*stuck, *shared, *table.get("shared", ()), *[f"Made with {', '.join(made)}."] * bool(made)]
 
 
 def run_letters(table: dict) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """C1 and C2: what they certify, what confounds them, when they refuse."""
 import json
+import shutil
 import types
 
 import numpy as np
@@ -199,3 +200,16 @@ def test_a_certificate_of_few_prompts_says_so():
     assert few["passed"] and "chance alone makes C1 hold" in card.c1_in_words(few | {"min_auc": 0.5})
     many = certify(np.tile([1.0, 0.0], (8, 1)), np.ones((8, 2)), np.tile(right[:1], (8, 1)), 0.5)
     assert many["passed"] and "chance" not in card.c1_in_words(many | {"min_auc": 0.5})
+
+
+def test_a_teacher_that_no_longer_says_what_it_has_seen_is_refused(teacher, tmp_path, capsys):
+    """Else C1 would be certified on problems that RL has trained on."""
+    copy = shutil.copytree(teacher, tmp_path / "teacher")
+    reference = json.loads((copy / "args.json").read_text())["parents"]["model"]
+    args, seen = types.SimpleNamespace(teacher=copy, reference="base"), copy / "trained_problems.json"
+    assert len(stage2_shape.check_reference({"run": str(copy)}, reference, args)) == 8
+    for damage in (lambda: seen.write_text("[1, 2"), seen.unlink):
+        damage()
+        with pytest.raises(SystemExit):
+            stage2_shape.check_reference({"run": str(copy)}, reference, args)
+        assert str(seen) in capsys.readouterr().err

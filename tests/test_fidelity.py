@@ -26,11 +26,12 @@ from experiments.toy import toy_model
 import stage1_grpo
 import stage3_kl
 import stage4_distill
+from bench import coverage
 from engine.logprobs import linear_divergence, linear_logprobs
 from engine.ranks import rank, setup_distributed, world_size
 from engine.rollouts import even_micro_batches
 from engine.sharding import shard, whole
-from eval import pass_at_k, score
+from eval import pass_at_k
 from stage1_grpo import clipped_surrogate, group_advantages, token_weights
 from stage2_shape import certify
 from stage3_kl import forward_kl
@@ -220,28 +221,13 @@ def test_pass_at_k_in_closed_form():
 
 
 def test_avg_at_k_and_its_intervals_cover_what_they_say():
-    """60 evaluations of 40 problems, 8 samples each, whose true rates are known."""
-    rng, over_problems, over_samples = np.random.default_rng(0), 0, 0
-    for _ in range(60):
-        rates = rng.beta(2, 2, 40)
-        verdicts = rng.random((40, 8)) < rates[:, None]
-        figures = score([{"id": str(i), "completions": [""] * 8, "verdicts": row.tolist()} for i, row in enumerate(verdicts)])["avg@8"]
-        assert figures["value"] == pytest.approx(verdicts.mean())
-        low, high = figures["interval_over_problems"]
-        over_problems += low <= 0.5 <= high                             # the mean over all problems there could be
-        low, high = figures["interval_over_samples"]
-        over_samples += low <= rates.mean() <= high                     # these problems, all completions there could be
+    """60 of the simulations of bench/coverage.py, which makes 2,000."""
+    over_problems, over_samples = coverage.evaluations(60)
     assert over_problems >= 52 and over_samples >= 52, "of 60 intervals of 95%, fewer than 52 once in 200 runs"
 
 
 def test_the_interval_of_c1_covers_what_it_says():
-    """Right completions score one standard deviation higher: AUC = Φ(1 / √2)."""
-    rng, covered, truth = np.random.default_rng(0), 0, 0.5 * (1 + math.erf(0.5))
-    for _ in range(60):
-        right = rng.random((40, 4)) < 0.5
-        low, high = certify(rng.normal(size=right.shape) + right, np.ones((40, 4)), right, 0.5)["sum"]["within_prompt_auc"]["interval"]
-        covered += low <= truth <= high
-    assert covered >= 52
+    assert coverage.certificates(60) >= 52
 
 
 def test_c1_is_decided_within_prompts():

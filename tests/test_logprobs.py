@@ -18,6 +18,12 @@ HEADS = {"plain": {}, "bias": {"bias": True}, "soft cap": {"softcap": 5.0}, "bia
          "two hundred words": {"vocab": 200}}
 
 
+@pytest.fixture(autouse=True, params=["mkl", "onednn"])
+def library(request, monkeypatch):
+    """Every number here by both of the CPU's libraries for float32."""
+    monkeypatch.setenv("FLOAT32_MATMUL", request.param)
+
+
 def random(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 

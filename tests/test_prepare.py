@@ -3,6 +3,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 from fractions import Fraction
 
 import pytest
@@ -200,20 +201,25 @@ def come_out_as(monkeypatch, *figures):
 
     def measured(self):
         asked.append((self.name, self.model.config.num_hidden_layers))
-        works, accuracy = next(left)
-        if works == "stop":
+        works, accuracy, *signals = next(left)
+        if works == "killed":
             raise KeyboardInterrupt
+        for number in signals:                                                      # while it is measured
+            signal.raise_signal(number)
         return {"works": works, "accuracy": accuracy}
     monkeypatch.setattr(laptop.Learner, "measured", measured)
     return asked
 
 
-def test_the_laptops_pair_learns_skill_then_style(laptop_flags, tiny_smollm2, tmp_path, monkeypatch):
+def test_the_laptops_pair_learns_skill_then_style(laptop_flags, tiny_smollm2, tmp_path, monkeypatch, capsys):
     """Each phase ends where its rule says; layers are the first and the last; problems are in one file each; an interruption costs no round that is done."""
     seen, examples = [], laptop.Learner.examples
     monkeypatch.setattr(laptop.Learner, "examples", lambda self, step, share: seen.append((self.name, step, share)) or examples(self, step, share))
     asked = come_out_as(monkeypatch, (1.0, 0.2), (1.0, 0.35), (0.16, 0.05), (0.15, 0.05),          # the teacher: at the edges of both
-                        (1.0, 0.1), (1.0, 0.12), ("stop", 0))
+                        (1.0, 0.1, signal.SIGTERM), (1.0, 0.12), ("killed", 0))
+    with pytest.raises(SystemExit) as stop:
+        run(prepare, *laptop_flags)
+    assert stop.value.code == 143 and "saved after step 2 of the student's skill" in capsys.readouterr().out
     with pytest.raises(KeyboardInterrupt):
         run(prepare, *laptop_flags)
     more = come_out_as(monkeypatch, (1.0, 0.17), (0.002, 0.01), (0.04, 0.02), (0.01, 0.02))         # the student: three epochs fall short of 0.18

@@ -245,7 +245,7 @@ def test_sampled_logprobs_are_those_of_a_whole_forward_pass(family, rollout_toke
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_quick_linears_change_no_result_and_leave_nothing(dtype):
+def test_packed_weights_change_no_result_and_leave_nothing(dtype):
     """A product is rounded once, to the model's dtype; after sampling the model is as it was."""
     model = random_model("GPTNeoX").to(dtype)                # has biases
     before = {name: (parameter, parameter.stride()) for name, parameter in model.named_parameters()}

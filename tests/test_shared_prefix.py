@@ -1,4 +1,5 @@
 """A group's prompt goes through the model once, and the figures are those of a row a rollout."""
+import itertools
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,6 @@ from forks import run_ranks
 from test_sampler import FAMILIES, random_model
 from torch.overrides import TorchFunctionMode
 
-import common
 from common import completion_divergence, completion_logprobs
 from engine import attention, heads, packed, ranks, sharding
 from engine.packed import Packed, Padded
@@ -53,6 +53,12 @@ def ragged_rollouts() -> Rollouts:
     return rollouts
 
 
+@pytest.fixture(params=["whole rows", "parts"])
+def form(request, monkeypatch):
+    """Both forms of attention; the rollouts here are so few that the rule would take whole rows."""
+    monkeypatch.setattr(packed, "LEAST_WORK", 0 if request.param == "parts" else 2**62)
+
+
 def only_padded(monkeypatch):
     monkeypatch.setattr(heads, "layout", lambda model, rollouts: Padded(rollouts))
 
@@ -79,7 +85,7 @@ def divergence_and_gradient(model, teacher, rollouts, divergence) -> tuple[torch
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", FAMILIES + MORE_FAMILIES)
-def test_as_a_row_a_rollout_in_float64(family, monkeypatch):
+def test_as_a_row_a_rollout_in_float64(family, form, monkeypatch):
     model, rollouts = model_of(family).double(), ragged_rollouts()
     with Wide():
         assert isinstance(packed.layout(model, rollouts), Packed)
@@ -92,7 +98,7 @@ def test_as_a_row_a_rollout_in_float64(family, monkeypatch):
 
 
 @pytest.mark.parametrize("divergence", [reverse_kl, forward_kl])
-def test_divergences_of_two_models_that_are_both_packed(divergence, monkeypatch):
+def test_divergences_of_two_models_that_are_both_packed(divergence, form, monkeypatch):
     student, teacher, rollouts = model_of("Qwen3"), model_of("Gemma3").requires_grad_(False), ragged_rollouts()
     assert all(isinstance(packed.layout(model, rollouts), Packed) for model in (student, teacher))
     shared = divergence_and_gradient(student, teacher, rollouts, divergence)
@@ -145,6 +151,54 @@ def test_the_comparison_leaves_no_gradient_behind():
     assert (model.lm_head.weight.grad == 1).all()
 
 
+@pytest.mark.parametrize("heads, key_heads", [(6, 3), (4, 4), (3, 1)])
+@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_parts_attend_as_whole_rows(heads, key_heads, dtype, bound):
+    """With scores of up to some hundreds, where a softmax has all its weight in one place."""
+    generator, rollouts = torch.Generator().manual_seed(0), ragged_rollouts()
+    forms = [Packed(rollouts, least_work) for least_work in (2**62, 0)]
+    tokens = forms[0].inputs["input_ids"].shape[1]
+    query, key, value, grad = (torch.randn(1, count, tokens, 8, generator=generator, dtype=torch.float64).mul(4).to(dtype)
+                               .requires_grad_() for count in (heads, key_heads, key_heads, heads))
+    assert [form.shares_prompts(query, key, value) for form in forms] == [False, True]
+    results = []
+    for form in forms:
+        seen = form.attend(None, query, key, value, None, scaling=0.7)[0]
+        results.append((seen, *torch.autograd.grad(seen, (query, key, value), grad.transpose(1, 2))))
+    for expected, got in zip(*results):
+        assert got.dtype == dtype and got.shape == expected.shape
+        assert (got.double() - expected.double()).norm() < bound * expected.double().norm()
+
+
+def test_what_is_copied_and_kept_in_parts_is_less():
+    """A part is a slice of the packed row: autograd keeps queries, keys, values and output of each token once."""
+    rollouts, kept = ragged_rollouts(), {}
+    for name, least_work in (("whole rows", 2**62), ("parts", 0)):
+        form, sizes = Packed(rollouts, least_work), []
+        tokens = form.inputs["input_ids"].shape[1]
+        query, key, value = (torch.randn(1, tokens, heads, 8).transpose(1, 2).requires_grad_() for heads in (6, 3, 3))
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.untyped_storage().nbytes()) or x, lambda x: x):
+            form.attend(None, query, key, value, None)
+        kept[name] = sum(sizes)
+    assert kept["parts"] < kept["whole rows"]
+
+
+def test_the_rule_between_the_forms():
+    """The toy world, up to its longest context, keeps whole rows and its figures to the bit; a GPU and values of another
+    width too."""
+    def chosen(samples, prompt, new, heads, width, dtype=torch.float32, value_width=None):
+        rollouts = Rollouts(*pad([[5] * prompt] * samples, 0, "cpu", True), *pad([[6] * new] * samples, 0, "cpu", False),
+                            torch.ones(samples, dtype=torch.bool))
+        form = Packed(rollouts)
+        query = torch.zeros(1, heads, 1, 1, dtype=dtype).expand(-1, -1, -1, width)
+        return form.shares_prompts(query, query, query[..., :value_width])
+
+    assert not any(chosen(samples, 64, 64, 3, 32) for samples in (1, 8, 64))
+    assert chosen(8, 80, 20, 9, 64) and chosen(8, 110, 192, 9, 64) and chosen(4, 100, 2000, 9, 64)
+    assert chosen(4, 32, 32, 9, 64, torch.bfloat16) and not chosen(4, 32, 32, 9, 64)
+    assert not chosen(8, 110, 192, 9, 64, value_width=32)
+
+
 @pytest.mark.parametrize("wrong", ["values", "gradient"])
 def test_what_differs_takes_the_plain_way_and_says_so(wrong, monkeypatch, capsys):
     attend = Packed.attend
@@ -177,7 +231,7 @@ def test_other_attention_takes_the_plain_way(family, changes):
 
 
 @pytest.mark.parametrize("family", ["Qwen3", "Gemma3", "GPTNeoX"])
-def test_activation_checkpointing_attends_twice_alike(family):
+def test_activation_checkpointing_attends_twice_alike(family, form):
     """The second forward pass of a block runs in the backward pass, when the exchange of attention is over."""
     model, rollouts = model_of(family), ragged_rollouts()
     expected = logprobs_and_gradient(model, rollouts)
@@ -190,7 +244,7 @@ def test_activation_checkpointing_attends_twice_alike(family):
     assert not attention.IN_FORCE and model.config._attn_implementation == "sdpa"
 
 
-def test_bfloat16_autocast(monkeypatch):
+def test_bfloat16_autocast(form, monkeypatch):
     model, rollouts = model_of("Qwen3"), ragged_rollouts()
     attention.VERDICTS.clear()
     with torch.autocast("cpu", torch.bfloat16):
@@ -224,7 +278,7 @@ def test_micro_batches_are_cut_between_groups(size, expected):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_any_micro_batch_size_gives_one_gradient(size):
+def test_any_micro_batch_size_gives_one_gradient(size, form):
     model, rollouts = model_of("Mistral"), ragged_rollouts()
     expected = divergence_and_gradient(model, model_of("Llama").requires_grad_(False), rollouts, reverse_kl)[1]
     model.zero_grad()
@@ -233,7 +287,7 @@ def test_any_micro_batch_size_gives_one_gradient(size):
     assert ((gradient(model) - expected).norm() / expected.norm()) < 1e-5
 
 
-def test_rollouts_without_a_token_add_nothing():
+def test_rollouts_without_a_token_add_nothing(form):
     model, rollouts = model_of("Qwen3"), ragged_rollouts()
     assert rollouts.select(slice(0)).split(4) == []
     for nothing in (without_tokens(rollouts), even_micro_batches(rollouts.select(slice(0)), 4)[0], rollouts.select(slice(5, 6))):
@@ -243,7 +297,7 @@ def test_rollouts_without_a_token_add_nothing():
         assert logprobs.abs().sum() == 0 and gradient(model).abs().sum() == 0
 
 
-def test_padding_is_left_out_wherever_it_stands():
+def test_padding_is_left_out_wherever_it_stands(form):
     model = model_of("Qwen3").double()
     rollouts = ragged_rollouts()
     with torch.no_grad():
@@ -260,14 +314,15 @@ def test_padding_is_left_out_wherever_it_stands():
 def test_sharded_over_two_ranks():
     """Ranks with other numbers of groups and tokens, and blocks that are computed twice: the gradient of one process."""
     said = run_ranks(2, Path(__file__))
-    assert said.count("as one process") == 8 and "plain way" not in said, said
+    assert said.count("as one process") == 16 and "plain way" not in said, said
 
 
 def compare_two_ranks_with_one() -> None:
     ranks.setup_distributed()
     rollouts = ragged_rollouts()
     mine = even_micro_batches(rollouts.select(slice(0, 7) if ranks.rank() == 0 else slice(7, 9)), 4)
-    for checkpointing in (False, True):
+    for checkpointing, least_work in itertools.product((False, True), (2**62, 0)):
+        packed.LEAST_WORK = least_work
         for family in ("Qwen3", "Gemma3"):
             alone, model = model_of(family), sharding.shard(model_of(family), torch.float32, trainable=True)
             if checkpointing:

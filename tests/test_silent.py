@@ -1,15 +1,21 @@
 """What went wrong without a word elsewhere, and must be right or refused here: each kind by its principle."""
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from conftest import EOS
 
+import eval
 from common import completion_logprobs, load_model, load_tokenizer, sample
-from engine import checkpoints, models
+from engine import checkpoints, models, problems
 
+ROOT = Path(__file__).parent.parent
 SMALL = dict(vocab_size=16, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
              max_position_embeddings=64, initializer_range=0.3, pad_token_id=0, bos_token_id=None, eos_token_id=EOS)
 PHI3 = dict(original_max_position_embeddings=24, rope_parameters={
@@ -106,3 +112,107 @@ def test_a_saved_model_says_what_transformers_4_asks_for(toy, tmp_path, family, 
     again, ids = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model"), torch.arange(3, 14)[None]
     assert torch.equal(again(ids).logits, model(ids).logits), "version 5 reads it as it did"
     assert load_tokenizer(tmp_path / "model").all_special_tokens == tokenizer.all_special_tokens
+
+
+# ================================================================ prompts, golds, texts of other engines
+
+
+def rows_of(tmp_path, *lines, name="rows.jsonl"):
+    (tmp_path / name).write_text("".join(line + "\n" for line in lines))
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("eaten", [r'\frac{1}{2}', r'\theta', r'3\times 4', r'\beta', r'x \neq 3', r'\rho', r'\boxed{3}', 'rac{1}{2}', '3 imes 4', r'5\u0007'])
+def test_backslashes_that_json_has_eaten_are_named(tmp_path, capsys, eaten):
+    path = rows_of(tmp_path, '{"problem": "1 + 1", "answer": "2"}', f'{{"problem": "Which?", "answer": "{eaten}"}}')
+    assert len(problems.with_readable_golds(problems.load_problems(path), skip=True)) == 1
+    assert "line 2" in (said := capsys.readouterr().out) and "written twice" in said
+
+
+@pytest.mark.parametrize("whole", [r'\\frac{1}{2}', r'\\theta', r'\\begin{pmatrix} 1 \\\\ 2\\end{pmatrix}', r'\\begin{pmatrix}\n1\n\\end{pmatrix}', 'x_{1}', '5 notes', r'\\text{no}'])
+def test_whole_backslashes_are_not(whole):
+    assert not problems.eaten(json.loads(f'"{whole}"'))
+
+
+@pytest.mark.parametrize("number, gold", [("12345678901234567890.0", "12345678901234567890.0"), ("1e20", "1" + "0" * 20),
+                                          ("12345678901234567891", "12345678901234567891"), ("2.50", "2.5"), ("0.1", "0.1")])
+def test_numbers_keep_their_digits(tmp_path, number, gold):
+    assert problems.load_problems(rows_of(tmp_path, f'{{"problem": "x", "answer": {number}}}'))[0].answer == gold
+
+
+def test_a_number_that_has_lost_digits_is_refused(tmp_path, capsys):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pytest.importorskip("pyarrow").table({"problem": ["x"], "answer": [12345678901234567890.0]}), tmp_path / "rows.parquet")
+    with pytest.raises(SystemExit):
+        problems.load_problems(tmp_path / "rows.parquet")
+    assert "row 1" in (said := capsys.readouterr().err) and "as text" in said
+
+
+def test_content_in_parts_and_tab_separated_values(tmp_path, capsys):
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "1 + 2?"}]
+    row = {"prompt": [{"role": "user", "content": parts}], "answer": "3"}
+    assert problems.load_problems(rows_of(tmp_path, json.dumps(row)))[0].text == "What is 1 + 2?"
+    parts[0] = {"type": "image_url", "image_url": "x"}
+    with pytest.raises(SystemExit):
+        problems.load_problems(rows_of(tmp_path, json.dumps(row)))
+    assert "image_url" in capsys.readouterr().err
+    (table,) = problems.load_problems(rows_of(tmp_path, "problem\tanswer", "1, 2, ?\t3", name="rows.tsv"))
+    assert (table.text, table.answer) == ("1, 2, ?", "3")
+
+
+def test_what_a_tokenizer_appends_is_left_out(toy, copy_of, capsys):
+    path = copy_of(toy / "student")
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    end = transformers.AutoTokenizer.from_pretrained(path).eos_token
+    tokenizer["post_processor"] = {"type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                                   "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": end, "type_id": 0}}],
+                                   "special_tokens": {end: {"id": end, "ids": [EOS], "tokens": [end]}}}
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    appending, plain = load_tokenizer(path), load_tokenizer(toy / "student")
+    assert appending("12")["input_ids"] == [*plain("12")["input_ids"], EOS]
+    assert problems.plain_ids(appending, "12") == plain("12")["input_ids"] and "without it" in capsys.readouterr().out
+
+
+def test_a_problem_that_stands_again_counts_once(tmp_path, capsys):
+    rows = [f'{{"problem": "{n}", "answer": "{n}"}}' for n in range(3)] * 4
+    found = problems.distinct(problems.load_problems(rows_of(tmp_path, *rows, '{"problem": "0", "answer": "7"}')))
+    assert [problem.answer for problem in found] == ["0", "1", "2", "7"] and "13 rows are 4 problems" in capsys.readouterr().out
+
+
+class Decoder:
+    """A tokenizer of words, in which the ends of thinking are special, as in some models."""
+    words = ["<eos>", "<think>", "</think>", "\\boxed{3}", "\\boxed{4}", "<|box|>"]
+    added_tokens_decoder = dict.fromkeys([0, 1, 2, 5])
+
+    def get_vocab(self):
+        return {word: id for id, word in enumerate(self.words)}
+
+    def batch_decode(self, rows, skip_special_tokens):
+        return ["".join(self.words[id] for id in ids if id not in self.added_tokens_decoder) for ids in rows]
+
+
+def test_the_judge_sees_where_thinking_ends():
+    assert models.completion_texts(Decoder(), [[1, 3, 2, 5, 4, 0], [4, 0], []]) == ["\\boxed{3}</think>\\boxed{4}", "\\boxed{4}", ""]
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|eot_id|>\n", "</s>", "<｜end▁of▁sentence｜>", "<|endoftext|><|endoftext|>", "<end_of_turn>\n"])
+def test_an_end_token_left_in_a_text_is_not_of_the_answer(tmp_path, end):
+    texts = [text + end for text in ("\\boxed{5}", "$\\boxed{5}$", "So \\boxed{5}.", "#### 5")]
+    rows = eval.grade_rows(eval.read_graded_rows(rows_of(tmp_path, json.dumps({"problem": "p", "answer": "5", "completions": texts}))))
+    assert rows[0]["verdicts"] == [True] * 4
+
+
+@pytest.mark.parametrize("reason, right", [("length", False), ("stop", True), ("max_tokens", False), ({"type": "length"}, False), ("STOP", True)])
+def test_a_text_that_was_cut_off_is_wrong_whoever_sampled_it(tmp_path, reason, right, capsys):
+    row = {"problem": "p", "answer": "5", "completion": "\\boxed{5}", "finish_reason": reason}
+    assert eval.grade_rows(eval.read_graded_rows(rows_of(tmp_path, json.dumps(row))))[0]["verdicts"] == [right]
+    with pytest.raises(SystemExit):
+        eval.read_graded_rows(rows_of(tmp_path, json.dumps(row | {"finish_reason": "odd"})))
+    assert "line 1" in (said := capsys.readouterr().err) and "'odd'" in said
+
+
+def test_a_terminal_without_unicode_ends_nothing(tmp_path):
+    path = rows_of(tmp_path, json.dumps({"problem": "a", "answer": "∬ f", "completion": "\\boxed{1}"}))
+    for flags in (["--grade", path, "--out", tmp_path / "out"], ["--help"]):
+        done = subprocess.run([sys.executable, ROOT / "eval.py", *map(str, flags)], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+        assert done.returncode == 0, done.stderr.decode()
