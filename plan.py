@@ -17,7 +17,8 @@ Memory is the largest of a few moments, each a sum of parts, in bytes on one GPU
     root        its end: the gradient of the embedding (AdamW's step is fused and needs nothing more)
 
 `python bench/plan.py` holds the formulas against runs on the CPU; tests/test_plan.py holds the parameters and the
-activations against transformers.  Times are rooflines at shares of a GPU's peak that stand below the GPUs.
+activations against transformers.  Hours are a textbook count of operations at one share of the GPU's peak,
+--peak-share, which is an assumption: nobody has measured it here.
 """
 import argparse
 import bisect
@@ -29,13 +30,13 @@ import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common import FlagParser, positive
+from common import FlagParser, above_zero, positive
 from engine.problems import LONGEST_COMPLETION
 from engine.checkpoints import read_object
 from engine.ranks import fail
 from engine.logprobs import WORKSPACE_BYTES
-from reproduce import fill, lines_of, needs, wanted, with_numbers
-from tables import SCALES, TABLES, table_at
+from experiments.runner import File, Given, Scope, text_of
+from experiments.tables import SCALES, TABLES
 
 GIB = 2**30
 WORKSPACE = WORKSPACE_BYTES["cuda"]             # of logits alive at a time
@@ -47,30 +48,22 @@ WORKSPACE = WORKSPACE_BYTES["cuda"]             # of logits alive at a time
 class GPU:
     flops: float           # dense bf16 with float32 sums, FLOP/s
     memory: float          # bytes that a process can see
-    bandwidth: float       # of its memory, bytes/s
-    link: float            # to the other GPUs of its node, bytes/s, one way
 
 
 GPUS = {
-    "A100": GPU(312e12, 79.3 * GIB, 2.04e12, 300e9),       # SXM, 80 GB
-    "A100-40GB": GPU(312e12, 39.4 * GIB, 1.56e12, 300e9),
-    "H100": GPU(989e12, 79.2 * GIB, 3.35e12, 450e9),       # SXM
-    "H200": GPU(989e12, 139.8 * GIB, 4.8e12, 450e9),
-    "B200": GPU(2250e12, 178.4 * GIB, 8.0e12, 900e9),
-    "L40S": GPU(362e12, 44.4 * GIB, 0.864e12, 32e9),       # PCIe 4
-    "RTX3090": GPU(71e12, 23.6 * GIB, 0.936e12, 32e9),     # PCIe 4
-    "RTX4090": GPU(165e12, 23.5 * GIB, 1.01e12, 32e9),     # PCIe 4
-    "RTX5090": GPU(209e12, 31.4 * GIB, 1.79e12, 64e9),     # PCIe 5
+    "A100": GPU(312e12, 79.3 * GIB),       # SXM, 80 GB
+    "A100-40GB": GPU(312e12, 39.4 * GIB),
+    "H100": GPU(989e12, 79.2 * GIB),
+    "H200": GPU(989e12, 139.8 * GIB),
+    "B200": GPU(2250e12, 178.4 * GIB),
+    "L40S": GPU(362e12, 44.4 * GIB),
+    "RTX3090": GPU(71e12, 23.6 * GIB),
+    "RTX4090": GPU(165e12, 23.5 * GIB),
+    "RTX5090": GPU(209e12, 31.4 * GIB),
 }
 
-NODE_LINK = 50e9           # bytes/s of each GPU to other nodes: 400 Gbit/s
-HOST_LINK = 25e9           # bytes/s of each GPU to its host's memory
 RESERVE = 2 * GIB          # CUDA's context and libraries, NCCL's buffers
 FRAGMENTATION = 0.05       # share of the memory that the allocator cannot hand out
-FLOPS_SHARE = 0.35         # of the peak, in training, scoring and prefill
-BANDWIDTH_SHARE = 0.6      # of the peak, in decoding
-LINK_SHARE = 0.7           # of the peak, in gathers and reductions
-LAYER_SECONDS = 0.8e-3     # one layer of one decoding step at least: Python and kernel launches
 
 # ================================================================ models
 
@@ -415,84 +408,20 @@ def usable(gpu: GPU) -> float:
 
 
 # ================================================================ time
-# Every function gives seconds.  Completions have their mean length, but the longest decides when a wave ends.
 
 
-def forward_flops(model: Model, context: float) -> float:
-    """A token through the blocks: 2 FLOPs a weight, and queries against half of its sequence, keys and values."""
-    return model.layers * (2 * block_params(model) + 2 * model.query * context)
+def step_flops(stage: Stage) -> dict[str, float]:
+    """Operations of one GPU: 2 a parameter and token forward, 6 with the backward pass, 8 with checkpointing."""
+    length, sampler = stage.mean_prompt + stage.mean_new, num_params(stage.sampler)
+    sampled = sum(wave.times * wave.prompts * wave.samples for wave in stage.waves)
+    scored = sum(map(num_params, stage.readers)) * stage.scored_by_readers + sampler * stage.scored_by_sampler
+    passes = (8 if stage.activation_checkpointing else 6) * (stage.trained is not None)
+    return {"sample": 2 * sampler * sampled * length, "score": 2 * scored * length / stage.gpus,
+            "train": passes * sampler * stage.rollouts * length / stage.gpus}      # what is trained samples
 
 
-def rollout_flops(model: Model, stage: Stage) -> float:
-    """A rollout through the blocks, its prompt's weights shared with those beside it, its prompt's attention not."""
-    prompt, alone = stage.mean_prompt, 1 - 1 / min(stage.samples, stage.micro_batch_size)
-    context = prompt + stage.mean_new
-    return context * forward_flops(model, context) - alone * prompt * forward_flops(model, 0)
-
-
-def head_flops(model: Model) -> float:
-    return 2 * model.vocab * model.hidden
-
-
-def compute_seconds(flops: float, gpu: GPU) -> float:
-    return flops / (FLOPS_SHARE * gpu.flops)
-
-
-def gather_seconds(model: Model, stage: Stage, gpu: GPU, bytes_per_param: float) -> float:
-    """Every GPU receives all that it does not hold; a reduction sends as much.  The ring's slowest link decides."""
-    link = gpu.link if stage.gpus <= 8 else min(gpu.link, NODE_LINK)
-    return bytes_per_param * num_params(model) * (stage.gpus - 1) / stage.gpus / (LINK_SHARE * link)
-
-
-def wave_seconds(stage: Stage, wave: Wave, gpu: GPU) -> float:
-    """One wave: the prefill, then steps of decoding.  A step reads the weights and the columns of all live rows.
-
-    All rows fit: as many steps as the longest row has tokens, over half of that many columns on average.  Else rows
-    join as others leave, and the columns are a ring of max_new that is read whole.
-    """
-    model, rows = stage.sampler, wave.prompts * wave.samples
-    at_once = rows_at_once(stage, wave)
-    steps = stage.max_new + (rows - at_once) * stage.mean_new / at_once
-    seen = stage.mean_prompt / wave.samples + stage.max_new * (0.5 if at_once == rows else 1)
-    tokens = rows * stage.mean_new
-    read = steps * stage.width * num_params(model) + tokens * seen * kv_per_token(model, stage.width)
-    flops = tokens * (forward_flops(model, 2 * seen) + head_flops(model))
-    gather = gather_seconds(model, stage, gpu, stage.width)
-    decoding = max(steps * model.layers * LAYER_SECONDS, read / (BANDWIDTH_SHARE * gpu.bandwidth),
-                   compute_seconds(flops, gpu), steps * gather * stage.sample_on_shards)
-    prefill = wave.prompts * stage.mean_prompt * forward_flops(model, stage.mean_prompt)
-    return gather + compute_seconds(prefill, gpu) + decoding
-
-
-def scoring_seconds(stage: Stage, model: Model, rollouts: float, gpu: GPU) -> float:
-    """A forward pass of one GPU's rollouts, and the head over their completions; gathers run beside it."""
-    flops = rollouts * (rollout_flops(model, stage) + stage.mean_new * head_flops(model))
-    micro_batches = math.ceil(rollouts / stage.micro_batch_size)
-    return max(compute_seconds(flops, gpu), micro_batches * gather_seconds(model, stage, gpu, stage.width))
-
-
-def update_seconds(stage: Stage, rollouts: float, gpu: GPU) -> float:
-    """Forward and backward of one GPU's rollouts: 3 forward passes, 4 with checkpointing; of the head always 4.
-
-    Each micro-batch gathers the weights twice and reduces float32 gradients, beside the computation.  AdamW reads
-    and writes seven numbers a parameter.
-    """
-    model, passes = stage.trained, 4 if stage.activation_checkpointing else 3
-    flops = rollouts * (passes * rollout_flops(model, stage) + 4 * stage.mean_new * head_flops(model))
-    micro_batches = math.ceil(rollouts / stage.micro_batch_size)
-    adamw = 7 * 4 * num_params(model) / stage.gpus / (BANDWIDTH_SHARE * gpu.bandwidth)
-    gathers = micro_batches * gather_seconds(model, stage, gpu, 2 * stage.width + 4)
-    return max(compute_seconds(flops, gpu), gathers) + adamw
-
-
-def step_seconds(stage: Stage, gpu: GPU) -> dict[str, float]:
-    """Seconds of one step by what they go to.  An offloaded teacher goes and comes once in every step."""
-    scoring = [(reader, stage.scored_by_readers) for reader in stage.readers]
-    scoring += [(stage.sampler, stage.scored_by_sampler)]
-    moved = stage.offload_teacher * sum(2 * stage.width * num_params(reader) / stage.gpus for reader in stage.readers)
-    return {"sample": moved / HOST_LINK + sum(wave.times * wave_seconds(stage, wave, gpu) for wave in stage.waves),
-            "score": sum(scoring_seconds(stage, model, rollouts / stage.gpus, gpu) for model, rollouts in scoring),
-            "train": update_seconds(stage, stage.rollouts / stage.gpus, gpu) if stage.trained else 0.0}
+def step_seconds(stage: Stage, gpu: GPU, peak_share: float) -> dict[str, float]:
+    return {part: flops / (peak_share * gpu.flops) for part, flops in step_flops(stage).items()}
 
 
 # ================================================================ what would fit
@@ -512,7 +441,7 @@ def with_largest_cache(stage: Stage, gpu: GPU) -> Stage:
 
 
 def remedy(stage: Stage, gpu: GPU) -> Stage | None:
-    """The setting with the fewest changed flags that fits, and the fastest of these: a smaller cache, micro-batches,
+    """The setting with the fewest changed flags that fits, and the least of them: a smaller cache, micro-batches,
     checkpointing, a teacher on the CPU, rollouts on shards.  None where none fits.
     """
     if peak(stage) <= usable(gpu):
@@ -526,11 +455,7 @@ def remedy(stage: Stage, gpu: GPU) -> Stage | None:
             sample_on_shards=stage.sample_on_shards or on_shards), gpu)
         if peak(candidate) <= usable(gpu):
             fitting.append(candidate)
-    return min(fitting, key=lambda setting: (len(changes(stage, setting)), step_total(setting, gpu)), default=None)
-
-
-def step_total(stage: Stage, gpu: GPU) -> float:
-    return sum(step_seconds(stage, gpu).values())
+    return min(fitting, key=lambda setting: len(changes(stage, setting)), default=None)
 
 
 ENGINE_FLAGS = ("micro_batch_size", "rollout_tokens", "activation_checkpointing", "offload_teacher", "sample_on_shards")
@@ -627,31 +552,38 @@ def plan_command(command: str, models: dict[str, Model], gpu: GPU, args) -> Plan
     asked = build(command, models, args.gpus, args)
     for gpus in [args.gpus * 2**doublings for doublings in range(11)]:
         if setting := remedy(build(command, models, gpus, args), gpu):
-            return Planned(asked, setting, setting.steps * step_total(setting, gpu))
-    return Planned(asked, asked, asked.steps * step_total(asked, gpu))
+            return planned(asked, setting, gpu, args)
+    return planned(asked, asked, gpu, args)
+
+
+def planned(asked: Stage, setting: Stage, gpu: GPU, args) -> Planned:
+    return Planned(asked, setting, setting.steps * sum(step_seconds(setting, gpu, args.peak_share).values()))
 
 
 def plan_table(args, gpu: GPU) -> list[Planned]:
     """Every command of the table at its scale, in order; figures that come from runs come from the plans before."""
-    table = table_at(args.table, args.scale)
-    scale = SCALES[args.scale] | {"data": "data", "models": "models", "seed": 0, "dtype": args.dtype}
-    settings = scale.get(table.over, {"": {}})
+    table, scale = TABLES[args.table], SCALES[args.scale]
+    settings = scale.over.get(table.over, {}) if table.over else {"": {}}
+    if not settings:
+        fail(f"--scale {args.scale} has no {table.over}, which `{args.table}` goes through")
     if (setting := args.setting or next(iter(settings))) not in settings:
         fail(f"--setting {setting}: `{args.table}` has {', '.join(settings)} at this scale")
-    scale |= settings[setting]
-    paid = args.problems if scale["labels"] == "all" else scale["labels"] // 4
+    scope = Scope(table, scale, Given(0, "data", "models", args.dtype, args.gpus), setting, settings[setting])
+    s = scope.settings
+    paid = args.problems if s.labels == "all" else s.labels // 4
     args = argparse.Namespace(**vars(args), num_certify_problems=paid)
-    names = {role: fill(scale[role], scale).replace("@", "") for role in ("teacher", "student")}
-    shapes = names | {names[role]: shape for role, shape in scale.get("shapes", {}).items()}
-    models = {name: find(getattr(args, role) or args.model or shapes.get(name, name)) for role, name in names.items()}
-    lines, planned = lines_of(table, scale), {}
-    for name in wanted(lines, list(table.rows)):
-        if not lines[name].startswith("prepare.py"):
-            totals = {other: {"optimiser_steps": planned[other].asked.steps * bool(planned[other].asked.trained),
-                              "seconds": planned[other].seconds} for other in needs(lines[name]) if other in planned}
-            command = with_numbers(lines[name], totals).replace("@", "")        # runs go by their names
-            planned[name] = plan_command(f"{command} --out {name}", models, gpu, args)
-    return list(planned.values())
+    models = {}
+    for role in ("teacher", "student"):
+        given = getattr(s, role)
+        name = f"{given.run.name}/{given.name}" if isinstance(given, File) else getattr(given, "name", given)
+        models[name] = find(getattr(args, role) or args.model or s.shapes.get(role, name))
+    found, totals = {}, {}
+    for run in (scope.runs[name] for name in scope.names):
+        if not run.words[0].startswith("prepare.py"):
+            command = text_of(run, lambda other: other.name, lambda number: str(max(int(number.value(totals)), 1)))
+            found[run.name] = each = plan_command(f"{command} --out {run.name}", models, gpu, args)
+            totals[run.name] = {"optimiser_steps": each.asked.steps * bool(each.asked.trained), "seconds": each.seconds}
+    return list(found.values())
 
 
 # ================================================================ what is printed
@@ -685,10 +617,10 @@ def memory_rows(planned: list[Planned], gpu: GPU) -> list[list[str]]:
     return rows
 
 
-def time_rows(planned: list[Planned], gpu: GPU) -> list[list[str]]:
+def time_rows(planned: list[Planned], gpu: GPU, peak_share: float) -> list[list[str]]:
     rows = []
     for group in alike(planned):
-        seconds, gpus = step_seconds(group[0].setting, gpu), group[0].setting.gpus
+        seconds, gpus = step_seconds(group[0].setting, gpu, peak_share), group[0].setting.gpus
         steps, hours = sum(each.setting.steps for each in group), sum(each.seconds for each in group) / 3600
         rows.append([names(group), f"{steps:,}", *(f"{value:,.0f}" for value in seconds.values()),
                      f"{sum(seconds.values()):,.0f}", f"{hours:,.1f}", str(gpus), f"{hours * gpus:,.0f}"])
@@ -729,13 +661,10 @@ def assumptions(args) -> str:
         f"Memory: prompts of {args.max_prompt_tokens} tokens and completions of --max-new-tokens, all at once; "
         f"{FRAGMENTATION:.0%} of a GPU lost to fragmentation, {RESERVE / GIB:.0f} GiB to CUDA and NCCL.")
     time = (
-        f"Time: prompts of {args.mean_prompt_tokens} tokens and completions of {new} on average, the longest as long "
-        f"as allowed; {args.problems:,} training and {args.eval_problems} test problems.  {FLOPS_SHARE:.0%} of the "
-        f"peak FLOP/s in training, scoring and prefill; {BANDWIDTH_SHARE:.0%} of the memory's bandwidth in decoding, "
-        f"and at least {1e3 * LAYER_SECONDS:.1f} ms a layer and step; {LINK_SHARE:.0%} of the links, "
-        f"{NODE_LINK / 1e9:.0f} GB/s a GPU between nodes of 8; gathers run beside the computation.  Not counted: "
-        "loading, saving, judging, waiting for the rank with the longest completions.  These shares are assumptions: "
-        "no time was checked on a GPU.")
+        f"Time: prompts of {args.mean_prompt_tokens} tokens and completions of {new} on average; {args.problems:,} "
+        f"training and {args.eval_problems} test problems; {args.peak_share:.0%} of the peak FLOP/s.  That "
+        "share is an assumption, for no time was measured on a GPU; not counted: loading, saving, judging, and waiting "
+        "for the longest completion.")
     return "\n".join(textwrap.fill(text, 118) for text in (memory, time))
 
 
@@ -759,6 +688,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="(smollm2, laptop)")
     group = parser.add_argument_group("assumptions")
     group.add_argument("--max-prompt-tokens", type=positive, default=2048, help="for memory")
+    group.add_argument("--peak-share", type=above_zero, default=0.15, help="of the peak FLOP/s, in everything")
     group.add_argument("--mean-prompt-tokens", type=positive, default=200, help="for time")
     group.add_argument("--mean-new-tokens", type=positive, help="for time (default: a quarter of --max-new-tokens)")
     group.add_argument("--problems", type=positive, default=14_000, help="training problems (stage 2 samples them all)")
@@ -778,7 +708,7 @@ def main(args) -> None:
         print("\n".join(lines) + "\n")
     print("Seconds of a step, and hours in all; what does not fit is timed with the flags that make it fit\n")
     head = ["stage", "steps", "sample", "score", "train", "step", "hours", "GPUs", "GPU hours"]
-    print(as_table(head, time_rows(planned, gpu)) + "\n")
+    print(as_table(head, time_rows(planned, gpu, args.peak_share)) + "\n")
     print(assumptions(args))
 
 

@@ -36,8 +36,8 @@ def same_runs(name: str) -> str:
         for table, row in rows:
             if table == name and others:
                 found[row] = ", ".join(others)
-    return "".join(f"\nThe same runs stand elsewhere: {'; '.join(f'{row} ({other})' for row, other in found.items())}.\n"
-                   ) if found else ""
+    places = "; ".join(f"{row} ({other})" for row, other in found.items())
+    return f"\nThe same runs stand elsewhere: {places}.\n" if found else ""
 
 
 def over_students() -> str:

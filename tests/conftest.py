@@ -3,6 +3,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import dataclasses  # noqa: E402
 import importlib  # noqa: E402
 import json  # noqa: E402
 import shlex  # noqa: E402
@@ -15,6 +16,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 import prepare  # noqa: E402
+from experiments.tables import SCALES  # noqa: E402
 from experiments.toy import EOS, PAD, toy_model  # noqa: E402, F401
 from pages import run as run_page  # noqa: E402
 
@@ -91,8 +93,18 @@ def run(module, *flags) -> None:
     module.main(module.parse_args([str(flag) for flag in flags]))
 
 
+def change_scale(monkeypatch, name: str, changes, over: dict | None = None) -> None:
+    """changes: a scale's settings -> what else they are to be."""
+    scale = SCALES[name]
+
+    def settings(*args, **more):
+        made = scale.settings(*args, **more)
+        return dataclasses.replace(made, **changes(made))
+    monkeypatch.setitem(SCALES, name, dataclasses.replace(scale, settings=settings, over=scale.over | (over or {})))
+
+
 def run_here(directory, command, *_, **__):
-    """In place of reproduce.start: not in a process that imports torch anew."""
+    """In place of runner.start: not in a process that imports torch anew."""
     script, *flags = shlex.split(command)
     run(importlib.import_module(script.removesuffix(".py")), *flags)
     return types.SimpleNamespace(poll=lambda: 0, returncode=0)

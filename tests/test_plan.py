@@ -13,8 +13,8 @@ from transformers import (
 import plan
 from engine.packed import Packed
 from engine.rollouts import Rollouts
+from experiments.tables import SCALES, TABLES
 from plan import GPUS, MODELS, Model, Stage, Wave, moments, num_params, peak, remedy, total, usable
-from tables import SCALES, TABLES
 
 CLASSES = {"Qwen3": Qwen3Config, "Llama": LlamaConfig, "SmolLM2": LlamaConfig}
 
@@ -43,9 +43,9 @@ def test_the_papers_models_have_as_many_parameters_as_transformers_makes(name):
     assert num_params(model) == count_on_meta(config_of(model, CLASSES[name.split("-")[0]])) == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("table", [name for name, table in TABLES.items() if not table.over or table.over in SCALES["small"]])
+@pytest.mark.parametrize("table", [name for name, table in TABLES.items() if not table.over or table.over in SCALES["small"].over])
 def test_every_table_of_the_small_scale_fits_one_gpu(table):
-    for setting in SCALES["small"].get(TABLES[table].over, [None]):
+    for setting in SCALES["small"].over.get(TABLES[table].over, [None]):
         args = plan.parse_args(["--scale", "small", "--table", table, "--gpus", "1", "--gpu", "H100", *(["--setting", setting] if setting else [])])
         planned = plan.plan_table(args, GPUS["H100"])
         assert len(planned) > 8 and all(peak(each.asked) <= usable(GPUS["H100"]) for each in planned), setting
@@ -164,16 +164,16 @@ def test_what_does_not_fit_is_said_with_its_remedy(gpus, gpu, remedy, capsys):
 
 
 def test_times_follow_the_work():
-    stage, gpu = teacher_stage(waves=()), GPUS["H100"]
-    train = plan.step_seconds(stage, gpu)["train"]
-    assert plan.step_seconds(replace(stage, rollouts=2048), gpu)["train"] == pytest.approx(2 * train, rel=0.01)
-    checkpointed = plan.step_seconds(replace(stage, activation_checkpointing=True), gpu)["train"]
-    assert 1.2 * train < checkpointed < 1.34 * train
-    flops = 6 * num_params(MODELS["Qwen3-8B"]) * (1024 / 8) * (stage.mean_prompt + stage.mean_new)
-    assert 0.9 < train / plan.compute_seconds(flops, gpu) < 1.3                     # 6ND, and attention
-    wave = Wave(1, 1)
-    steps = plan.wave_seconds(replace(stage, gpus=1), wave, replace(gpu, bandwidth=1e9, flops=1e20))
-    assert steps == pytest.approx(stage.max_new * 2 * num_params(stage.sampler) / (plan.BANDWIDTH_SHARE * 1e9), rel=0.1)
+    stage, gpu = teacher_stage(waves=(Wave(64, 8, 0.25),), readers=(MODELS["Qwen3-14B"],), scored_by_readers=1024), GPUS["H100"]
+    seconds = plan.step_seconds(stage, gpu, 0.15)
+    size, tokens = num_params(MODELS["Qwen3-8B"]), stage.mean_prompt + stage.mean_new
+    rate = 0.15 * 989e12                                                            # of one of the eight GPUs
+    assert seconds["train"] == pytest.approx(6 * size * 128 * tokens / rate)
+    assert seconds["sample"] == pytest.approx(2 * size * 128 * tokens / rate)
+    assert seconds["score"] == pytest.approx(2 * (size + num_params(MODELS["Qwen3-14B"])) * 128 * tokens / rate)
+    assert plan.step_seconds(stage, gpu, 0.3)["train"] == pytest.approx(seconds["train"] / 2)
+    checkpointed = plan.step_seconds(replace(stage, activation_checkpointing=True), gpu, 0.15)
+    assert checkpointed["train"] == pytest.approx(seconds["train"] * 4 / 3)
 
 
 def test_a_model_or_gpu_that_is_not_known_is_one_sentence(tmp_path, capsys):

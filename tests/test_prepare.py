@@ -8,13 +8,13 @@ from fractions import Fraction
 
 import pytest
 import torch
-from conftest import run, run_here
+from conftest import change_scale, run, run_here
 from safetensors.torch import load_file
 
 import prepare
 import reproduce
-from experiments import laptop, mawps, toy as toy_world
-from tables import SCALES
+from experiments import laptop, mawps, runner, toy as toy_world
+from experiments.tables import SCALES, TABLES
 
 
 def test_toy_problems_by_hand():
@@ -141,8 +141,9 @@ def test_a_budget_of_labels_pays_for_rl_and_c1_and_the_fewer_are_among_the_more(
 
 
 def test_the_instruction_is_the_same_in_every_stage():
+    scope = runner.Scope(TABLES["main"], SCALES["laptop"], runner.Given(), "", {})
     for name in ("grpo", "shape", "bridge", "opd", "eval"):
-        flags = shlex.split(SCALES["laptop"][name])
+        flags = shlex.split(" ".join(map(str, runner.flat(getattr(scope.settings, name)))))
         assert flags[flags.index("--instruction") + 1] == laptop.LAPTOP_INSTRUCTION == "Give the result as \\boxed{number}."
 
 
@@ -283,13 +284,13 @@ def test_the_laptops_table_at_its_smallest(laptop_at_its_smallest, tiny_smollm2,
     """Every command of `main`, with the scale's own flags but for the sizes; no model of this size is right."""
     monkeypatch.setattr(laptop, "RULE", {name: (*rule[:2], (0, 1), rule[3]) for name, rule in laptop.RULE.items()})
     monkeypatch.setattr(laptop, "write_smollm2", lambda out: shutil.copytree(tiny_smollm2, out))
-    sizes = {"labels": 8, "grpo_steps": 1, "opd_steps": 1, "plateau_steps": 1}
+    sizes = {"grpo_steps": 1, "opd_steps": 1, "plateau_steps": 1}
     changes = {"grpo": "--prompts-per-step 2 --samples-per-prompt 2 --save-every 1", "shape": "--num-problems 2 --samples-per-prompt 2",
                "bridge": "--max-steps 1 --rollouts-per-step 2 --num-certify-problems 2", "opd": "--prompts-per-step 2", "eval": "--samples 2"}
-    monkeypatch.setitem(SCALES, "laptop", SCALES["laptop"] | sizes | {
-        name: f"{SCALES['laptop'][name]} {change} --max-new-tokens 8" for name, change in changes.items()})
-    monkeypatch.setattr(reproduce, "start", run_here)
-    run(reproduce, "main", "--scale", "laptop", "--data", many_sums, "--dtype", "bfloat16", "--out", tmp_path / "table")
+    change_scale(monkeypatch, "laptop", lambda s: sizes | {
+        name: [getattr(s, name), change, "--max-new-tokens 8"] for name, change in changes.items()})
+    monkeypatch.setattr(runner, "start", run_here)
+    run(reproduce, "main", "--scale", "laptop", "--labels", 8, "--data", many_sums, "--dtype", "bfloat16", "--out", tmp_path / "table")
     table = json.loads((tmp_path / "table" / "table.json").read_text())
     assert [row["row"] for row in table["rows"]] == [
         "base student", "raw teacher", "RL teacher", "raw-teacher transfer", "direct GRPO, equal steps", "direct GRPO, tuned", "full workflow"]

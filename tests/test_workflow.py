@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import metrics, run, run_here
+from conftest import change_scale, metrics, run, run_here
 from forks import ROOT, Fork
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,10 +23,10 @@ import stage1_grpo
 import stage2_shape
 import stage3_kl
 import stage4_distill
+from experiments import runner
+from experiments.runner import Run, budgets, steps_in_the_time_of, steps_of
+from experiments.tables import SCALES, TABLES, main_rows
 from pages import run as run_page
-from pages.statistics import describe
-from pages.table import markdown
-from tables import SCALES, TABLES, budgets
 
 
 @pytest.mark.pages
@@ -92,14 +92,14 @@ def test_every_printed_command_parses(table, scale, tmp_path, capsys):
     """--dry-run prints the exact commands; each is one that its script's own flags accept, and comes after what it needs."""
     out, data = tmp_path / "it's mine", tmp_path / "of me@home"
     flags = [table, "--scale", scale, "--out", str(out), "--data", str(data), "--dry-run"]
-    if TABLES[table].over and TABLES[table].over not in SCALES[scale]:
+    if TABLES[table].over and TABLES[table].over not in SCALES[scale].over:
         with pytest.raises(SystemExit):
             reproduce.main(reproduce.parse_args(flags))
         return
     reproduce.main(reproduce.parse_args(flags))
     lines = [line.removeprefix("$ ") for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
     modules = {f"{module.__name__}.py": module for module in (stage1_grpo, stage2_shape, stage3_kl, stage4_distill, judge, prepare)}
-    assert len(lines) > len(TABLES[table].rows) and not out.exists()
+    assert len(lines) > 3 and not out.exists()
     written = set()
     for line in lines:
         words = shlex.split(re.sub("'<.*?>'", "1", line))
@@ -113,36 +113,46 @@ def test_every_printed_command_parses(table, scale, tmp_path, capsys):
 
 def test_numbers_come_from_runs_that_are_done():
     totals = {"a": {"optimiser_steps": 10, "seconds": 20.0}, "b": {"optimiser_steps": 30, "seconds": 60.0}}
-    assert reproduce.with_numbers("x --max-steps <steps of a b>", totals) == "x --max-steps 40"
-    assert reproduce.with_numbers("<steps of a in the seconds of a b>", totals) == "40"
-    assert reproduce.with_numbers("<steps of b less those of a>", totals) == "20"
-    assert reproduce.needs("s.py --teacher @a/model --max-steps <steps of a b less those of c>") == ["a", "a", "b", "c"]
+    a, b = (Run(name, ("stage1_grpo.py",)) for name in "ab")
+    assert steps_of(a, b).value(totals) == 40 and (steps_of(b) - steps_of(a)).value(totals) == 20
+    assert steps_in_the_time_of(a, [a, b]).value(totals) == 40
+    of_both = Run("c", ("stage1_grpo.py", "--model", a / "model", "--max-steps", steps_of(a, b) - steps_of(b)))
+    assert runner.needs(of_both) == [a, a, b, b]
+    assert runner.text_of(of_both, lambda run: f"x/{run.name}", lambda number: f"<{number.text}>") == (
+        "stage1_grpo.py --model x/a/model --max-steps <steps of a b less steps of b>")
+
+
+def test_c1_among_the_worked_completions_by_hand():
+    row = {"implicit_reward_nats": [3.0, 1.0, 2.0, -9.0], "reward": [1.0, 1.0, 0.0, 0.0], "length_tokens": [15, 15, 15, 5]}
+    assert reproduce.worked_auc([row, row | {"length_tokens": [5] * 4}]) == {"c1_auc_worked": 0.5, "c1_mixed_worked": 1}
+    assert reproduce.worked_auc([]) == {}
 
 
 def test_a_small_table_is_made_goes_on_where_it_stopped_and_shares_its_runs(tmp_path, monkeypatch, capsys):
     """Two budgets at the smallest size: everything is run, nothing twice, and the page is drawn."""
-    small = {"grpo": "--prompts-per-step 4 --samples-per-prompt 4 --max-new-tokens 16 --seed {seed} --eval-problems {test} --eval-every 1 --eval-samples 1",
-             "shape": "--num-problems 4 --samples-per-prompt 2 --max-new-tokens 16 --seed {seed}", "opd": "--prompts-per-step 4 --max-new-tokens 16 --seed {seed}",
-             "bridge": "--max-kl 9 --max-steps 1 --num-certify-problems 4 --max-new-tokens 16 --seed {seed}", "test": "@labels/certify.jsonl",
-             "eval": "--samples 2 --max-new-tokens 16", "grpo_steps": 1, "opd_steps": 1, "plateau_steps": 2}
-    monkeypatch.setitem(SCALES, "toy", SCALES["toy"] | small)
+    def small(s):
+        seed = "--max-new-tokens 16 --seed 0"
+        return {"grpo": ["--prompts-per-step 4 --samples-per-prompt 4 --eval-every 1 --eval-samples 1", seed, "--eval-problems", s.certify],
+                "shape": ["--num-problems 4 --samples-per-prompt 2", seed], "opd": ["--prompts-per-step 4", seed],
+                "bridge": ["--max-kl 9 --max-steps 1 --num-certify-problems 4", seed], "test": s.certify,
+                "eval": ["--samples 2 --max-new-tokens 16"], "grpo_steps": 1, "opd_steps": 1, "plateau_steps": 2}
+    change_scale(monkeypatch, "toy", small, {"budgets": budgets(8, 16)})
     kept = ("raw teacher", "direct GRPO, plateau", "full workflow")
     for name in ("labels", "main"):
-        rows = {row: TABLES[name].rows[row] for row in kept + (("direct GRPO, equal steps",) if name == "main" else ())}
+        rows = main_rows(*kept, *(["direct GRPO, equal steps"] * (name == "main")))
         monkeypatch.setitem(TABLES, name, dataclasses.replace(TABLES[name], rows=rows, orderings=(kept[1:],)))
-    monkeypatch.setitem(SCALES["toy"], "budgets", budgets(8, 16))
     starts = []
 
     def start(directory, command, *_, **__):
         starts.append(directory.name)
         return run_here(directory, command)
 
-    monkeypatch.setattr(reproduce, "start", start)
+    monkeypatch.setattr(runner, "start", start)
     monkeypatch.setattr(run_page, "write_run_page", lambda run: (run / "report.html").touch())
     args = reproduce.parse_args(["labels", "--scale", "toy", "--out", str(tmp_path / "labels"), "--jobs", "2", "--results", str(tmp_path / "results")])
     scopes = reproduce.scopes_of(args, TABLES["labels"], SCALES["toy"])
     scopes[0].names = scopes[0].names[:4]
-    reproduce.run_all(scopes[:1], tmp_path / "cells", 2, 1)                # an interruption
+    runner.run_all(scopes[:1], tmp_path / "cells", 2, 1)                # an interruption
     interrupted = len(starts)
     reproduce.write_table(args, TABLES["labels"], scopes, running=True)
     assert "so far" in (tmp_path / "labels" / "table.md").read_text() and (tmp_path / "labels" / "report.html").is_file()
@@ -165,10 +175,10 @@ def test_a_small_table_is_made_goes_on_where_it_stopped_and_shares_its_runs(tmp_
 
 
 def test_a_run_that_fails_ends_the_table_with_its_own_words(tmp_path, monkeypatch):
-    start = reproduce.start
-    monkeypatch.setattr(reproduce, "start", lambda directory, command, *rest, **more: (
+    start = runner.start
+    monkeypatch.setattr(runner, "start", lambda directory, command, *rest, **more: (
         run_here if command.startswith("prepare.py") else start)(directory, command, *rest, **more))
-    monkeypatch.setitem(SCALES, "toy", SCALES["toy"] | {"grpo": "--samples-per-prompt 1 --max-new-tokens 16"})
+    change_scale(monkeypatch, "toy", lambda s: {"grpo": ["--samples-per-prompt 1 --max-new-tokens 16"]})
     args = reproduce.parse_args(["main", "--scale", "toy", "--labels", "8", "--out", str(tmp_path / "main"), "--jobs", "2"])
     with pytest.raises(SystemExit, match="teacher-.* ended with exit code 2.*--samples-per-prompt 1"):
         reproduce.main(args)
@@ -192,13 +202,13 @@ def test_a_signal_lets_the_runs_end_and_two_tables_may_want_the_same(tmp_path):
         time.sleep(100)""")
     code = f"""if True:
         import pathlib, types
-        import reproduce
-        reproduce.HERE, cells = pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(tmp_path)!r}) / "cells"
-        reproduce.catch_signals()
-        scope = types.SimpleNamespace(names=["run"], values={{"launch": "{{python}}", "python": {sys.executable!r}}},
+        from experiments import runner
+        runner.HERE, cells = pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(tmp_path)!r}) / "cells"
+        runner.catch_signals()
+        scope = types.SimpleNamespace(names=["run"], launch=lambda script: [{sys.executable!r}],
                                       resolve=lambda name, cells: (cells / "run", f"stub.py --out {{cells / 'run'}}"))
-        wait, reproduce.wait = reproduce.wait, lambda processes: wait(processes, 0.2)
-        reproduce.run_all([scope], cells, 2, None)"""
+        wait, runner.wait = runner.wait, lambda processes: wait(processes, 0.2)
+        runner.run_all([scope], cells, 2, None)"""
     one = Fork(code)
     run = tmp_path / "cells" / "run"
     until(lambda: (run / "begun").is_file())
@@ -216,7 +226,7 @@ def test_a_cell_hangs_on_what_the_data_hold(tmp_path):
     (data / "gsm8k_train.jsonl").write_text("one")
 
     def cell():
-        reproduce.held_by.cache_clear()
+        runner.held_by.cache_clear()
         args = reproduce.parse_args(["main", "--scale", "small", "--data", str(data), "--out", str(tmp_path / "out")])
         directory, command = reproduce.scopes_of(args, TABLES["main"], SCALES["small"])[0].resolve("labels", tmp_path / "cells")
         assert shlex.split(command)[3] == f"{data}/gsm8k_train.jsonl"
@@ -249,25 +259,16 @@ def test_a_table_is_not_written_over_another(tmp_path, capsys):
     (tmp_path / "table.json").write_text(json.dumps({"table": "main", "scale": "toy", "scopes": scopes[:1], "test": None, "dtype": "bfloat16"}))
     assert "another --test or --dtype" in refused("main")
     assert "--test" in refused("main", "--test", str(tmp_path / "missing.jsonl"))
-    for path in ("a {b}", "@mine", "of @me"):
-        assert f"--data {path}: in a table's commands" in refused("main", "--data", path)
-
-
-@pytest.mark.parametrize("name", list(TABLES))
-def test_a_table_is_written_where_nothing_was_evaluated_on_the_way(name):
-    totals = {key: 1.0 for key in run_page.TOTALS}
-    seeds = [{"seed": 0, "value": 0.5, "interval": [0.4, 0.6], "c1_passed": True, **totals}]
-    rows = [{"row": row, "setting": None if row in TABLES[name].once else "one", "labels": 8, "runs": runs.split(), "metric": "avg@2", "seeds": seeds}
-            for row, (_, runs) in TABLES[name].rows.items()]
-    text = markdown(describe({"table": name, "scale": "toy", "about": "", "command": "c", "commit": "c", "machine": "m", "date": "d", "rows": rows,
-                              "orderings": TABLES[name].orderings}))
-    assert all(row in text for row in TABLES[name].rows) and "0.500 [0.400, 0.600]" in text
+    for damaged in ("{", "[]", json.dumps({"scopes": [1]})):
+        (tmp_path / "table.json").write_text(damaged)
+        said = refused("main")
+        assert "table.json" in said and "delete it" in said
 
 
 def test_links_hold_where_out_is_one(tmp_path):
     (tmp_path / "disk" / "run").mkdir(parents=True)
     (tmp_path / "out").symlink_to(tmp_path / "disk")
-    reproduce.link(tmp_path / "out" / "seed0" / "run", tmp_path / "out" / "run")
+    runner.link(tmp_path / "out" / "seed0" / "run", tmp_path / "out" / "run")
     assert (tmp_path / "out" / "seed0" / "run").is_dir()
 
 
@@ -275,7 +276,7 @@ def test_links_hold_where_out_is_one(tmp_path):
 def test_a_cell_that_was_damaged_is_named(tmp_path, damage, capsys):
     (tmp_path / "scores.json").write_text(damage)
     with pytest.raises(SystemExit):
-        reproduce.read_of(tmp_path, "scores.json", "samples")
+        runner.read_of(tmp_path, "scores.json", "samples")
     assert f"{tmp_path}: its scores.json is gone or damaged; delete that directory" in capsys.readouterr().err
 
 
