@@ -11,10 +11,11 @@ trial; generate_batch() (transformers' continuous batching, which TRL can use to
 Fixed length: decoding alone at batch 1, 16 and 64, EOS off, prompts of 32 tokens; the time of many new tokens less the
 time of one, so that no prefill is in it.  Tokens are those up to EOS; padding of ended rows counts nothing.
 
-The roofline of a step: every nn.Linear of the model alone on a batch of that size, by the best of MKL and oneDNN,
-each with plain and with packed weights (the run says which), and once through the cached keys and values at the bandwidth that a sum over a large buffer reaches.  The
-roofline of the GSM8K case adds up the steps that these rollouts took, with the rows that were alive in each, and the
-prompts' own tokens once.  --shape: a model of random weights, with prompts of random tokens.
+The roofline of a step: every nn.Linear of the model alone on a batch of that size, by the best of MKL and oneDNN, each
+with plain and with packed weights (the run says which), and once through the cached keys and values at the bandwidth that
+a sum over a large buffer reaches.  The roofline of the GSM8K case adds up the steps that these rollouts took, with the
+rows that were alive in each, and the prompts' own tokens once.  --shape: a model of random weights, with prompts of
+random tokens.
 """
 import ctypes
 import json

@@ -1,7 +1,7 @@
 """Put the tables of results/ into the pages that show them: python results/cut_tables.py
 
-A page shows a table between <!-- results/main-toy/table.md --> and <!-- end -->: the rows of that file, and which of its
-rows stand in another table, too.  <!-- students --> is the comparison over every student that a table has.
+A page shows a table between <!-- results/main-toy/table.md --> and <!-- end -->: the rows of that file, and which of
+its rows stand in another table, too.  <!-- students --> is the comparison over every student that a table has.
 """
 import json
 import re
