@@ -57,10 +57,10 @@ def make_change(change: str, tree: Path, back: bool = False) -> None:
     """
     texts = {}
     for name, body in re.findall(r"^--- (\S+)\n(.*?)(?=^--- |\Z)", change, re.M | re.S):
-        text = texts.get(name) or (tree / name).read_text()
+        text = texts.get(name) or "\n" + (tree / name).read_text()
         for lot in re.findall(r"(?:^-.*\n)+(?:^\+.*\n?)*", body, re.M):
-            plain, changed = ("".join(line[1:].rstrip("\n") + "\n" for line in lot.splitlines() if line[0] == sign)
-                              for sign in "-+")
+            plain, changed = ("\n".join(["", *(line[1:] for line in lot.splitlines() if line[0] == sign), ""])
+                              for sign in "-+")                  # whole lines
             is_changed = text.count(changed) == 1
             if not is_changed and text.count(plain) != 1:
                 raise ValueError(f"{name} is neither as it was nor as this exercise changes it (does it hold another "
@@ -69,7 +69,7 @@ def make_change(change: str, tree: Path, back: bool = False) -> None:
                 text = text.replace(changed, plain) if back else text.replace(plain, changed)
         texts[name] = text
     for name, text in texts.items():
-        write_text(tree / name, text)
+        write_text(tree / name, text[1:])
 
 
 # ---------------------------------------------------------------- run them

@@ -110,11 +110,25 @@ def gather_list(items: list) -> list:
 
 
 def from_rank_0(function):
-    """What the function returns on rank 0, on every rank: work on files that one should do."""
-    answer = [function() if rank() == 0 else None]
+    """What the function returns on rank 0, on every rank: work on files that one should do.  If it raises, all end."""
+    return together(lambda: function() if rank() == 0 else None, of_rank_0=True)
+
+
+def together(function, *given, of_rank_0: bool = False):
+    """What function(*given) returns on this rank, or on rank 0; where it raises on any rank, all ranks end."""
+    answer, error = None, None
+    try:
+        answer = function(*given)
+    except (Exception, SystemExit) as raised:
+        error = raised
+    answers = [(answer if of_rank_0 else None, error is not None)] * world_size()
     if dist.is_initialized():
-        dist.broadcast_object_list(answer)
-    return answer[0]
+        dist.all_gather_object(answers, answers[0])
+    if error is not None:
+        raise error
+    if any(failed for _, failed in answers):
+        raise SystemExit(1)                             # the rank that failed says why
+    return answers[0][0] if of_rank_0 else answer
 
 
 def barrier() -> None:
@@ -134,6 +148,11 @@ def fail(sentence: str) -> None:
         time.sleep(2)                                   # where all fail, rank 0 says it and torchrun ends this one
     print(f"error{f' on rank {rank()}' if rank() else ''}: {sentence}", file=sys.stderr, flush=True)
     raise SystemExit(2)
+
+
+def stop(sentence: str) -> None:
+    """End a run that cannot or need not go on, on all ranks: the sentence once, on stderr, and exit code 1."""
+    raise SystemExit(sentence if rank() == 0 else 1)
 
 
 def first_line(error: BaseException) -> str:

@@ -19,6 +19,8 @@ What can happen, and what then (bench/faults.py kills runs at any moment and com
                         130.  torchrun gives its ranks 30 s for that, then kills them: the last state is as it was
     a rank dies         the others' next collective fails; torchrun stops them, --max-restarts starts all again
     loss or gradient    NaN or infinite on any rank: no rank takes the step; three in a row end the run
+    --max-steps raised  the run goes on from its last state, a finished one, too: its end is that of a run which had the
+                        larger number from the start; where no state was kept, one sentence says so
     a second run        is refused while the first one lives: rank 0 holds a lock on .lock, which dies with it
 """
 import fcntl
@@ -33,6 +35,7 @@ import subprocess
 import sys
 import time
 import warnings
+from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
 
@@ -43,7 +46,7 @@ from engine.files import (
     FULL, empty_directory, file_digest, put_in_place, read_jsonl, read_record, saving, stop_on_write_error, sync,
     write_json, write_text,
 )
-from engine.ranks import all_sum, barrier, fail, from_rank_0, gather_list, rank, say, share, world_size
+from engine.ranks import all_sum, barrier, fail, from_rank_0, gather_list, rank, say, share, stop, world_size
 from engine.rollouts import Rollouts
 
 # ================================================================ begin and finish
@@ -62,7 +65,7 @@ def open_run(args, parents: dict | None = None, inputs: dict | None = None) -> b
     """
     if problem := from_rank_0(lambda: lock(args.out) or prepare_directory(args, parents or {}, inputs or {})):
         fail(problem)
-    if (args.out / "DONE").is_file():
+    if from_rank_0((args.out / "DONE").is_file):
         drop_kept(args.out)
         say(f"{args.out} is done already (--overwrite starts anew)")
         return False
@@ -101,13 +104,7 @@ def prepare_directory(args, parents: dict, inputs: dict) -> str | None:
               "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     old, restarted = read_record(out), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if old and (restarted or not args.overwrite):               # torchrun's restart takes up what it began itself
-        if differing := differences(old, record):
-            return (f"--out {out} is of a run with other flags or inputs ({differing}); choose another directory or "
-                    "--overwrite")
-        for name in ("world_size", "versions", "git_commit"):
-            if name in old and old[name] != record[name]:
-                say(f"{out}: begun with {name} {old[name]}, goes on with {record[name]}")
-        return None
+        return take_up(out, old, record)
     given = [value if isinstance(value, list) else [value] for flag, value in vars(args).items() if flag != "out"]
     for path in (path for paths in given for path in paths if isinstance(path, Path)):
         if path.exists() and out.resolve() in [path.resolve(), *path.resolve().parents]:
@@ -116,6 +113,26 @@ def prepare_directory(args, parents: dict, inputs: dict) -> str | None:
         if path.name not in (".lock", "args.json"):             # as long as args.json stands, this is a run's directory
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     write_json(out / "args.json", record)
+    return None
+
+
+def take_up(out: Path, old: dict, record: dict) -> str | None:
+    """Compare a directory's record with that of the command that goes on with it.  -> what is wrong, or None."""
+    before, now = (each["args"].get("max_steps") for each in (old, record))
+    longer = None not in (before, now) and before < now
+    if differing := differences(old | {"args": old["args"] | {"max_steps": now}} if longer else old, record):
+        return (f"--out {out} is of a run with other flags or inputs ({differing}); choose another directory or "
+                "--overwrite")
+    for name in ("world_size", "versions", "git_commit"):
+        if name in old and old[name] != record[name]:
+            say(f"{out}: begun with {name} {old[name]}, goes on with {record[name]}")
+    if longer:
+        if (out / "DONE").is_file() and not states(out):
+            return (f"--out {out} has ended after --max-steps {before} and has no state to go on from (--save-every "
+                    "keeps them); choose another directory, whose run may begin from the model/ here, or --overwrite")
+        (out / "DONE").unlink(missing_ok=True)                  # no longer a parent, first of all
+        write_json(out / "args.json", old | {"args": old["args"] | {"max_steps": now}})
+        say(f"{out}: --max-steps {now} in place of {before}; the run goes on from its last state")
     return None
 
 
@@ -150,9 +167,9 @@ def short_commit(commit: str) -> str:
 
 
 def versions() -> dict:
-    import transformers
-
-    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+    """What the results depend on, and the device."""
+    packages = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "sympy")}
+    return {"python": platform.python_version(), **packages,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"}
 
 
@@ -233,7 +250,7 @@ def log_nonfinite(out: Path, step: int, tokenizer, micro_batches: list[Rollouts]
     if {step - 1, step - 2} <= steps:
         sentence = (f"{out}: stopped at step {step}: loss or gradient was not finite three steps in a row; "
                     "nonfinite.jsonl has their rollouts; a lower --lr or --dtype float32 may help")
-        raise SystemExit(sentence if rank() == 0 else 1)
+        stop(sentence)
 
 
 # ================================================================ states

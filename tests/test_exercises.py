@@ -140,6 +140,9 @@ def test_a_change_there_and_back(tmp_path):
     for _ in range(2):
         make_change(change, tmp_path, back=True)
         assert file.read_text() == "x = 1\ny = 2\n"
+    file.write_text("if y:\n    x = 1\nx = 1\n")        # whole lines are compared
+    make_change(change, tmp_path)
+    assert file.read_text() == "if y:\n    x = 1\nx = 1\nz = 3\n"
     file.write_text("x = 4\n")
     for back in (False, True):
         with pytest.raises(ValueError, match="git checkout a.py"):

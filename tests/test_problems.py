@@ -184,7 +184,7 @@ def test_a_gold_that_is_no_text_or_number_is_refused(tmp_path, sentence, gold):
     ({"problem": 5, "answer": "1"}, "no text"), ({"problem": "p", "solution": "it is 5"}, "no answer"),
     ({"prompt": "p", "answer": "1"}, "`prompt` holds chat messages"), ({"prompt": [], "answer": "1"}, "one of the user"),
     ({"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "answer": "1"}, "none of an assistant"),
-    ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": "1"}, "no text"),
+    ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": "1"}, "parts of ['image']; only parts of text"),
     ({"prompt": [{"role": "user", "content": "a"}, {"role": ["tool"], "content": "b"}], "answer": "1"}, "one of the user"),
     ({"problem": "half \ud83d", "answer": "1"}, "surrogate")])
 def test_what_is_missing_is_named_with_the_columns_found(tmp_path, sentence, row, told):

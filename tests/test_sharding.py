@@ -32,9 +32,9 @@ def test_activation_checkpointing_changes_no_gradient(toy):
     assert calls.count(True) == calls.count(False) + 1   # once more, for the backward pass
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
     with sharding.sampling_weights(model, "float32") as sampler:
-        assert not sampler.training                      # a block that is checkpointed has no cache
+        assert not sampler.model.layers[0].training                      # a block that is checkpointed has no cache
         common.sample(sampler, [[5, 6]], samples_per_prompt=2, max_new_tokens=4, eos_ids=[1], pad_id=0)
-    assert model.training
+    assert model.model.layers[0].training and not model.training, "the blocks alone, each as it was"
 
 
 # ---------------------------------------------------------------- several ranks

@@ -335,14 +335,37 @@ def test_a_resumed_run_is_the_same_to_the_bit(toy, flags_of, tmp_path, monkeypat
     monkeypatch.setattr(module, "load_state", lambda *args: (taken_up.append(load(*args)), taken_up[0])[1])
     run(module, *flags, "--out", tmp_path / "broken")
     assert taken_up[0][0] == 4, "it went on after step 4 and did not begin anew"
-    whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "broken"))
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert_the_same_run(tmp_path / "whole", tmp_path / "broken")
 
+
+def assert_the_same_run(one, other):
     def without_clock(rows):
         return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
 
-    assert without_clock(metrics(tmp_path / "whole")) == without_clock(metrics(tmp_path / "broken"))
-    assert (tmp_path / "whole" / "samples.jsonl").read_text() == (tmp_path / "broken" / "samples.jsonl").read_text()
+    one_model, other_model = (load_file(run / "model" / "model.safetensors") for run in (one, other))
+    assert all(torch.equal(one_model[name], other_model[name]) for name in one_model)
+    assert without_clock(metrics(one)) == without_clock(metrics(other))
+    assert (one / "samples.jsonl").read_text() == (other / "samples.jsonl").read_text()
+
+
+@pytest.mark.parametrize("module", [stage1_grpo, stage3_kl, stage4_distill])
+def test_a_finished_run_goes_on_when_max_steps_is_raised(toy, flags_of, tmp_path, capsys, module):
+    flags = [*flags_of[module.__name__], "--lr", 1e-3, "--micro-batch-size", 4]
+    flags += ["--steps-per-rollout", 2] if module is stage1_grpo else []
+    run(module, *flags, "--save-every", 2, "--max-steps", 6, "--out", tmp_path / "whole")
+    run(module, *flags, "--save-every", 2, "--max-steps", 3, "--out", tmp_path / "longer")
+    run(module, *flags, "--save-every", 2, "--max-steps", 6, "--out", tmp_path / "longer")
+    assert_the_same_run(tmp_path / "whole", tmp_path / "longer")
+    assert json.loads((tmp_path / "longer" / "args.json").read_text())["args"]["max_steps"] == 6
+    with pytest.raises(SystemExit):                      # fewer steps are another run
+        run(module, *flags, "--save-every", 2, "--max-steps", 4, "--out", tmp_path / "longer")
+    assert "--max-steps: 6 there, 4 now" in capsys.readouterr().err
+
+    run(module, *flags, "--save-every", 0, "--max-steps", 1, "--out", tmp_path / "no_state")
+    with pytest.raises(SystemExit):
+        run(module, *flags, "--save-every", 0, "--max-steps", 2, "--out", tmp_path / "no_state")
+    assert "no state to go on from" in capsys.readouterr().err
+    assert (tmp_path / "no_state" / "DONE").is_file(), "nothing is lost"
 
 
 def test_batches_cover_each_epoch_once():
