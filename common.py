@@ -96,7 +96,7 @@ class Prepared:
     parents: dict[str, dict]            # flag -> what find_model returned
     tokenizer: object                   # of the first, which samples
     vocab_size: int                     # ids that all of them have rows for
-    stop: list[int]                     # ids that end a completion
+    eos_ids: list[int]                  # ids that end a completion
     prompts: list[list[list[int]]]      # of each group of problems, their token ids
     inputs: dict[str, dict]             # digests of all that decides prompts and rewards, for open_run
 
@@ -110,7 +110,7 @@ def prepare(args, flags: list[str], **groups: list[Problem]) -> Prepared:
     parents = {flag: find_model(getattr(args, flag), args.allow_failed_certificate) for flag in flags}
     dirs = [Path(parent["path"]) for parent in parents.values()]
     tokenizer, other = load_tokenizer(dirs[0]), load_tokenizer(dirs[-1])
-    vocab_size, stop = check_pair(dirs[0], tokenizer, dirs[-1], other), eos_ids(dirs[0], tokenizer)
+    vocab_size, ends = check_pair(dirs[0], tokenizer, dirs[-1], other), eos_ids(dirs[0], tokenizer)
     prompts = [encode_prompts(tokenizer, problems, args) for problems in groups.values()]
     every_problem, every_prompt = sum(groups.values(), []), sum(prompts, [])
     check_prompt_ids(every_problem, every_prompt, vocab_size)
@@ -120,8 +120,8 @@ def prepare(args, flags: list[str], **groups: list[Problem]) -> Prepared:
         check_runs_prompts(tokenizer, args, parents)
     inputs = {name: contents(problems) for name, problems in groups.items()}
     say(f"first prompt: {tokenizer.decode(every_prompt[0])!r}")
-    return Prepared(parents, tokenizer, vocab_size, stop, prompts,
-                    inputs | prompt_inputs(tokenizer, args, every_prompt, stop))
+    return Prepared(parents, tokenizer, vocab_size, ends, prompts,
+                    inputs | prompt_inputs(tokenizer, args, every_prompt, ends))
 
 
 def batch_indices(num_items: int, batch_size: int, batch: int, seed: int) -> list[int]:
@@ -152,7 +152,7 @@ def load_prepared(ready: Prepared, flag: str, args, device, trainable: bool = Fa
 # ================================================================ sampling and scoring
 
 
-def sample_share(model, tokenizer, prompts: list[list[int]], args, stop: list[int], *purpose,
+def sample_share(model, tokenizer, prompts: list[list[int]], args, eos_ids: list[int], *purpose,
                  indices: list[int] | None = None) -> tuple[Rollouts, list[int]]:
     """Sample this rank's share of prompts that all ranks hold, with the model's weights gathered for that time.
 
@@ -163,7 +163,7 @@ def sample_share(model, tokenizer, prompts: list[list[int]], args, stop: list[in
     with sampling_weights(model, args.dtype, args.sample_on_shards) as whole_model:
         rollouts = sample(whole_model, [prompts[place] for place in places],
                           samples_per_prompt=args.samples_per_prompt, max_new_tokens=args.max_new_tokens,
-                          temperature=args.temperature, eos_ids=stop, pad_id=tokenizer.pad_token_id,
+                          temperature=args.temperature, eos_ids=eos_ids, pad_id=tokenizer.pad_token_id,
                           generator=random_generator(args.seed, *purpose), indices=[indices[place] for place in places],
                           rollout_tokens=args.rollout_tokens)
     return rollouts, places

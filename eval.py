@@ -116,7 +116,7 @@ class Sampling:
     on_shards: bool = False             # for a model that one rank cannot hold whole
 
 
-def evaluate(model, tokenizer, problems, prompts, stop: list[int], sampling: Sampling, keep: Path | None = None,
+def evaluate(model, tokenizer, problems, prompts, eos_ids: list[int], sampling: Sampling, keep: Path | None = None,
              progress: bool = False) -> list[dict]:
     """Sample and grade each problem; ranks share the problems.  -> completions.jsonl's rows.
 
@@ -137,7 +137,7 @@ def evaluate(model, tokenizer, problems, prompts, stop: list[int], sampling: Sam
                 rollouts = sample(
                     whole_model, [prompts[i] for i in todo], samples_per_prompt=sampling.samples,
                     max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
-                    top_k=sampling.top_k, eos_ids=stop, pad_id=tokenizer.pad_token_id,
+                    top_k=sampling.top_k, eos_ids=eos_ids, pad_id=tokenizer.pad_token_id,
                     generator=random_generator(sampling.seed, "evaluate"), indices=todo,
                     rollout_tokens=sampling.rollout_tokens)
                 judged = judge(rollouts, [problems[i] for i in todo], tokenizer, sampling.samples)
@@ -277,11 +277,11 @@ def failures_page(rows: list[dict], most: int = 200) -> str:
         comparisons and could not read {counts["unreadable"]}.</p>{"".join(parts)}</html>"""
 
 
-def accuracy(model, tokenizer, problems, prompts, args, stop: list[int]) -> float:
+def accuracy(model, tokenizer, problems, prompts, args, eos_ids: list[int]) -> float:
     """avg@k while training: --eval-samples completions a problem at the training temperature, no truncation."""
     sampling = Sampling(args.eval_samples, args.max_new_tokens, args.temperature, seed=args.seed, dtype=args.dtype,
                         rollout_tokens=args.rollout_tokens, on_shards=args.sample_on_shards)
-    rows = evaluate(model, tokenizer, problems, prompts, stop, sampling)
+    rows = evaluate(model, tokenizer, problems, prompts, eos_ids, sampling)
     return float(np.mean([row["verdicts"] for row in rows]))
 
 
@@ -351,7 +351,8 @@ def sample_and_judge(args) -> list[dict] | None:
     model = load_prepared(ready, "model", args, device)
     sampling = Sampling(args.samples, args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.seed,
                         args.batch_size, args.rollout_tokens, args.dtype, args.sample_on_shards)
-    rows = evaluate(model, ready.tokenizer, problems, ready.prompts[0], ready.stop, sampling, args.out, progress=True)
+    rows = evaluate(
+        model, ready.tokenizer, problems, ready.prompts[0], ready.eos_ids, sampling, args.out, progress=True)
     counts.update(zip(counts, map(int, all_sum(*counts.values()))))         # of all ranks, for scores.json
     return rows
 

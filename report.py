@@ -16,7 +16,6 @@ import importlib.util
 from pathlib import Path
 
 from common import FlagParser, natural
-from engine.files import NotJson
 from engine.ranks import fail
 from pages import card, run, table, tensorboard
 
@@ -54,8 +53,6 @@ def main(args) -> None:
             tensorboard.export(args.directories, args.every)
         else:
             write_page(args, is_table)
-    except NotJson as error:
-        fail(f"{error}; mend it or delete it")
     except KeyboardInterrupt:                                   # the end of --every
         raise SystemExit(130) from None
 

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from common import FlagParser, natural, positive
-from engine.files import NotJson, read_json, read_jsonl, write_json
+from engine.files import read_json, read_jsonl, write_json
 from engine.ranks import fail, say
 from experiments.mawps import find_mawps
 from experiments.runner import (
@@ -200,7 +200,7 @@ def check_out(args, scopes: list[Scope]) -> None:
         old = read_json(args.out / "table.json")
         kept = [(part["seed"], part["setting"], part["labels"]) for part in old.get("scopes", ())]
         held = old and (old["table"], old["scale"], old.get("test"), old.get("dtype", args.dtype))
-    except (NotJson, AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         fail(f"--out {args.out}: its table.json is damaged; delete it, and this command writes it anew from the runs")
     if held and held[:2] != (args.table, args.scale):
         fail(f"--out {args.out} holds the table {held[0]} of {held[1]} scale; choose another directory")

@@ -32,7 +32,7 @@ from common import (
 )
 from engine.checkpoints import save_model
 from engine.files import write_json
-from engine.problems import INSTRUCTION, template_arguments
+from engine.problems import INSTRUCTION, distinct, template_arguments
 from engine.ranks import all_sum, fail, random_generator, rank, setup_distributed, stop, together
 from engine.rollouts import cut_groups, even_micro_batches
 from engine.runs import (
@@ -168,9 +168,10 @@ def main(args) -> None:
     if args.dual_clip <= 1:
         fail(f"--dual-clip {args.dual_clip:g}: give more than 1, else no wrong answer has its whole gradient")
     device = setup_distributed()
-    problems, eval_problems = load_graded_problems(args.problems, args), load_graded_problems(args.eval_problems, args)
+    problems = load_graded_problems(args.problems, args)
+    eval_problems = distinct(load_graded_problems(args.eval_problems, args))
     ready = prepare(args, ["model"], problems=problems, eval_problems=eval_problems)
-    tokenizer, stop, (prompts, eval_prompts) = ready.tokenizer, ready.stop, ready.prompts
+    tokenizer, eos_ids, (prompts, eval_prompts) = ready.tokenizer, ready.eos_ids, ready.prompts
     if not open_run(args, ready.parents, ready.inputs):
         return
 
@@ -187,7 +188,8 @@ def main(args) -> None:
         # sample: the prompts of several optimiser steps, shared out over the ranks
         start, first = time.perf_counter(), batch * args.steps_per_rollout + 1
         chosen = batch_indices(len(prompts), args.prompts_per_step * args.steps_per_rollout, batch, args.seed)
-        rollouts, places = sample_share(policy, tokenizer, [prompts[i] for i in chosen], args, stop, "rollouts", batch)
+        rollouts, places = sample_share(
+            policy, tokenizer, [prompts[i] for i in chosen], args, eos_ids, "rollouts", batch)
         sample_seconds = time.perf_counter() - start
 
         # score
@@ -256,7 +258,7 @@ def main(args) -> None:
                        "clipped_fraction": clipped / max(num_tokens, 1), "tokens_per_second": num_tokens / seconds,
                        "sample_seconds": sample_seconds, "train_seconds": seconds - sample_seconds, **totals}
             if args.eval_every and (step % args.eval_every == 0 or step == args.max_steps):
-                figures["eval_accuracy"] = accuracy(policy, tokenizer, eval_problems, eval_prompts, args, stop)
+                figures["eval_accuracy"] = accuracy(policy, tokenizer, eval_problems, eval_prompts, args, eos_ids)
             log_metrics(args.out, step, **figures)
             bar.set_postfix_str(f"reward {figures['reward_mean']:.3f}, mixed {figures['mixed_groups_fraction']:.2f}, "
                                 f"{figures['tokens_per_second']:.0f} tokens/s", refresh=False)
@@ -266,7 +268,7 @@ def main(args) -> None:
         # save
         save_or_leave(args, step, policy, optimizer, {"totals": totals, "recent": recent}, args.steps_per_rollout)
 
-    save_model(policy, tokenizer, stop, args.out / "model")
+    save_model(policy, tokenizer, eos_ids, args.out / "model")
     if rank() == 0:
         seen = {problems[i].id for i in trained_indices(len(problems), args)}
         write_json(args.out / "trained_problems.json", sorted(seen))

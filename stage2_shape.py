@@ -37,7 +37,7 @@ from common import (
 )
 from engine.checkpoints import read_object
 from engine.files import read_record, write_json, write_jsonl
-from engine.problems import INSTRUCTION, check_runs_prompts, digest, template_arguments
+from engine.problems import INSTRUCTION, check_runs_prompts, digest, distinct, template_arguments
 from engine.ranks import fail, from_rank_0, gather_list, rank, say, setup_distributed
 from engine.rollouts import even_micro_batches
 from engine.runs import finish_run, keep_rows, kept_rows, leave_if_asked, open_run
@@ -110,8 +110,8 @@ def shaped_rollouts(name: str, writer: str, models: dict, ready, problems, promp
     bar = tqdm(total=len(problems), initial=len(groups), unit="prompt", desc=name, disable=rank() > 0)
     for batch in (todo[start:start + args.prompts_per_step] for start in range(0, len(todo), args.prompts_per_step)):
         start = time.perf_counter()
-        rollouts, places = sample_share(models[writer], ready.tokenizer, [prompts[i] for i in batch], args, ready.stop,
-                                        name, indices=batch)
+        rollouts, places = sample_share(
+            models[writer], ready.tokenizer, [prompts[i] for i in batch], args, ready.eos_ids, name, indices=batch)
         mine = [batch[place] for place in places]
         rollouts.rewards = grade_rollouts(rollouts, [problems[i].answer for i in mine], ready.tokenizer)
         rows = scored_rows(rollouts, [problems[i] for i in mine for _ in range(size)],
@@ -234,7 +234,7 @@ def main(args) -> None:
     selected = args.keep == "right" or args.weight == "reward"
     problems = load_graded_problems(args.problems, args) if selected else load_problems(args.problems, False)
     problems = problems[:args.num_problems or None]
-    given = load_graded_problems(args.certify_problems, args)
+    given = distinct(load_graded_problems(args.certify_problems, args))
     ready = prepare(args, MODELS, problems=problems, certify_problems=given)
     check_runs_prompts(ready.tokenizer, args, {"teacher": ready.parents["teacher"]})
     seen = set(check_reference(*ready.parents.values(), args))

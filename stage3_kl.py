@@ -34,7 +34,9 @@ from common import (
 )
 from engine.checkpoints import save_model
 from engine.files import write_json
-from engine.problems import INSTRUCTION, check_runs_prompts, digest, load_problems, read_rollouts, template_arguments
+from engine.problems import (
+    INSTRUCTION, check_runs_prompts, digest, distinct, load_problems, read_rollouts, template_arguments,
+)
 from engine.ranks import all_sum, balanced_share, fail, gather_list, rank, say, setup_distributed, share
 from engine.rollouts import even_micro_batches, from_rows
 from engine.runs import (
@@ -67,14 +69,14 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure_c2(student, teacher, tokenizer, prompts, args, stop: list[int], step: int, autocast) -> dict:
+def measure_c2(student, teacher, tokenizer, prompts, args, eos_ids: list[int], step: int, autocast) -> dict:
     """Mean token KL(student || teacher) on fresh student rollouts (equation 7), nats; its interval over prompts."""
     sums: list[tuple[int, float, int]] = []                     # of each of this rank's prompts: place, nats, tokens
     for start in range(0, len(prompts), args.rollouts_per_step):
         if args.offload_teacher:
             teacher.to("cpu")
-        rollouts, places = sample_share(student, tokenizer, prompts[start:start + args.rollouts_per_step], args, stop,
-                                        "c2", step, start)
+        rollouts, places = sample_share(
+            student, tokenizer, prompts[start:start + args.rollouts_per_step], args, eos_ids, "c2", step, start)
         teacher.to(student.device)
         if start == 0:
             log_samples(args.out, step, tokenizer, rollouts)
@@ -148,9 +150,9 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(args) -> None:
     device = setup_distributed()
     problems = load_problems(args.problems, need_answers=False)[:args.num_certify_problems]
-    eval_problems = load_graded_problems(args.eval_problems, args)
+    eval_problems = distinct(load_graded_problems(args.eval_problems, args))
     ready = prepare(args, ["student", "teacher"], problems=problems, eval_problems=eval_problems)
-    tokenizer, stop, (prompts, eval_prompts) = ready.tokenizer, ready.stop, ready.prompts
+    tokenizer, eos_ids, (prompts, eval_prompts) = ready.tokenizer, ready.eos_ids, ready.prompts
     rows = read_rollouts(args, ready)
     check_runs_prompts(tokenizer, args, {"rollouts": {"run": args.rollouts.parent}})
     if not open_run(args, ready.parents, {**ready.inputs, "rollouts": {str(args.rollouts): digest(rows)}}):
@@ -168,7 +170,7 @@ def main(args) -> None:
     def certify(step: int) -> dict:
         """C2, the forward KL beside it; counted in the run's seconds and tokens, as the method needs them."""
         start = time.perf_counter()
-        certificate = measure_c2(student, teacher, tokenizer, prompts, args, stop, step, autocast)
+        certificate = measure_c2(student, teacher, tokenizer, prompts, args, eos_ids, step, autocast)
         if np.isnan(certificate["c2_reverse_kl_nats"]):
             fail(f"{args.out}: C2 is not a number at step {step}: the logits of --student or --teacher are not")
         forward_kl_nats = measure_forward_kl(student, teacher, probe, args, autocast)
@@ -223,7 +225,7 @@ def main(args) -> None:
             certificate = certify(step)
             figures |= certificate
             if eval_problems:
-                figures["eval_accuracy"] = accuracy(student, tokenizer, eval_problems, eval_prompts, args, stop)
+                figures["eval_accuracy"] = accuracy(student, tokenizer, eval_problems, eval_prompts, args, eos_ids)
         log_metrics(args.out, step, **figures, **totals)
         bar.set_postfix_str(f"forward KL {figures['forward_kl_nats']:.4f}, C2 {certificate['c2_reverse_kl_nats']:.4f} "
                             f"nats, {figures['tokens_per_second']:.0f} tokens/s", refresh=False)
@@ -236,7 +238,7 @@ def main(args) -> None:
                     "max_kl_nats": args.max_kl, "optimiser_steps": step}
     if rank() == 0:
         write_json(args.out / "certificate.json", certificate)
-    save_model(student, tokenizer, stop, args.out / "model")
+    save_model(student, tokenizer, eos_ids, args.out / "model")
     finish_run(args.out, **totals)
     say(c2_in_words(certificate))
     draw_page(args.out)

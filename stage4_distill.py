@@ -27,7 +27,7 @@ from common import (
     load_prepared, natural, positive, prepare, sample_share, sampler_gap,
 )
 from engine.checkpoints import save_model
-from engine.problems import INSTRUCTION, load_problems, template_arguments
+from engine.problems import INSTRUCTION, distinct, load_problems, template_arguments
 from engine.ranks import all_sum, fail, rank, setup_distributed
 from engine.rollouts import even_micro_batches
 from engine.runs import (
@@ -126,9 +126,10 @@ def main(args) -> None:
     if bool(args.eval_every) != bool(args.eval_problems):
         fail("--eval-every and --eval-problems go together: give both, or neither")
     device = setup_distributed()
-    problems, eval_problems = load_problems(args.problems, False), load_graded_problems(args.eval_problems, args)
+    problems = load_problems(args.problems, need_answers=False)
+    eval_problems = distinct(load_graded_problems(args.eval_problems, args))
     ready = prepare(args, ["student", "teacher"], problems=problems, eval_problems=eval_problems)
-    tokenizer, stop, (prompts, eval_prompts) = ready.tokenizer, ready.stop, ready.prompts
+    tokenizer, eos_ids, (prompts, eval_prompts) = ready.tokenizer, ready.eos_ids, ready.prompts
     if not open_run(args, ready.parents, ready.inputs):
         return
 
@@ -147,7 +148,7 @@ def main(args) -> None:
         chosen = batch_indices(len(prompts), args.prompts_per_step, step - 1, args.seed)
         if args.offload_teacher:
             teacher.to("cpu")
-        rollouts, _ = sample_share(student, tokenizer, [prompts[i] for i in chosen], args, stop, "rollouts", step)
+        rollouts, _ = sample_share(student, tokenizer, [prompts[i] for i in chosen], args, eos_ids, "rollouts", step)
         teacher.to(device)
         sample_seconds = time.perf_counter() - start
         if step % 10 == 1:
@@ -203,7 +204,7 @@ def main(args) -> None:
                    "sample_seconds": sample_seconds, "train_seconds": seconds - sample_seconds,
                    **sampler_gap(logprobs_of, micro_batches), **totals}
         if args.eval_every and (step % args.eval_every == 0 or step == args.max_steps):
-            figures["eval_accuracy"] = accuracy(student, tokenizer, eval_problems, eval_prompts, args, stop)
+            figures["eval_accuracy"] = accuracy(student, tokenizer, eval_problems, eval_prompts, args, eos_ids)
         log_metrics(args.out, step, **figures)
         bar.set_postfix_str(f"reverse KL {figures['reverse_kl_nats']:.4f} nats, "
                             f"{figures['tokens_per_second']:.0f} tokens/s")
@@ -211,7 +212,7 @@ def main(args) -> None:
         # save
         save_or_leave(args, step, student, optimizer, {"totals": totals})
 
-    save_model(student, tokenizer, stop, args.out / "model")
+    save_model(student, tokenizer, eos_ids, args.out / "model")
     finish_run(args.out, **totals)
     draw_page(args.out)
 

@@ -58,6 +58,7 @@ if __name__ == "__main__":
     simulations = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     for units in (3, 5, 10):
         for stuck in (0.0, 0.2, 0.5):
-            print(f"a table of {units} units, {stuck:.0%} stuck: {tables(simulations, units, stuck):,} of {simulations:,}")
+            held = tables(simulations, units, stuck)
+            print(f"a table of {units} units, {stuck:.0%} stuck: {held:,} of {simulations:,}")
     print("avg@8 over problems, over samples: {:,} and {:,}".format(*evaluations(simulations)), f"of {simulations:,}")
     print(f"C1: {certificates(simulations):,} of {simulations:,}")

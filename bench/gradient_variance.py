@@ -62,8 +62,8 @@ def main(args) -> None:
     prompts, gradients, seconds = ready.prompts[0], {}, {}
     for batch in range(args.batches):
         chosen = batch_indices(len(prompts), args.prompts_per_step, batch, args.seed)
-        rollouts, _ = sample_share(student, ready.tokenizer, [prompts[i] for i in chosen], args, ready.stop, "rollouts",
-                                   batch)
+        rollouts, _ = sample_share(
+            student, ready.tokenizer, [prompts[i] for i in chosen], args, ready.eos_ids, "rollouts", batch)
         num_tokens, micro_batches = rollouts.completion_mask.sum(), even_micro_batches(rollouts, args.micro_batch_size)
         for form, divergence in FORMS.items():
             start = time.process_time()

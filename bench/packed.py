@@ -116,7 +116,7 @@ def attention(args) -> None:
         seconds: dict[str, list[float]] = {"whole rows": [], "parts": []}
         for _ in range(1 + args.rounds):                # the first one is not counted
             for way, each in seconds.items():
-                form.shares_prompts = lambda *tensors: way == "parts"
+                form.shares_prompts = lambda *tensors, way=way: way == "parts"
                 start = time.process_time()
                 for _ in range(3):
                     seen = form.attend(None, query, key, value, None)[0]

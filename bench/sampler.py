@@ -11,10 +11,11 @@ trial; generate_batch() (transformers' continuous batching, which TRL can use to
 Fixed length: decoding alone at batch 1, 16 and 64, EOS off, prompts of 32 tokens; the time of many new tokens less the
 time of one, so that no prefill is in it.  Tokens are those up to EOS; padding of ended rows counts nothing.
 
-The roofline of a step: every nn.Linear of the model alone on a batch of that size, in the better of its own layout and
-the sampler's, and once through the cached keys and values at the bandwidth that a sum over a large buffer reaches.  The
-roofline of the GSM8K case adds up the steps that these rollouts took, with the rows that were alive in each, and the
-prompts' own tokens once.  --shape: a model of random weights, with prompts of random tokens.
+The roofline of a step: every nn.Linear of the model alone on a batch of that size, by the best of MKL and oneDNN, each
+with plain and with packed weights (the run says which), and once through the cached keys and values at the bandwidth that
+a sum over a large buffer reaches.  The roofline of the GSM8K case adds up the steps that these rollouts took, with the
+rows that were alive in each, and the prompts' own tokens once.  --shape: a model of random weights, with prompts of
+random tokens.
 """
 import ctypes
 import json
@@ -22,6 +23,7 @@ import os
 import sys
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from statistics import median
 
@@ -136,21 +138,35 @@ def median_seconds(function, repeats: int = 5) -> float:
     return median(times)
 
 
+FASTER: Counter = Counter()                             # which library and layout was the quickest, batch after batch
+
+
 @torch.no_grad()
 def matmul_seconds(model, batch: int, head: bool = True) -> float:
-    """Median seconds of every nn.Linear on `batch` rows, in the better of its own layout and the sampler's."""
-    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)
-               and (head or module is not model.get_output_embeddings())]
+    """Median seconds of every nn.Linear on `batch` rows, in the best of both libraries and of both layouts."""
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)
+              and (head or module is not model.get_output_embeddings())]
     inputs = {width: torch.randn(batch, width, dtype=model.dtype, device=model.device)
-              for width in {module.in_features for module in linears}}
+              for width in {module.in_features for module in layers}}
 
     def step():
-        for module in linears:
+        for module in layers:
             module(inputs[module.in_features])
 
-    own = median_seconds(step)
-    with linears.packed_weights(model):
-        return min(own, median_seconds(step))
+    seconds, before = {}, os.environ.get("FLOAT32_MATMUL")
+    try:
+        for library in ("mkl", "onednn"):
+            os.environ["FLOAT32_MATMUL"] = library
+            linears.choose(model)
+            seconds[f"{library}, plain"] = median_seconds(step)
+            with linears.packed_weights(model):
+                seconds[f"{library}, packed"] = median_seconds(step)
+    finally:
+        os.environ.pop("FLOAT32_MATMUL")
+        os.environ.update({"FLOAT32_MATMUL": before} if before else {})
+        linears.choose(model)
+    FASTER[min(seconds, key=seconds.get)] += 1
+    return min(seconds.values())
 
 
 def bandwidth(device) -> float:
@@ -216,6 +232,7 @@ def gsm8k(model, pad_id, prompts, samples: int, new_tokens: int, eos_ids, cache:
     prefill, matmuls, reading = rollouts_roofline(model, prompts, our_lengths)
     least = prefill + matmuls + reading
     print(f"  roofline of these rollouts {least:.1f} s (prefill {prefill:.1f}, matmuls of {max(our_lengths) - 1} steps "
+          f"by {FASTER.most_common(1)[0][0]} "
           f"{matmuls:.1f}, cache {reading:.1f}): ours reaches {least / times['ours']:.0%} of it; the ratio to "
           f"generate() would be {sum(our_lengths) / least / speeds['generate()']:.2f} at 100%", flush=True)
 

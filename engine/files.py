@@ -8,6 +8,8 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from engine.ranks import fail
+
 
 def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
@@ -29,15 +31,12 @@ def read_json(path: Path):
     return parsed(path.read_text(encoding="utf-8"), path) if path.is_file() else {}
 
 
-class NotJson(ValueError):
-    """A file that should be JSON and is not, by name and line."""
-
-
 def parsed(text: str, place):
+    """What a JSON text says; one that is damaged ends the script with a sentence."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise NotJson(f"{place}: not JSON ({error})") from None
+        fail(f"{place}: not JSON ({error}); mend it or delete it")
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:

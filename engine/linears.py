@@ -18,6 +18,7 @@ oneDNN is called directly, and computes in float32.  The switches by which it ma
 set one, products are left to PyTorch, which then does as it was told.
 """
 import functools
+import json
 import os
 import time
 import types
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
-from engine.files import read_json, write_json
+from engine.files import write_json
 from engine.hardware import cpu_has_bfloat16, give_back_freed_memory
 from engine.ranks import fail, from_rank_0, world_size
 
@@ -145,9 +146,9 @@ def recorded(wanted: dict[str, tuple]) -> dict[str, str]:
     """What the file of this machine says, measured where it says nothing."""
     file = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sparse-to-dense" / "float32_products.json"
     try:
-        everything = dict(read_json(file))
+        everything = json.loads(file.read_text())
         mine = dict(everything.get(machine(), {}))
-    except (OSError, ValueError, TypeError):            # not written whole by anybody: begun anew
+    except (OSError, ValueError, TypeError, AttributeError):      # not written whole by anybody: begun anew
         everything, mine = {}, {}
     known = {key: mine[key] for key in wanted if mine.get(key) in LIBRARIES}
     if len(known) == len(wanted):

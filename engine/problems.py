@@ -503,8 +503,8 @@ def read_rollouts(args, ready) -> list[dict]:
             fail(f"{path}, line {number}: token ids beyond the student's vocabulary of {ready.vocab_size}")
         if context and len(ids) > context:
             fail(f"{path}, line {number}: {len(ids)} tokens, more than the {context} of context of {model_dir}")
-        if row["finished"] and ids[-1] not in ready.stop:
-            fail(f"{path}, line {number}: it ends with id {ids[-1]}, the student with {ready.stop}")
+        if row["finished"] and ids[-1] not in ready.eos_ids:
+            fail(f"{path}, line {number}: it ends with id {ids[-1]}, the student with {ready.eos_ids}")
     rows = [row for row in rows if row["weight"]]
     if not rows:
         fail(f"--rollouts {path}: the file holds no rollouts, or none whose weight is above 0")

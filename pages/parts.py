@@ -8,8 +8,8 @@ from html import escape
 import numpy as np
 
 INK, MUTED, RULE = "#1c2530", "#66717e", "#dde2e7"
-PALETTE = ["#0072b2", "#c08a00", "#d55e00", "#00805e", "#a8578a", "#3d98cf",          # colour-blind readers tell these apart
-           "#5b4b9a", "#7a6a2f", "#b0306a", "#4d7f17", "#8c4a2f", "#2f7f8c"]
+PALETTE = ["#0072b2", "#c08a00", "#d55e00", "#00805e", "#a8578a", "#3d98cf",
+           "#5b4b9a", "#7a6a2f", "#b0306a", "#4d7f17", "#8c4a2f", "#2f7f8c"]   # the first six: told apart by all
 LINES = [(colour, dash) for dash in ("-", (0, (4, 2)), (0, (1, 1.5))) for colour in PALETTE]       # a run each
 
 STYLE = {
@@ -96,7 +96,7 @@ def page(title: str, kicker: str, sections: list[str], *flags) -> str:
 
 
 def html_table(head: list[str], rows: list[list[str]], numeric=(), classes=()) -> str:
-    """Cells are HTML already; `numeric` columns are set flush right.  On a phone a row is a list of what its cells are."""
+    """Cells are HTML already; `numeric` columns are set flush right.  On a phone a row becomes a list."""
     def line(cells: list[str], tag: str) -> str:
         return "".join(f"<{tag}{' class=n' * (i in numeric)} data-label='{re.sub('<.*', '', head[i])}'>{cell}</{tag}>"
                        for i, cell in enumerate(cells))
@@ -106,9 +106,9 @@ def html_table(head: list[str], rows: list[list[str]], numeric=(), classes=()) -
 
 
 def arm_boxes(colours: dict[str, str]) -> str:
-    """The legend of a page: a checkbox an arm, which hides what is drawn of it.  No script: the style sheet does it."""
-    boxes = "".join(f"<label style='color:{colour}'><input type=checkbox checked id='{slug(arm)}'> {escape(arm)}</label>"
-                    for arm, colour in colours.items())
+    """The legend of a page: a checkbox an arm, which hides what is drawn of it by the style sheet, without script."""
+    boxes = "".join(f"<label style='color:{colour}'><input type=checkbox checked id='{slug(arm)}'> "
+                    f"{escape(arm)}</label>" for arm, colour in colours.items())
     rules = "".join(f"body:has(#{slug(arm)}:not(:checked)) .arm-{slug(arm)}{{display:none}}" for arm in colours)
     return f"<style>{rules}</style><p class=arms>{boxes}</p>"
 
@@ -158,10 +158,11 @@ def wide_svg(draw, label: str) -> str:
 
 
 def draw_intervals(axes, lines: list[tuple], narrow: bool, threshold: float | None = None) -> None:
-    """A line for each (name, colour, [(value, title)], interval): a dot a value, their mean upright, the interval pale."""
+    """A line each (name, colour, [(value, title)], interval): a dot a value, their mean upright, the interval pale."""
     for place, (name, colour, points, interval) in enumerate(lines):
         if interval is not None and None not in interval:
-            axes.plot(interval, [place] * 2, color=colour, linewidth=7, alpha=0.25, solid_capstyle="butt", gid=mark(name))
+            axes.plot(interval, [place] * 2, color=colour, linewidth=7, alpha=0.25, solid_capstyle="butt",
+                      gid=mark(name))
         if points:
             values, heights = [value for value, _ in points], place + np.linspace(-0.2, 0.2, len(points) + 2)[1:-1]
             axes.plot([np.mean(values)] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=1.8, gid=mark(name))

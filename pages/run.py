@@ -62,8 +62,10 @@ def write_samples(path: Path, rows: list[dict], tokenizer, count: int = 8) -> No
 
 
 def write_rewards(out: Path, rows: list[dict], tokenizer, samples_per_prompt: int, count: int = 8) -> None:
-    """What C1 ranked, in implicit_rewards.jsonl: a line a prompt, R of each completion in nats, reward and length; and of
-    `count` prompts, those with both outcomes first, a right and a wrong completion by token in dense_rewards.jsonl.
+    """What C1 ranked, in implicit_rewards.jsonl: a line a prompt, R of each completion in nats, reward and length.
+
+    And of `count` prompts, those with both outcomes first, a right and a wrong completion by token in
+    dense_rewards.jsonl.
     """
     groups = [rows[start:start + samples_per_prompt] for start in range(0, len(rows), samples_per_prompt)]
     write_text(out / "implicit_rewards.jsonl", "".join(json.dumps({"id": group[0]["id"], **{

@@ -90,8 +90,9 @@ def describe(table: dict) -> dict:
     for row in rows:
         values = list(values_of(row).values())
         noise = [(high - low) / 3.92 for low, high in (seed["interval"] for seed in row["seeds"])]
-        row |= {"mean": float(np.mean(values)), "median": float(np.median(values)), "interval": bootstrap_interval(values),
-                "units": len(values), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        row |= {"mean": float(np.mean(values)), "median": float(np.median(values)),
+                "interval": bootstrap_interval(values), "units": len(values),
+                "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
                 "evaluation_sd": float(np.sqrt(np.mean(np.square(noise))))}
         base = start.get(row["setting"], start.get(None))
         if row["runs"] and base is not None:
@@ -122,8 +123,9 @@ def compared(lower: str, higher: str, rows: list[dict], pooled: bool) -> list[di
     for setting, units in differences.items():
         values = list(units.values())
         found.append({
-            "lower": lower, "higher": higher, "setting": setting, "units": len(values), "difference": float(np.mean(values)),
-            "median": float(np.median(values)), "interval": bootstrap_interval(values),
+            "lower": lower, "higher": higher, "setting": setting, "units": len(values),
+            "difference": float(np.mean(values)), "median": float(np.median(values)),
+            "interval": bootstrap_interval(values),
             "units_for": sum(value > 0 for value in values), "units_against": sum(value < 0 for value in values),
             "p": sign_flip_p(values) if len(values) > 1 else None, "p_holm": None})
     return found
@@ -161,11 +163,12 @@ def sentence(ordering: dict, unit: str, with_setting: bool, tests: int) -> str:
     at = f"{ordering['setting']}: " * (with_setting and ordering["setting"] is not None)
     names, difference, number = f"{ordering['lower']} < {ordering['higher']}", ordering["difference"], ordering["units"]
     if ordering["p"] is None:
-        return f"{at}{names}: the difference is {signed(difference)} on the only {unit}, and one {unit} cannot be tested."
+        return f"{at}{names}: the difference is {signed(difference)} on the only {unit}, and one cannot be tested."
     low, high = ordering["interval"]
     p, tested = p_value(ordering["p"]), f"; {p_value(ordering['p_holm'])} by Holm for the table's {tests} tests"
     return (f"{at}{names}: {ordering['verdict']}.  It is so on {ordering['units_for']} of {counted(number, unit)}, "
-            f"p = {p}{tested * (tests > 1)}.  The mean difference is {signed(difference)} [{signed(low)}, {signed(high)}], "
+            f"p = {p}{tested * (tests > 1)}.  "
+            f"The mean difference is {signed(difference)} [{signed(low)}, {signed(high)}], "
             f"the median {signed(ordering['median'])}.").replace("p = <", "p <")
 
 
@@ -188,9 +191,9 @@ def lead(orderings: list[dict], rows: list[dict], unit: str) -> str:
             words.append(f"{intro}: {'; '.join(in_short(each, unit) for each in those)}.")
     if rest := [ordering for ordering in orderings if ordering["verdict"] == "not shown"]:
         agree = sum(max(each["units_for"], each["units_against"]) == each["units"] for each in rest)
-        none = len(rest) == len(orderings) > 1
+        none, verb = len(rest) == len(orderings) > 1, "are" if len(rest) > 1 else "is"
         words.append((f"None of the {len(rest)} comparisons is shown" if none else
-                      f"{len(rest)} of {counted(len(orderings), 'comparison')} {'are' if len(rest) > 1 else 'is'} not shown")
+                      f"{len(rest)} of {counted(len(orderings), 'comparison')} {verb} not shown")
                      + f", although all {unit}s agree in {agree} of these" * bool(agree) + ".")
         fewest = min(each["units"] for each in rest)
         words.append(f"With {counted(fewest, unit)} no such test goes below p = {p_value(2.0 ** (1 - fewest))}."

@@ -11,25 +11,28 @@ from engine.files import read_json, read_jsonl, write_json, write_text
 from engine.runs import short_commit
 from pages.card import script_of
 from pages.parts import (
-    INK, LINES, MUTED, PALETTE, arm_boxes, draw_intervals, html_table, intervals_figure, mark, new_figure, number, page, svg, swatch,
-    wide_svg, with_interval,
+    INK, LINES, MUTED, PALETTE, arm_boxes, draw_intervals, html_table, intervals_figure, mark, new_figure, number,
+    page, svg, swatch, wide_svg, with_interval,
 )
 from pages.run import (
     CURVES, TOTALS, certificate_section, dense_rewards_section, draw_curve, finding, series, smoothed, the_one,
 )
-from pages.statistics import describe, share_interval, students
+from pages.statistics import counted, describe, share_interval, students
 
 GREY = "#7d8792"            # of rows that are for reference
 
 
 def write_table_files(out: Path) -> None:
-    """table.json with its statistics, table.md and, if matplotlib is there, figure.svg and report.html."""
+    """table.json with its statistics, table.md and, if matplotlib is there, figure.svg and report.html.
+
+    figure.svg has a white ground of its own, since others show it on black.
+    """
     table = describe(read_json(out / "table.json"))
     write_json(out / "table.json", table)
     write_text(out / "table.md", markdown(table))
     if importlib.util.find_spec("matplotlib"):
         text = svg(table_figure(table, False), table["about"]).replace("<svg", "<svg style='background:#fff'", 1)
-        write_text(out / "figure.svg", text[text.index("<svg"):].removesuffix("</figure>"))     # others show it on black
+        write_text(out / "figure.svg", text[text.index("<svg"):].removesuffix("</figure>"))
         write_table_page(table, out)
 
 
@@ -54,10 +57,10 @@ def markdown(table: dict) -> str:
     so_far = "" if table.get("finished", True) else ", so far"
     labels = {row["labels"] for row in rows} - {None}
     title = f"{table['table']}, {table['scale']} scale{f', {labels.pop()} labels' if len(labels) == 1 else ''}{so_far}"
-    over = f"mean over {units} {unit}s [95% interval, bootstrap over {unit}s], then the median" if units > 1 else \
-        f"one {unit} [95% interval over problems]"
+    over = f"median and mean over {counted(units, unit)}, a bootstrap over {unit}s" if units > 1 else \
+        f"one {unit}, the interval over problems"
     lines = [f"## {title}", "", f"{table['about']}  Scores are {rows[0]['metric']}: {over}.", ""]
-    lines += setting_lines(rows, settings) if len(settings) > 1 else row_lines(rows, unit)
+    lines += setting_lines(rows, settings) if len(settings) > 1 else bars(*row_cells(rows, unit))
     lines += ["", table["lead"], "", *[f"- {ordering['sentence']}" for ordering in table["orderings"]], ""]
     lines += [f"- {text}" for text in notes(table)]
     return "\n".join([*lines, "", f"`{table['command']}`, commit {short_commit(table['commit'])}, {table['machine']}, "
@@ -99,17 +102,28 @@ def mean_of(row: dict, key: str) -> float | None:
     return float(np.mean([seed[key] for seed in row["seeds"]])) if key in row["seeds"][0] else None
 
 
-def row_lines(rows: list[dict], unit: str) -> list[str]:
-    letters = run_letters({"rows": rows})
-    lines = [f"| row | score | spread of {unit}s / noise of evaluation | {' | '.join(TOTALS.values())} |",
-             "| --- | ---: | ---: |" + " ---: |" * len(TOTALS)]
+def row_cells(rows: list[dict], unit: str) -> tuple[list[str], list[list[str]]]:
+    """-> the head, and a line a row: its score in figures and what it cost.  For table.md and for the page."""
+    letters, lines = run_letters({"rows": rows}), []
     for row in rows:
-        costs = [f"{mean_of(row, key):,.0f}" for key in TOTALS]
+        interval, stuck, runs = interval_of(row), row.get("stuck"), len(row["seeds"])
+        mean = with_interval(row["mean"], interval) if interval else f"{row['mean']:.3f}"
         best = mean_of(row, "best_on_the_way") if "plateau" in row["row"] or "tuned" in row["row"] else None
-        best = "" if best is None else f"; best on the way {best:.3f}"
-        cells = [f"{row['row']} {letters.get(row['row'], '')}".strip(), score(row) + best, spread(row), *costs]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        least, most = share_interval(stuck or 0, runs)
+        costs = [f"{mean_of(row, key):,.0f}" if row["runs"] else "–" for key in TOTALS]
+        cut = mean_of(row, "truncated_fraction")
+        lines.append([
+            f"{row['row']} {letters.get(row['row'], '')}".strip(), f"{row['median']:.3f}",
+            mean + ("" if best is None else f" [best on the way {best:.3f}]"),
+            "–" if stuck is None else f"{stuck} of {runs} [{least:.0%}, {most:.0%}]", spread(row), *costs,
+            "–" if cut is None else f"{cut:.1%}"])
+    return ["row", "median", "mean [95% interval]", "stuck", f"spread of {unit}s / noise",
+            *TOTALS.values(), "cut off"], lines
+
+
+def bars(head: list[str], lines: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---", *["---:"] * (len(head) - 1)], *lines)]
 
 
 def spread(row: dict) -> str:
@@ -122,7 +136,7 @@ def setting_lines(rows: list[dict], settings: list[str]) -> list[str]:
     direct = next((name for name in names if "plateau" in name), None)
     head = ["", *(f"{name} {letters.get(name, '')}".strip() for name in names)]
     head += [f"{direct}: best on the way", "its reward in training"] * bool(direct) + ["C1 held"]
-    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
+    lines = []
     for setting in settings:
         at = {row["row"]: row for row in rows if row["setting"] == setting}
         cells = [setting, *(score(at[name]) if name in at else "" for name in names)]
@@ -130,7 +144,8 @@ def setting_lines(rows: list[dict], settings: list[str]) -> list[str]:
             value = mean_of(at[direct], key) if direct in at else None
             cells.append("" if value is None else f"{value:.3f}")
         held = [seed["c1_passed"] for seed in at.get("full workflow", {"seeds": []})["seeds"]]
-        lines.append(f"| {' | '.join(cells)} | {sum(held)} of {len(held)} |")
+        lines.append([*cells, f"{sum(held)} of {len(held)}"])
+    lines = bars(head, lines)
     same = "; ".join(f"{row['row']} {score(row)}" for row in once)
     lines += ["", f"The same at every setting: {same}."] * bool(once)
     for name in (name for name in names if any(row["runs"] for row in rows if row["row"] == name)):
@@ -170,7 +185,7 @@ def rows_figure(table: dict, narrow: bool):
     figure = new_figure(4.2 if narrow else 8 + 2 * (columns - 1), down * (0.7 + height))
     panels = figure.subplots(down, columns, sharex=True, squeeze=False).flat
     for place, (setting, axes) in enumerate(zip(settings, panels)):
-        draw_intervals(axes, [(row["row"], colours[row["row"]], titled_points(row, table["unit"]), row["interval"])
+        draw_intervals(axes, [(row["row"], colours[row["row"]], titled_points(row, table["unit"]), interval_of(row))
                               for row in table["rows"] if row["setting"] in (None, "", setting)], narrow)
         axes.set(title=setting)
         axes.tick_params(labelleft=place % columns == 0)
@@ -227,8 +242,8 @@ def heat_map(table: dict, settings: list[list[str]], narrow: bool):
         axes.set_xticks(range(len(acrosses)), acrosses)
         axes.set_yticks(range(len(downs)), downs)
         axes.grid(visible=False)
-    figure.supxlabel(f"{table['rows'][0]['metric']}: the median over {table['unit']}s, and below it each run", fontsize=8,
-                     color=MUTED)
+    figure.supxlabel(f"{table['rows'][0]['metric']}: the median over {table['unit']}s, and below it each run",
+                    fontsize=8, color=MUTED)
     return figure
 
 
@@ -276,8 +291,8 @@ def write_table_page(table: dict, out: Path) -> None:
     write_text(out / "report.html", page(title, "Sparse-to-dense reward post-training", sections, out))
 
 
-HOW_DRAWN = """A dot is one run’s score, and pointing at it names it.  An upright is the mean, a pale bar its 95% interval, a
-bootstrap over units.  A box that is not ticked hides its arm in all plots."""
+HOW_DRAWN = """A dot is one run’s score, and pointing at it names it.  An upright is the mean, a pale bar its 95%
+interval, a bootstrap over units.  A box that is not ticked hides its arm in all plots."""
 
 
 def teacher_runs(row: dict, seed_dir: Path) -> list[str]:
@@ -292,17 +307,8 @@ def is_shape(run: Path) -> bool:
 
 def score_section(rows: list[dict], table: dict, seed_dirs: list[Path], at: str) -> str:
     """Each row's score in figures, and what it cost."""
-    lines, letters, unit = [], run_letters(table), table["unit"]
-    for row in rows:
-        interval = "[{:.3f}, {:.3f}]".format(*interval_of(row)) if interval_of(row) else ""
-        stuck, (least, most) = row.get("stuck"), share_interval(row.get("stuck") or 0, len(row["seeds"]))
-        costs = [f"{mean_of(row, key):,.0f}" if row["runs"] else "–" for key in TOTALS]
-        lines.append([
-            f"{escape(row['row'])} {letters.get(row['row'], '')}", f"{row['median']:.3f}",
-            f"{row['mean']:.3f} <small>{interval}</small>",
-            "–" if stuck is None else f"{stuck} of {len(row['seeds'])} <small>[{least:.0%}, {most:.0%}]</small>",
-            spread(row), *costs, f"{np.mean([seed['truncated_fraction'] for seed in row['seeds']]):.1%}"])
-    head = [f"{rows[0]['metric']}", "median", "mean, 95% interval", "stuck", "spread / noise", *TOTALS.values(), "cut off"]
+    unit, (head, lines) = table["unit"], row_cells(rows, table["unit"])
+    lines = [[escape(cell).replace("[", "<small>[").replace("]", "]</small>") for cell in cells] for cells in lines]
     several = max(row["units"] for row in rows) > 1
     return f"""<h2>Scores and costs{escape(at)}</h2>
         {html_table(head, lines, range(1, len(head)),
@@ -310,8 +316,9 @@ def score_section(rows: list[dict], table: dict, seed_dirs: list[Path], at: str)
         <p class="muted">{evaluation_settings(seed_dirs[0])}  The interval is {f"a bootstrap over {unit}s" if several
         else "over the problems of the one evaluation"}.  Stuck: how many runs, with the exact interval of that
         share.  Spread: the standard deviation over {unit}s; noise: that of one evaluation, by its problems.  Grey rows
-        are for reference: what the students began from or learnt from.  A row’s costs are those of every run that led to
-        it, its teacher’s too, on average.  Cut off: completions that reached the longest length.</p>"""
+        are for reference: what the students began from or learnt from.  A row’s costs are those of every run that led
+        to it, its teacher’s too, on average.  Cut
+        off: completions that reached the longest length.</p>"""
 
 
 def names_of(paths: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Put the tables of results/ into the pages that show them: python results/cut_tables.py
 
-A page shows a table between <!-- results/main-toy/table.md --> and <!-- end -->: the rows of that file, and which of its
-rows stand in another table, too.  <!-- students --> is the comparison over every student that a table has.
+A page shows a table between <!-- results/main-toy/table.md --> and <!-- end -->: the rows of that file, and which of
+its rows stand in another table, too.  <!-- students --> is the comparison over every student that a table has.
 """
 import json
 import re
@@ -36,8 +36,8 @@ def same_runs(name: str) -> str:
         for table, row in rows:
             if table == name and others:
                 found[row] = ", ".join(others)
-    return "".join(f"\nThe same runs stand elsewhere: {'; '.join(f'{row} ({other})' for row, other in found.items())}.\n"
-                   ) if found else ""
+    places = "; ".join(f"{row} ({other})" for row, other in found.items())
+    return f"\nThe same runs stand elsewhere: {places}.\n" if found else ""
 
 
 def over_students() -> str:

@@ -85,7 +85,7 @@ def page_of(*flags):
 def test_table_page(table, capsys):
     page = page_of(table)
     assert "avg@4" in (table / "figure.svg").read_text() and (table / "figure.svg").read_text().startswith("<svg")
-    assert "low &lt; high: the difference is +0.800 on the only seed, and one seed cannot be tested." in page and "They share a pair." in page
+    assert "low &lt; high: the difference is +0.800 on the only seed, and one cannot be tested." in page and "They share a pair." in page
     assert "[0.890, 0.910]" in page and "seed0/direct/report.html" in page and "over 1 seed." in page
     assert page.index("<svg") < page.index("<h2 "), "the figure comes first"
     for title in ("Scores and costs", "Learning curves", "Certificate C1", "C2: is the student near the teacher?", "Length and truncation",

@@ -177,7 +177,7 @@ def test_what_is_copied_and_kept_in_parts_is_less():
         form, sizes = Packed(rollouts, least_work), []
         tokens = form.inputs["input_ids"].shape[1]
         query, key, value = (torch.randn(1, tokens, heads, 8).transpose(1, 2).requires_grad_() for heads in (6, 3, 3))
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.untyped_storage().nbytes()) or x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.untyped_storage().nbytes()) or x, lambda x: x):
             form.attend(None, query, key, value, None)
         kept[name] = sum(sizes)
     assert kept["parts"] < kept["whole rows"]
