@@ -120,17 +120,22 @@ def provenance(args, scopes: list[Scope]) -> dict:
             "versions": versions, "date": max(record.get("started", "") for record in records)[:10]}
 
 
+def given_up(scopes: list[Scope]) -> list[str]:
+    """A sentence for each run that failed, such as one that gave up, and for the rows that are missing for it."""
+    return [f"Without {scope.setting or 'this row'} on seed {scope.given.seed}: {name} ended early, {said}."
+            for scope in scopes for name, said in scope.lost.items() if said]
+
+
 def write_table(args, table: Table, scopes: list[Scope], running: bool = False) -> None:
     """All that is written in --out; of a table that is running, what has come in so far."""
     if not (rows := collect(table, scopes)):
         return
     write_json(args.out / "table.json", {
         "table": args.table, "scale": args.scale, "finished": not running, "about": table.about, "unit": table.unit,
-        "shared": list(table.shared), **provenance(args, scopes), "test": args.test and str(args.test),
+        "shared": [*table.shared, *given_up(scopes)], **provenance(args, scopes), "test": args.test and str(args.test),
         "dtype": args.dtype, "rows": rows,
         "orderings": [{"lower": lower, "higher": higher} for lower, higher in table.orderings
                       if {lower, higher} <= {row["row"] for row in rows}],
-        "failed": [scope_key(scope) | {"run": name} for scope in scopes for name in sorted(scope.lost)],
         "scopes": [scope_key(scope) | {"directory": str(scope.directory.relative_to(args.out))} for scope in scopes]})
     write_table_files(args.out)
     if running:
@@ -241,7 +246,7 @@ def main(args) -> None:
     threads = 1 if args.scale == "toy" else max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else None
     failed = run_all(scopes, args.cells or args.out.parent / "cells", args.jobs, threads,   # tiny matrices: no threads
                      when_evaluated=lambda: write_table(args, table, scopes, running=True))
-    write_table(args, table, scopes, running=bool(failed))
+    write_table(args, table, scopes)
     if failed:
         raise SystemExit("\n".join(failed))
 

@@ -179,7 +179,7 @@ class Scope:
                  test=None, first: bool = True):
         self.given, self.setting, self.directory, self.outside = given, setting, directory, outside
         self.runs, self.cells = {}, {}      # name -> run; name -> directory, once it is known
-        self.lost: set[str] = set()         # names of runs that failed, or need one that did
+        self.lost: dict[str, str] = {}      # name of a run that failed -> why; of one that needs it -> nothing
         self.settings = scale.settings(self.run, given, **changed)
         self.settings.test = test or self.settings.test
         self.rows = {name: row for name, row in table.rows(self.run, self.settings).items()
@@ -311,8 +311,11 @@ class Workers:
 
     def is_lost(self, scope: Scope, name: str) -> bool:
         """Has this run failed, or one that it needs?"""
-        if scope.cells.get(name) in self.failed or scope.lost.intersection(run.name for run in needs(scope.runs[name])):
-            scope.lost.add(name)
+        if (cell := scope.cells.get(name)) in self.failed:
+            gave_up = (cell / "metrics.jsonl").is_file() and "nothing is learnt" in self.failed[cell]
+            scope.lost[name] = "as nothing was learnt any more" if gave_up else "with an error"
+        elif any(run.name in scope.lost for run in needs(scope.runs[name])):
+            scope.lost[name] = ""
         return name in scope.lost
 
     def stop(self) -> None:

@@ -268,7 +268,7 @@ TABLES = {
         main_rows("RL teacher", "base student", "raw-teacher transfer", "direct GRPO, equal steps",
                   "direct GRPO, plateau", "full workflow"), (*PAPERS_ORDER, *PLATEAU),
         over="students", once=("RL teacher",), unit="student", shared=("All students have the same teacher.",)),
-    "sweep": Table("Direct GRPO's rate and group size, on models and labels that no table reports.", sweep,
+    "sweep": Table("Direct GRPO's rate and group size, on pairs and labels that no other table has.", sweep,
                    over="points"),
     "sweep-more": Table("What may be added to direct GRPO, at the sweep's best point.", sweep, over="additions"),
     "sweep-workflow": Table("The workflow's own rates, on the same models and labels.", sweep_workflow,

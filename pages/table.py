@@ -258,7 +258,7 @@ def write_table_page(table: dict, out: Path) -> None:
     settings, colours = settings_of(table), colours_of(table)
     chosen = settings[(len(settings) - 1) // 2]
     rows = [row for row in table["rows"] if row["setting"] in (None, chosen)]
-    seed_dirs = [out / scope["directory"] for scope in table["scopes"] if scope["setting"] == chosen]
+    seed_dirs = [out / scope["directory"] for scope in table["scopes"] if chosen in ("", scope["setting"])]
     seed_dirs = [seed_dir for seed_dir in seed_dirs if all(
         (seed_dir / name).is_dir() for row in rows for name in row["runs"])] or seed_dirs[:1]
     names = list(dict.fromkeys(name for row in rows for name in row["runs"]))
