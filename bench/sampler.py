@@ -12,10 +12,10 @@ Fixed length: decoding alone at batch 1, 16 and 64, EOS off, prompts of 32 token
 time of one, so that no prefill is in it.  Tokens are those up to EOS; padding of ended rows counts nothing.
 
 The roofline of a step: every nn.Linear of the model alone on a batch of that size, by the best of MKL and oneDNN, each
-with plain and with packed weights (the run says which), and once through the cached keys and values at the bandwidth that
-a sum over a large buffer reaches.  The roofline of the GSM8K case adds up the steps that these rollouts took, with the
-rows that were alive in each, and the prompts' own tokens once.  --shape: a model of random weights, with prompts of
-random tokens.
+with plain and with packed weights (the run says which), and once through the cached keys and values at the bandwidth
+that a sum over a large buffer reaches.  The roofline of the GSM8K case adds up the steps that these rollouts took, with
+the rows that were alive in each, and the prompts' own tokens once.  --shape: a model of random weights, with prompts
+of random tokens.
 """
 import ctypes
 import json
