@@ -434,6 +434,9 @@ def save_model(model, tokenizer, stop: list[int], directory: Path) -> None:
         put_in_place(temporary, directory)
 
 
+ROPE_TYPES_OF_4 = {"default", "linear", "dynamic", "yarn", "longrope", "llama3"}
+
+
 def name_for_transformers_4(model_dir: Path) -> None:
     """Say under the names of transformers 4, which vLLM reads by, too, what version 5 has renamed: without them
     version 4 takes rope_theta for 10,000 in silence.  Version 5 reads both and makes the same of them."""
@@ -445,9 +448,9 @@ def name_for_transformers_4(model_dir: Path) -> None:
             "rope_theta", "rope_type", "type", "partial_rotary_factor", *part}}
         others = [value for value in kinds.values() if value is not main]
         # Version 4 has a second theta for the layers with a window (Gemma 3), and nothing else of theirs.
-        if "rope_theta" in main and all({**value} == {"rope_theta": value.get("rope_theta"), "rope_type": "default"}
-                                        for value in others):
-            kind = main.get("rope_type", "default")
+        kind = main.get("rope_type", "default")
+        if "rope_theta" in main and kind in ROPE_TYPES_OF_4 and all(
+                {**value} == {"rope_theta": value.get("rope_theta"), "rope_type": "default"} for value in others):
             scaling = {"rope_type" if others else "type": kind, **scaling}
             names = {"rope_theta": main["rope_theta"], "rope_scaling": None if kind == "default" else scaling,
                      "partial_rotary_factor": main.get("partial_rotary_factor"),
