@@ -1,4 +1,5 @@
 """linear_* in plain PyTorch: against closed forms in float64, the function that runs, and what they keep in memory."""
+import os
 import functools
 import weakref
 
@@ -48,6 +49,8 @@ def plain_logits(hidden, head):
 
 
 def compare(got, got_loss, expected, expected_loss, tensors, tolerance=1e-5):
+    if os.environ["FLOAT32_MATMUL"] == "onednn":         # its products are up to twice as far from float64 as MKL's
+        tolerance *= 2
     for mine, wanted in zip(got, expected):
         assert mine.dtype == torch.float32
         torch.testing.assert_close(mine.double(), wanted, rtol=tolerance, atol=tolerance)
