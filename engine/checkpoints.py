@@ -416,7 +416,7 @@ def stored_tensors(model) -> dict[Tensor, list[str]]:
 # ================================================================ writing
 
 
-def save_model(model, tokenizer, stop: list[int], directory: Path) -> None:
+def save_model(model, tokenizer, eos_ids: list[int], directory: Path) -> None:
     """An ordinary Hugging Face checkpoint directory with a manifest.json, whole or not at all.
 
     All ranks call it, rank 0 writes.
@@ -426,7 +426,7 @@ def save_model(model, tokenizer, stop: list[int], directory: Path) -> None:
         return
     with saving(directory):
         temporary = empty_directory(directory.with_name(directory.name + ".tmp"))
-        describe(model, tokenizer, stop)
+        describe(model, tokenizer, eos_ids)
         model.save_pretrained(temporary, state_dict=state)
         tokenizer.save_pretrained(temporary)
         name_for_transformers_4(temporary)
@@ -468,11 +468,11 @@ def name_for_transformers_4(model_dir: Path) -> None:
     write_json(file, settings)
 
 
-def describe(model, tokenizer, stop: list[int]) -> None:
+def describe(model, tokenizer, eos_ids: list[int]) -> None:
     """Make config and generation config say what is true of the trained model: dtype, vocabulary, where it stops."""
     from transformers import GenerationConfig
 
-    end, rows = stop if len(stop) > 1 else stop[0], model.get_input_embeddings().weight.shape[0]
+    end, rows = eos_ids if len(eos_ids) > 1 else eos_ids[0], model.get_input_embeddings().weight.shape[0]
     for config in (model.config, model.config.get_text_config()):
         config.dtype, config.eos_token_id = model.dtype, end
         if (getattr(config, "pad_token_id", None) or 0) >= rows:

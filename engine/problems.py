@@ -530,13 +530,13 @@ def rendering(tokenizer, args) -> dict[str, str]:
     return {tokenizer.decode(ids): digest(ids)}
 
 
-def prompt_inputs(tokenizer, args, prompts: list[list[int]], stop: list[int]) -> dict[str, dict[str, str]]:
+def prompt_inputs(tokenizer, args, prompts: list[list[int]], eos_ids: list[int]) -> dict[str, dict[str, str]]:
     """All that turns problems into prompts and completions into text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     how = [backend.to_str() if backend else sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids),
            getattr(tokenizer, "clean_up_tokenization_spaces", None)]
     return {"prompts": {"token ids": digest(prompts)}, "rendering": rendering(tokenizer, args),
-            "tokenizer": {str(tokenizer.name_or_path): digest(how)}, "end tokens": {"ids": str(sorted(stop))}}
+            "tokenizer": {str(tokenizer.name_or_path): digest(how)}, "end tokens": {"ids": str(sorted(eos_ids))}}
 
 
 def digest(content) -> str:
