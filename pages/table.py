@@ -292,7 +292,8 @@ def write_table_page(table: dict, out: Path) -> None:
 
 
 HOW_DRAWN = """A dot is one run’s score, and pointing at it names it.  An upright is the mean, a pale bar its 95%
-interval: a bootstrap over units or, of a single unit, over the problems.  A box that is not ticked hides its arm in all plots."""
+interval: a bootstrap over units or, of a single unit, over the problems.  A box that is not ticked hides its arm
+in all plots."""
 
 
 def teacher_runs(row: dict, seed_dir: Path) -> list[str]:
