@@ -1,29 +1,28 @@
-"""What at least two scripts use and no equation of the method needs: flags, data, model, sampling and scoring.
-Anything else stays in the stage that brings it in, or is the engine's.
+"""What at least two of the scripts use and no equation needs: flags, batches of data, grading, evaluation, scoring.
+
+What one script alone uses stands in that script.  What works without knowing the method stands in engine/.
 """
 import argparse
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from engine.checkpoints import find_model
 from engine.heads import forward_with_head
 from engine.logprobs import linear_divergence, linear_logprobs
-from engine.models import check_pair, completion_texts, eos_ids, load_model, load_tokenizer
+from engine.models import completion_texts, load_model, load_tokenizer
 from engine.packed import Padded
-from engine.problems import (
-    Problem, check_prompt_ids, check_runs_prompts, check_teacher_prompts, contents, encode_prompts, load_problems,
-    longest_completion, prompt_inputs, with_readable_golds,
-)
-from engine.ranks import balanced_share, fail, random_generator, say
+from engine.problems import INSTRUCTION, Problem, encode_prompts, load_problems, template_arguments, with_readable_golds
+from engine.ranks import all_sum, fail, gather_list, random_generator, rank, share, together
 from engine.rollouts import Rollouts
 from engine.sampler import sample
 from engine.sharding import sampling_weights
-from judge.answers import grade
+from judge.answers import counts, grade
 
 # ================================================================ flags
 
@@ -54,6 +53,11 @@ def positive(text: str) -> int:
     return bounded(int(text), int(text) >= 1, "give 1 or more")
 
 
+def two_or_more(text: str) -> int:
+    """The type of --samples-per-prompt where completions of one prompt are compared."""
+    return bounded(int(text), int(text) >= 2, "completions of one prompt are compared; give 2 or more")
+
+
 def natural(text: str) -> int:
     """The type of a flag whose 0 means none, never or all."""
     return bounded(int(text), int(text) >= 0, "give 0 or more")
@@ -82,46 +86,56 @@ def bounded(number, holds: bool, wanted: str):
     return number
 
 
+def sampling_flags(parser, samples_per_prompt: int | None = None, least: int = 1) -> argparse._ArgumentGroup:
+    """What decides prompts and completions.  samples_per_prompt: the default of that flag, None for none."""
+    group = parser.add_argument_group("sampling")
+    if samples_per_prompt:
+        group.add_argument("--samples-per-prompt", type=positive if least == 1 else two_or_more,
+                           default=samples_per_prompt, help=f"completions per prompt, {least} or more")
+    group.add_argument("--max-new-tokens", type=positive, help="tokens (default: what the context leaves, up to 8192)")
+    group.add_argument("--rollout-tokens", type=natural, default=0, help="of cache at a time; 0: what memory holds")
+    group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
+    group.add_argument("--instruction", help=f"end of the user message (default, of chat models: {INSTRUCTION})")
+    group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
+    group.add_argument("--template-args", type=template_arguments, metavar="JSON", help="more for the chat template")
+    return group
+
+
+def optimisation_flags(parser) -> argparse._ArgumentGroup:
+    """Of a stage that trains."""
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--micro-batch-size", type=positive, default=8, help="rollouts per forward pass; memory only")
+    group.add_argument("--activation-checkpointing", action="store_true", help="less memory, a third more compute")
+    group.add_argument("--lr", type=from_zero, default=1e-6, help="constant learning rate of AdamW")
+    group.add_argument("--weight-decay", type=from_zero, default=0.1, help="of AdamW")
+    group.add_argument("--max-grad-norm", type=above_zero, default=1.0, help="gradient clip")
+    group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
+                       help="of forward and backward; trained weights and AdamW's state stay float32")
+    return group
+
+
+def run_flags(parser, trains: bool = True, eval_every: str = "optimiser steps between evaluations; 0: never",
+              default: int = 0) -> argparse._ArgumentGroup:
+    """Of a script that writes a run directory.  trains: it saves states and evaluates, eval_every says when."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--seed", type=natural, default=0, help="of all that is random")
+    group.add_argument("--skip-unreadable", action="store_true", help="leave out golds that the judge cannot read")
+    if trains:
+        group.add_argument("--save-every", type=natural, default=20, help="optimiser steps between states; 0: never")
+        group.add_argument("--eval-problems", type=Path, nargs="+", help="problems to evaluate on while training")
+        group.add_argument("--eval-every", type=natural, default=default, help=eval_every)
+        group.add_argument("--eval-samples", type=positive, default=4, help="completions per evaluation problem")
+    group.add_argument("--allow-failed-certificate", action="store_true", help="take a parent whose certificate failed")
+    group.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
+    return group
+
+
 # ================================================================ data
 
 
 def load_graded_problems(paths: list[Path] | None, args) -> list[Problem]:
     """Problems with golds that the judge can read, or whose unreadable ones have been named (--skip-unreadable)."""
     return with_readable_golds(load_problems(paths or []), args.skip_unreadable)
-
-
-@dataclass
-class Prepared:
-    """What a script knows before any weights load."""
-    parents: dict[str, dict]            # flag -> what find_model returned
-    tokenizer: object                   # of the first, which samples
-    vocab_size: int                     # ids that all of them have rows for
-    eos_ids: list[int]                  # ids that end a completion
-    prompts: list[list[list[int]]]      # of each group of problems, their token ids
-    inputs: dict[str, dict]             # digests of all that decides prompts and rewards, for open_run
-
-
-def prepare(args, flags: list[str], **groups: list[Problem]) -> Prepared:
-    """Find the models that `flags` name and check all that can be checked before weights load: that files are whole,
-    that a pair's vocabularies and prompts agree, that prompts leave room for completions.
-
-    groups: problems, by the name of their flag.  Sets args.max_new_tokens where it was not given.
-    """
-    parents = {flag: find_model(getattr(args, flag), args.allow_failed_certificate) for flag in flags}
-    dirs = [Path(parent["path"]) for parent in parents.values()]
-    tokenizer, other = load_tokenizer(dirs[0]), load_tokenizer(dirs[-1])
-    vocab_size, ends = check_pair(dirs[0], tokenizer, dirs[-1], other), eos_ids(dirs[0], tokenizer)
-    prompts = [encode_prompts(tokenizer, problems, args) for problems in groups.values()]
-    every_problem, every_prompt = sum(groups.values(), []), sum(prompts, [])
-    check_prompt_ids(every_problem, every_prompt, vocab_size)
-    args.max_new_tokens = longest_completion(dirs, every_problem, every_prompt, args.max_new_tokens)
-    if "student" in flags:
-        check_teacher_prompts(tokenizer, other, every_problem, every_prompt, args)
-        check_runs_prompts(tokenizer, args, parents)
-    inputs = {name: contents(problems) for name, problems in groups.items()}
-    say(f"first prompt: {tokenizer.decode(every_prompt[0])!r}")
-    return Prepared(parents, tokenizer, vocab_size, ends, prompts,
-                    inputs | prompt_inputs(tokenizer, args, every_prompt, ends))
 
 
 def batch_indices(num_items: int, batch_size: int, batch: int, seed: int) -> list[int]:
@@ -140,46 +154,122 @@ def bootstrap_interval(statistic, count: int, num_resamples: int = 1000) -> list
     return [float(bound) for bound in np.percentile(known, [2.5, 97.5])] if len(known) else [float("nan")] * 2
 
 
-# ================================================================ model
+# ================================================================ grading and evaluation
 
 
-def load_prepared(ready: Prepared, flag: str, args, device, trainable: bool = False):
-    """The model that a flag names, with the vocabulary that it has in common with the others."""
-    return load_model(Path(ready.parents[flag]["path"]), ready.tokenizer, args.dtype, device, trainable=trainable,
-                      activation_checkpointing=trainable and args.activation_checkpointing, vocab_size=ready.vocab_size)
+def verdicts_of(texts: list[str], finished: list[bool], golds: list[str | None]) -> list[bool]:
+    """Whether each completion is right: it ended, and its final answer is equivalent to its gold answer.
 
-
-# ================================================================ sampling and scoring
-
-
-def sample_share(model, tokenizer, prompts: list[list[int]], args, eos_ids: list[int], *purpose,
-                 indices: list[int] | None = None) -> tuple[Rollouts, list[int]]:
-    """Sample this rank's share of prompts that all ranks hold, with the model's weights gathered for that time.
-
-    -> --samples-per-prompt completions of each, adjacent; the places of these prompts in `prompts`.
-    What is drawn hangs on (--seed, *purpose) and each prompt's index (default: its place), not on how many ranks share.
+    A completion that was cut off is wrong, even behind its box.  Without a gold (None) nothing is right.
     """
-    places, indices = balanced_share([len(prompt) for prompt in prompts]), indices or range(len(prompts))
-    with sampling_weights(model, args.dtype, args.sample_on_shards) as whole_model:
-        rollouts = sample(whole_model, [prompts[place] for place in places],
-                          samples_per_prompt=args.samples_per_prompt, max_new_tokens=args.max_new_tokens,
-                          temperature=args.temperature, eos_ids=eos_ids, pad_id=tokenizer.pad_token_id,
-                          generator=random_generator(args.seed, *purpose), indices=[indices[place] for place in places],
-                          rollout_tokens=args.rollout_tokens)
-    return rollouts, places
+    return [bool(ended and gold is not None and grade(text, gold)) for text, ended, gold in zip(texts, finished, golds)]
 
 
-def grade_rollouts(rollouts: Rollouts, golds: list[str], tokenizer) -> Tensor:
-    """1 where the final answer is equivalent to the gold answer, else 0 (equation 1).  -> (B,) float32
+def grade_rollouts(rollouts: Rollouts, golds: list[str | None], tokenizer) -> tuple[Tensor, int]:
+    """1 where the final answer is equivalent to the gold answer, else 0 (equation 1).  All ranks call it together.
 
-    golds: one for each prompt, whose rollouts are adjacent; None, where there is no label, makes 0.  A completion that
-    was cut off is wrong, even behind its box: it did not end.
+    golds: one for each rollout, None where there is no label.
+    -> rewards (B,) float32; how many comparisons the judge gave up on this rank, whose reward is 0.
     """
-    texts = completion_texts(tokenizer, rollouts.completions())
-    each = [gold for gold in golds for _ in range(len(texts) // len(golds))]
-    verdicts = [ended and gold is not None and grade(text, gold)
-                for text, ended, gold in zip(texts, rollouts.finished.tolist(), each)]
-    return torch.tensor(verdicts, dtype=torch.float32, device=rollouts.finished.device)
+    before = counts["timeout"] + counts["failed"]
+    texts, finished = completion_texts(tokenizer, rollouts.completions()), rollouts.finished.tolist()
+    verdicts = together(lambda: verdicts_of(texts, finished, golds))
+    rewards = torch.tensor(verdicts, dtype=torch.float32, device=rollouts.finished.device)
+    return rewards, counts["timeout"] + counts["failed"] - before
+
+
+@dataclass
+class Sampling:
+    """How an evaluation samples.  top_p 1 and top_k 0 are off; a temperature of 0 is greedy."""
+    samples: int                        # completions of each problem
+    max_new_tokens: int
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    batch_size: int = 256               # completions sampled at a time
+    rollout_tokens: int = 0             # tokens of cache at a time; 0: what memory holds
+    dtype: str = "float32"
+    on_shards: bool = False             # for a model that one rank cannot hold whole
+
+
+def evaluate(model, tokenizer, problems: list[Problem], prompts: list[list[int]], eos_ids: list[int],
+             sampling: Sampling, run=None, progress: bool = False) -> list[dict]:
+    """Sample and grade each problem; ranks share the problems.  -> completions.jsonl's rows.
+
+    A problem's completions depend on the seed and its index, on nothing else.
+    run: keeps each batch that is done; what it holds already is not done again.
+    """
+    indices, tokens, start = share(list(range(len(problems)))), 0, time.perf_counter()
+    per_batch = max(1, sampling.batch_size // sampling.samples)
+    rows, own_lines = run.kept_rows("evaluation") if run else ({}, [])
+    for line in own_lines:
+        add_counts(line["counts"])
+
+    def do(todo: list[int]) -> int:
+        """Sample and grade these problems.  -> tokens"""
+        before = dict(counts)
+        rollouts = sample(
+            whole_model, [prompts[i] for i in todo], samples_per_prompt=sampling.samples,
+            max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
+            top_k=sampling.top_k, eos_ids=eos_ids, pad_id=tokenizer.pad_token_id,
+            generator=random_generator(sampling.seed, "evaluate"), indices=todo,
+            rollout_tokens=sampling.rollout_tokens)
+        judged = judged_rows(rollouts, [problems[i] for i in todo], tokenizer)
+        rows.update(zip(todo, judged))
+        if run:
+            more = {name: counts[name] - before[name] for name in counts}
+            run.keep_rows("evaluation", todo, judged, together=False, counts=more)
+        return int(rollouts.completion_mask.sum())
+
+    bar = tqdm(total=len(indices) * sampling.samples, unit="completion", desc="evaluate",
+               disable=not progress or rank() > 0)
+    with sampling_weights(model, sampling.dtype, sampling.on_shards) as whole_model:
+        for batch in (indices[i:i + per_batch] for i in range(0, len(indices), per_batch)):
+            if todo := [i for i in batch if i not in rows]:
+                tokens += do(todo)
+            average = np.mean([rows[i]["verdicts"] for i in indices if i in rows])
+            speed = tokens / (time.perf_counter() - start)
+            bar.set_postfix_str(f"avg {average:.3f}, {speed:.0f} tokens/s", refresh=False)
+            bar.update(len(batch) * sampling.samples)
+    bar.close()
+    return gather_list([rows[i] for i in indices])
+
+
+def add_counts(more: dict) -> None:
+    for name, count in more.items():
+        counts[name] += count
+
+
+def judged_rows(rollouts: Rollouts, problems: list[Problem], tokenizer) -> list[dict]:
+    """Grade the rollouts of some problems, equally many adjacent ones each.  -> a row a problem."""
+    samples, texts = len(rollouts) // len(problems), completion_texts(tokenizer, rollouts.completions())
+    finished, lengths = rollouts.finished.tolist(), rollouts.completion_mask.sum(1).tolist()
+    verdicts = verdicts_of(texts, finished, [problem.answer for problem in problems for _ in range(samples)])
+    rows = []
+    for start, problem in zip(range(0, len(texts), samples), problems):
+        part = slice(start, start + samples)
+        rows.append({"id": problem.id, "problem": problem.text, "answer": problem.answer, **problem.tags,
+                     "completions": texts[part], "verdicts": verdicts[part], "lengths": lengths[part],
+                     "finished": finished[part]})
+    return rows
+
+
+def accuracy(model, run) -> dict[str, float]:
+    """avg@k on --eval-problems: --eval-samples completions a problem at the training temperature, no truncation.
+
+    Empty where there are no such problems.
+    """
+    args, problems = run.args, run.problems["eval_problems"]
+    if not problems:
+        return {}
+    sampling = Sampling(args.eval_samples, run.max_new_tokens, args.temperature, seed=args.seed, dtype=args.dtype,
+                        rollout_tokens=args.rollout_tokens, on_shards=args.sample_on_shards)
+    rows = evaluate(model, run.tokenizer, problems, run.prompts["eval_problems"], run.eos_ids, sampling)
+    return {"eval_accuracy": float(np.mean([row["verdicts"] for row in rows]))}
+
+
+# ================================================================ scoring
 
 
 def completion_logits(model, rollouts: Rollouts, temperature: float = 1.0) -> Tensor:

@@ -1,5 +1,6 @@
 """Files that are whole or not there: written to a temporary name, synced and renamed, whenever the power goes."""
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from engine.ranks import fail
 
@@ -61,6 +63,33 @@ def read_record(run: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("parents"), dict) else None
+
+
+def append_rows(path: Path, rows: list[dict]) -> None:
+    with saving(path), open(path, "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+_locks: dict[Path, TextIO] = {}                         # what this process holds
+
+
+def lock(path: Path, wait: bool = False) -> TextIO:
+    """Be the only process that holds this file, until what is returned is closed or the process ends, however it does.
+
+    An earlier lock of this process on the same file is replaced.  Raises BlockingIOError where another process holds
+    it, and OSError where no such file can be made or the file system has no locks.
+    """
+    path = path.absolute()
+    if path in _locks:
+        _locks.pop(path).close()
+    file = open(path, "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        file.close()
+        raise
+    _locks[path] = file
+    return file
 
 
 def empty_directory(path: Path) -> Path:

@@ -480,10 +480,10 @@ def check_runs_prompts(tokenizer, args, parents: dict[str, dict]) -> None:
 # ================================================================ stage 2's rollouts
 
 
-def read_rollouts(args, ready) -> list[dict]:
+def read_rollouts(args, run) -> list[dict]:
     """The rows of stage 2's rollouts.jsonl, after checking that they are this teacher's, certified, and the student's
     to learn: token ids cross between stages, so they must be ids of the student, and end as the student ends."""
-    path, teacher = args.rollouts, ready.parents["teacher"]
+    path, teacher = args.rollouts, run.parents["teacher"]
     if record := read_record(path.parent):
         check_parent_run(path.parent, args.allow_failed_certificate)
         sampled_by = record["parents"].get("teacher")
@@ -494,17 +494,17 @@ def read_rollouts(args, ready) -> list[dict]:
         if (theirs := record.get("args", {}).get("temperature", args.temperature)) != args.temperature:
             fail(f"--rollouts {path} were sampled at --temperature {theirs}: give the same, not {args.temperature}")
     rows = [row for _, row in placed_rows(path)]
-    context, model_dir = least_context([Path(parent["path"]) for parent in ready.parents.values()])
+    context, model_dir = least_context([Path(parent["path"]) for parent in run.parents.values()])
     for number, row in enumerate(rows, 1):
         if not is_rollout(row):
             fail(f"{path}, line {number}: not a rollout as stage2_shape.py writes them")
         ids = row["prompt_ids"] + row["completion_ids"]
-        if max(ids) >= ready.vocab_size:
-            fail(f"{path}, line {number}: token ids beyond the student's vocabulary of {ready.vocab_size}")
+        if max(ids) >= run.vocab_size:
+            fail(f"{path}, line {number}: token ids beyond the student's vocabulary of {run.vocab_size}")
         if context and len(ids) > context:
             fail(f"{path}, line {number}: {len(ids)} tokens, more than the {context} of context of {model_dir}")
-        if row["finished"] and ids[-1] not in ready.eos_ids:
-            fail(f"{path}, line {number}: it ends with id {ids[-1]}, the student with {ready.eos_ids}")
+        if row["finished"] and ids[-1] not in run.eos_ids:
+            fail(f"{path}, line {number}: it ends with id {ids[-1]}, the student with {run.eos_ids}")
     rows = [row for row in rows if row["weight"]]
     if not rows:
         fail(f"--rollouts {path}: the file holds no rollouts, or none whose weight is above 0")

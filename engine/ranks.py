@@ -110,15 +110,15 @@ def gather_list(items: list) -> list:
 
 
 def from_rank_0(function):
-    """What the function returns on rank 0, on every rank: work on files that one should do.  If it raises, all end."""
+    """What the function returns on rank 0, on every rank: work on files that one should do.  Where it raises, all end."""
     return together(lambda: function() if rank() == 0 else None, of_rank_0=True)
 
 
-def together(function, *given, of_rank_0: bool = False):
-    """What function(*given) returns on this rank, or on rank 0; where it raises on any rank, all ranks end."""
+def together(function, of_rank_0: bool = False):
+    """What the function returns on this rank, or that of rank 0; where it raises on any rank, all ranks end."""
     answer, error = None, None
     try:
-        answer = function(*given)
+        answer = function()
     except (Exception, SystemExit) as raised:
         error = raised
     answers = [(answer if of_rank_0 else None, error is not None)] * world_size()

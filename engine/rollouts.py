@@ -25,6 +25,7 @@ class Rollouts:
     rewards: Tensor | None = None            # (B,) float32
     advantages: Tensor | None = None         # (B,) float32
     weights: Tensor | None = None            # (B,) float32, of each rollout in the bridge's loss
+    prompt_index: Tensor | None = None       # (B,) int64, which prompt a rollout answers, of those of all ranks
 
     def __len__(self) -> int:
         return len(self.finished)
@@ -111,18 +112,18 @@ def even_micro_batches(rollouts: Rollouts, size: int) -> list[Rollouts]:
     return micro_batches
 
 
-def cut_groups(rollouts: Rollouts, places: list[int], num_groups: int, group_size: int, groups_per_part: int,
-               generator: torch.Generator) -> list[Rollouts]:
+def cut_groups(rollouts: Rollouts, num_groups: int, groups_per_part: int, generator: torch.Generator) -> list[Rollouts]:
     """Whole groups in random order, cut into parts: this rank's rollouts of each.
 
-    The order is of all ranks' groups, of which this rank holds those at `places`: a part has the same groups however
-    many ranks share them.
+    A group is the rollouts of one prompt.  The order is of all ranks' groups, of which this rank holds some: a part has
+    the same groups however many ranks share them.
     """
-    rows = torch.arange(len(rollouts)).view(-1, group_size)
-    rows_at = dict(zip(places, rows))
-    parts = [[rows_at[place] for place in part.tolist() if place in rows_at]
-             for part in torch.randperm(num_groups, generator=generator).split(groups_per_part)]
-    return [rollouts.select(torch.cat([rows[:0].flatten(), *part])) for part in parts]
+    places: dict[int, list[int]] = {}
+    for place, prompt in enumerate(rollouts.prompt_index.tolist()):
+        places.setdefault(prompt, []).append(place)
+    parts = torch.randperm(num_groups, generator=generator).split(groups_per_part)
+    return [rollouts.select(torch.tensor([place for prompt in part.tolist() for place in places.get(prompt, [])],
+                                         dtype=torch.int64)) for part in parts]
 
 
 def without_tokens(like: Rollouts) -> Rollouts:

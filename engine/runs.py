@@ -5,7 +5,7 @@
     nonfinite.jsonl   steps that were not taken, with their rollouts
     state/step_000020/    the last two: torch.distributed.checkpoint's files, progress.json, manifest.json
     partial_*.jsonl   while rollouts are written or a model is evaluated: what each rank has done
-    model/            what the next stage reads; its README.md is pages/card.py's, as is scores.jsonl beside it
+    model/            what the next stage reads; its README.md is the card
     DONE              what the run cost; written last, only with it is the directory a parent
 
 What can happen, and what then (bench/faults.py kills runs at any moment and compares):
@@ -19,76 +19,279 @@ What can happen, and what then (bench/faults.py kills runs at any moment and com
                         130.  torchrun gives its ranks 30 s for that, then kills them: the last state is as it was
     a rank dies         the others' next collective fails; torchrun stops them, --max-restarts starts all again
     loss or gradient    NaN or infinite on any rank: no rank takes the step; three in a row end the run
+    a second run        is refused while the first one lives: rank 0 holds a lock on .lock, which dies with it
     --max-steps raised  the run goes on from its last state, a finished one, too: its end is that of a run which had the
                         larger number from the start; where no state was kept, one sentence says so
-    a second run        is refused while the first one lives: rank 0 holds a lock on .lock, which dies with it
 """
-import fcntl
 import json
 import math
 import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-import warnings
+from collections import Counter
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from engine.files import (
-    FULL, empty_directory, file_digest, put_in_place, read_jsonl, read_record, saving, stop_on_write_error, sync,
-    write_json, write_text,
+from engine.checkpoints import find_model, save_model
+from engine.files import FULL, append_rows, lock, read_jsonl, read_record, stop_on_write_error, write_json
+from engine.models import check_pair, eos_ids, load_model, load_tokenizer
+from engine.problems import (
+    Problem, check_prompt_ids, check_runs_prompts, check_teacher_prompts, contents, encode_prompts,
+    longest_completion, prompt_inputs,
 )
-from engine.ranks import all_sum, barrier, fail, from_rank_0, gather_list, rank, say, share, stop, world_size
+from engine.ranks import (
+    all_sum, balanced_share, barrier, fail, from_rank_0, gather_list, random_generator, rank, say, setup_distributed,
+    stop, world_size,
+)
 from engine.rollouts import Rollouts
+from engine.sampler import sample
+from engine.sharding import sampling_weights, whole
+from engine.signals import Signals
+from engine.states import load_state, save_state, states
 
-# ================================================================ begin and finish
+TOTALS = ("optimiser_steps", "nonfinite_steps", "labels_seen", "tokens_sampled", "seconds")    # what a run has cost
+
+
+def open_run(args, models=(), inputs: dict | None = None, **problems: list[Problem]) -> "Run":
+    """Check all that can be checked before weights load, then begin the run directory args.out or take it up again."""
+    return Run(args, models, **problems).begin(**inputs or {})
+
+
+class Run:
+    """A script at work in its directory: what it was asked for, with what, and what has come of it so far.
+
+    It is no trainer: it knows no loss, no reward, and of the optimiser only that it has a state.  args stay as they
+    were given.
+    """
+
+    def __init__(self, args, models=(), **problems: list[Problem]):
+        """Find the models that the flags `models` name; check that files are whole, that a pair's vocabularies and
+        prompts agree, that prompts leave room for completions.  problems: those of a flag, by its name."""
+        self.args, self.out, self.problems, self.is_done = args, args.out, problems, False
+        self.device, self.signals, self.totals = setup_distributed(), Signals(), Counter()
+        self.parents = {flag: find_model(getattr(args, flag), args.allow_failed_certificate) for flag in models}
+        self.prompts: dict[str, list[list[int]]] = {}           # of each flag's problems, their token ids
+        self.inputs: dict[str, dict] = {}                       # digests of all else that decides what comes out
+        self.bar = None
+        self.max_new_tokens = getattr(args, "max_new_tokens", None)
+        self.start_clock()
+        if models:
+            self._read_prompts()
+
+    def _read_prompts(self) -> None:
+        args, dirs = self.args, [Path(parent["path"]) for parent in self.parents.values()]
+        self.tokenizer, other = load_tokenizer(dirs[0]), load_tokenizer(dirs[-1])       # of the first, which samples
+        self.vocab_size = check_pair(dirs[0], self.tokenizer, dirs[-1], other)          # ids that all have rows for
+        self.eos_ids = eos_ids(dirs[0], self.tokenizer)                                 # ids that end a completion
+        self.prompts = {name: encode_prompts(self.tokenizer, some, args) for name, some in self.problems.items()}
+        problems, prompts = sum(self.problems.values(), []), sum(self.prompts.values(), [])
+        check_prompt_ids(problems, prompts, self.vocab_size)
+        self.max_new_tokens = longest_completion(dirs, problems, prompts, self.max_new_tokens)
+        if "student" in self.parents:
+            check_teacher_prompts(self.tokenizer, other, problems, prompts, args)
+            check_runs_prompts(self.tokenizer, args, self.parents)
+        self.inputs = {name: contents(some) for name, some in self.problems.items()}
+        self.inputs |= prompt_inputs(self.tokenizer, args, prompts, self.eos_ids)
+        say(f"first prompt: {self.tokenizer.decode(prompts[0])!r}")
+
+    # ---------------------------------------------------------------- begin
+
+    def begin(self, **inputs: dict) -> "Run":
+        """Begin the directory, or take it up again; `is_done` says that nothing is left to do.
+
+        inputs: name -> {what it is of: digest}, of what else decides the outcome; a flag that names files has its own
+        name there.  Refuses a directory of another run, naming what differs, and one that a living run is writing.
+        From here on signals wait for the end of a step.
+        """
+        record = new_record(self, self.inputs | inputs)
+        if problem := from_rank_0(lambda: hold(self.out) or prepare_directory(self.args, record)):
+            fail(problem)
+        self.is_done = from_rank_0((self.out / "DONE").is_file)
+        if self.is_done:
+            drop_kept(self.out)
+            say(f"{self.out} is done already (--overwrite starts anew)")
+        else:
+            self.signals.catch()
+        return self
+
+    def load(self, flag: str, trainable: bool = False):
+        """The model that a flag names, with the vocabulary that it has in common with the others."""
+        return load_model(
+            Path(self.parents[flag]["path"]), self.tokenizer, self.args.dtype, self.device, trainable=trainable,
+            activation_checkpointing=trainable and self.args.activation_checkpointing, vocab_size=self.vocab_size)
+
+    def resume(self, model, optimizer) -> tuple[int, dict]:
+        """Take up the last state, if there is one.  -> optimiser steps done; what the stage had saved with it."""
+        step, progress = load_state(self.out, model, optimizer)
+        self.totals = Counter(dict.fromkeys(TOTALS, 0) | progress.get("totals", {}))
+        self.bar = tqdm(initial=step, total=self.args.max_steps, unit="step", desc=self.out.name, disable=rank() > 0)
+        return step, progress
+
+    # ---------------------------------------------------------------- a step
+
+    def start_clock(self) -> None:
+        """The seconds of a step begin."""
+        self.began, self.sample_seconds = time.perf_counter(), 0.0
+
+    def sample(self, model, prompts: list[list[int]], *purpose, indices: list[int] | None = None) -> Rollouts:
+        """Sample this rank's share of prompts that all ranks hold, with the model's weights gathered for that time.
+
+        -> --samples-per-prompt completions of each, adjacent.  prompt_index says which prompt one answers, by `indices`
+        (default: its place in `prompts`).  What is drawn depends on (--seed, *purpose) and that index, on no rank.
+        """
+        start, args = time.perf_counter(), self.args
+        mine, indices = balanced_share([len(prompt) for prompt in prompts]), indices or range(len(prompts))
+        with sampling_weights(model, args.dtype, args.sample_on_shards) as whole_model:
+            rollouts = sample(
+                whole_model, [prompts[place] for place in mine], samples_per_prompt=args.samples_per_prompt,
+                max_new_tokens=self.max_new_tokens, temperature=args.temperature, eos_ids=self.eos_ids,
+                pad_id=self.tokenizer.pad_token_id, generator=random_generator(args.seed, *purpose),
+                indices=[indices[place] for place in mine], rollout_tokens=args.rollout_tokens)
+        self.sample_seconds += time.perf_counter() - start
+        return rollouts
+
+    def all_finite(self, step: int, grad_norm: Tensor, micro_batches: list[Rollouts], losses: list[Tensor]) -> bool:
+        """Whether the gradient and every micro-batch's loss are finite on every rank: else no rank takes the step.
+
+        Then the rollouts behind it are written to nonfinite.jsonl: of the micro-batches whose loss is not finite, or of
+        all, where only the gradient is not.  The third such step in a row ends the run.
+        """
+        blamed = [not math.isfinite(loss) for loss in torch.stack(losses).tolist()]
+        bad_norms, bad_losses = all_sum(not math.isfinite(float(whole(grad_norm))), sum(blamed))
+        if not bad_norms and not bad_losses:
+            return True
+        self.totals["nonfinite_steps"] += 1
+        rows = [row | {"loss": repr(loss.item())} for micro, loss, bad in zip(micro_batches, losses, blamed)
+                if bad or not bad_losses for row in as_text(step, self.tokenizer, micro) if micro.completion_mask.any()]
+        rows, path = sum(gather_list([rows]), []), self.out / "nonfinite.jsonl"
+        if rank() == 0:
+            append_rows(path, rows or [{"step": step}])
+        say(f"{self.out}: step {step} is not taken, loss or gradient is not finite; its rollouts are in {path.name}")
+        if {step - 1, step - 2} <= from_rank_0(lambda: {row["step"] for row in read_jsonl(path)}):
+            stop(f"{self.out}: stopped at step {step}: loss or gradient was not finite three steps in a row; "
+                 f"{path.name} has their rollouts; a lower --lr or --dtype float32 may help")
+        return False
+
+    def log(self, step: int, bar: str = "", evaluate=None, **figures) -> None:
+        """Append an object to metrics.jsonl, with the totals so far; the unit stands in each key.  After a step, also
+        its seconds and tokens per second, and what `evaluate` returns where --eval-every or the last step asks for it.
+
+        Step 0 is what was measured before any.  bar: what the bar on the terminal says.
+        """
+        if step:
+            seconds = time.perf_counter() - self.began
+            speed = figures["num_tokens"] / seconds
+            figures |= {"sample_seconds": self.sample_seconds} if self.sample_seconds else {}
+            figures |= {"train_seconds": seconds - self.sample_seconds, "tokens_per_second": speed}
+            self.totals.update(seconds=seconds)
+            self.totals["optimiser_steps"] = step
+            every = self.args.eval_every
+            if evaluate and (step == self.args.max_steps or every and step % every == 0):
+                figures |= evaluate()
+            self.bar.set_postfix_str(f"{bar}, {speed:.0f} tokens/s", refresh=False)
+            self.bar.update()
+        figures = {name: float(whole(value)) if torch.is_tensor(value) else value for name, value in figures.items()}
+        if rank() == 0:                                         # what is not finite is null, as JSON has it
+            append_rows(self.out / "metrics.jsonl", [{"step": step, **{
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in {**figures, **self.totals}.items()}}])
+        if step:
+            self.start_clock()
+
+    def log_samples(self, step: int, rollouts: Rollouts, count: int = 2) -> None:
+        """Append a few decoded rollouts to samples.jsonl."""
+        if rank() == 0:
+            append_rows(self.out / "samples.jsonl", as_text(step, self.tokenizer, rollouts.select(slice(0, count))))
+
+    def save_or_leave(self, step: int, model, optimizer, steps_per_batch: int = 1, **progress) -> None:
+        """The end of a rollout batch, of `steps_per_batch` optimiser steps: save a state at the first such end at which
+        --save-every steps have gone by, and where a signal asked any rank to end; then leave.
+
+        progress: what `resume` will return, as JSON.
+        """
+        asked, every = self.signals.asked(), self.args.save_every
+        due = every and step % every < steps_per_batch
+        if step < self.args.max_steps and (asked or due):
+            save_state(self.out, step, model, optimizer, {"totals": self.totals, **progress})
+            self.signals.leave_if_asked(f"{self.out}: saved after step {step}")         # or while it was saved
+
+    # ---------------------------------------------------------------- rollouts and verdicts as they come
+
+    def keep_rows(self, name: str, indices: list[int], rows: list, together: bool = True, **more) -> None:
+        """Write down what a batch of problems came to, rows[i] of problem indices[i]; then leave where a signal asked.
+
+        together: all ranks do so at the same time.
+        """
+        append_rows(kept_file(self.out, name), [{"indices": indices, "rows": rows, **more}])
+        self.signals.leave_if_asked(f"{self.out}: a batch was finished", together)
+
+    def kept_rows(self, name: str) -> tuple[dict, list[dict]]:
+        """What an interrupted run has done already.  -> index -> rows, of all ranks' files; this rank's lines.
+
+        The files may be those of more or fewer ranks than there are now.
+        """
+        own, done = kept_file(self.out, name), {}
+        if own.is_file():
+            os.truncate(own, own.read_bytes().rfind(b"\n") + 1)  # a line that was torn as its writer died
+        for path in sorted(self.out.glob(kept_file(self.out, name, "*").name)):
+            for line in read_jsonl(path):
+                done |= zip(line["indices"], line["rows"])
+        return done, read_jsonl(own)
+
+    # ---------------------------------------------------------------- finish
+
+    def finish(self, model=None) -> None:
+        """Write model/, if there is one, and last of all DONE: only now is the directory a parent."""
+        if model is not None:
+            save_model(model, self.tokenizer, self.eos_ids, self.out / "model")
+        if rank() == 0:
+            write_json(self.out / "DONE", self.totals)
+        barrier()
+        drop_kept(self.out)
+        self.signals.release()
+        if self.bar is not None:
+            self.bar.close()
+        if self.totals:
+            say(f"{self.out}: {dict(self.totals)}")
+
+
+# ================================================================ the directory
 
 VOLATILE_FLAGS = {"out", "overwrite", "save_every", "allow_failed_certificate"}         # may differ in a run's command
 OWN_FILES = {".lock", "args.json.tmp"}                          # all that a run leaves that was killed as it began
-_lock = None                                                    # the open .lock of this process's run
 
 
-def open_run(args, parents: dict | None = None, inputs: dict | None = None) -> bool:
-    """Begin the run directory args.out, or take it up again.  -> False if it is done already.
-
-    parents: flag -> what `find_model` returned.  inputs: name -> {what it is of: digest}, of all else that decides
-    prompts, rewards or weights; a flag that names files has its own name there.  Refuses a directory of another run,
-    naming what differs, and one that a living run is writing.  From here on signals wait for the end of a step.
-    """
-    if problem := from_rank_0(lambda: lock(args.out) or prepare_directory(args, parents or {}, inputs or {})):
-        fail(problem)
-    if from_rank_0((args.out / "DONE").is_file):
-        drop_kept(args.out)
-        say(f"{args.out} is done already (--overwrite starts anew)")
-        return False
-    catch_signals()
-    return True
+def new_record(run: Run, inputs: dict) -> dict:
+    """What args.json says of a run."""
+    flags = json.loads(json.dumps(vars(run.args), default=str))         # paths as text
+    flags |= {"max_new_tokens": run.max_new_tokens} if "max_new_tokens" in flags else {}
+    return {"args": flags, "parents": run.parents, "inputs": inputs, "world_size": world_size(),
+            "command": " ".join(sys.argv), "git_commit": git_commit(), "versions": versions(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
 
-def lock(out: Path) -> str | None:
+def hold(out: Path) -> str | None:
     """Be the only run in `out` for as long as this process lives.  -> what is wrong, or None."""
-    global _lock
     try:
         if set(os.listdir(out) if os.path.isdir(out) else ()) - OWN_FILES and read_record(out) is None:
             return f"--out {out} holds files that are not of a run; choose another (--overwrite does not delete them)"
-        if _lock is not None:
-            _lock.close()                                       # of an earlier run in this process
         out.mkdir(parents=True, exist_ok=True)
-        _lock = open(out / ".lock", "w")
+        (out / ".lock").touch()
     except OSError as error:
         if error.errno in FULL:
             stop_on_write_error(out, error.strerror)
         return f"--out {out} cannot be made or written to ({error.strerror}); choose another directory"
     try:
-        fcntl.flock(_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)       # the kernel lets go of it, however the process ends
+        lock(out / ".lock")
     except BlockingIOError:
         return f"--out {out}: another run is writing there; wait for it, or choose another directory"
     except OSError as error:
@@ -96,13 +299,10 @@ def lock(out: Path) -> str | None:
     return None
 
 
-def prepare_directory(args, parents: dict, inputs: dict) -> str | None:
-    """Rank 0's part of open_run.  -> what is wrong, or None."""
-    out, flags = args.out, json.loads(json.dumps(vars(args), default=str))        # paths as text
-    record = {"args": flags, "parents": parents, "inputs": inputs, "world_size": world_size(),
-              "command": " ".join(sys.argv), "git_commit": git_commit(), "versions": versions(),
-              "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    old, restarted = read_record(out), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def prepare_directory(args, record: dict) -> str | None:
+    """Rank 0's part of Run.begin, under the lock.  -> what is wrong, or None."""
+    out, old = args.out, read_record(args.out)
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if old and (restarted or not args.overwrite):               # torchrun's restart takes up what it began itself
         return take_up(out, old, record)
     given = [value if isinstance(value, list) else [value] for flag, value in vars(args).items() if flag != "out"]
@@ -173,39 +373,7 @@ def versions() -> dict:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"}
 
 
-def finish_run(out: Path, **totals) -> None:
-    """Write DONE, last: only now is the directory a parent."""
-    if rank() == 0:
-        write_json(out / "DONE", totals)
-    barrier()
-    drop_kept(out)
-    release_signals()
-    if totals:
-        say(f"{out}: {totals}")
-
-
-# ================================================================ logs
-
-LOGS = ("metrics.jsonl", "samples.jsonl", "nonfinite.jsonl")     # rows of increasing `step`
-
-
-def append_rows(path: Path, rows: list[dict]) -> None:
-    with saving(path), open(path, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def log_metrics(out: Path, step: int, **figures) -> None:
-    """Append one object to metrics.jsonl; the unit stands in each key.  What is not finite is null, as JSON has it."""
-    if rank() == 0:
-        figures = {name: None if isinstance(value, float) and not math.isfinite(value) else value
-                   for name, value in figures.items()}
-        append_rows(out / "metrics.jsonl", [{"step": step, **figures}])
-
-
-def log_samples(out: Path, step: int, tokenizer, rollouts: Rollouts, count: int = 2) -> None:
-    """Append a few decoded rollouts to samples.jsonl."""
-    if rank() == 0:
-        append_rows(out / "samples.jsonl", as_text(step, tokenizer, rollouts.select(slice(0, count))))
+# ================================================================ files on the way
 
 
 def as_text(step: int, tokenizer, rollouts: Rollouts) -> list[dict]:
@@ -214,239 +382,6 @@ def as_text(step: int, tokenizer, rollouts: Rollouts) -> list[dict]:
              "finished": finished, "reward": reward}
             for prompt, completion, finished, reward
             in zip(rollouts.prompts(), rollouts.completions(), rollouts.finished.tolist(), rewards)]
-
-
-def cut_logs(out: Path, step: int) -> None:
-    """Forget what was logged after the state that the run goes on from; a run without one begins its logs anew."""
-    for path in (out / name for name in LOGS):
-        if path.is_file():
-            rows = [row for row in read_jsonl(path) if row["step"] <= step and step > 0]
-            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-# ================================================================ steps that cannot be taken
-
-
-def all_finite(grad_norm: float, losses: list[Tensor]) -> bool:
-    """Whether the gradient and every micro-batch's loss are finite on every rank: else no rank takes the step."""
-    return all_sum(not math.isfinite(grad_norm), (~torch.stack(losses).isfinite()).sum()) == [0, 0]
-
-
-def log_nonfinite(out: Path, step: int, tokenizer, micro_batches: list[Rollouts], losses: list[Tensor]) -> None:
-    """Write the rollouts behind a step that was not taken to nonfinite.jsonl; end the run at the third in a row.
-
-    They are those of the micro-batches whose loss is not finite; of all, where only the gradient is not.
-    """
-    losses = torch.stack(losses).tolist()
-    blamed = [not math.isfinite(loss) for loss in losses]
-    everything = all_sum(sum(blamed))[0] == 0
-    rows = [row | {"loss": repr(loss)} for micro, loss, bad in zip(micro_batches, losses, blamed) if bad or everything
-            for row in as_text(step, tokenizer, micro) if micro.completion_mask.any()]
-    rows = sum(gather_list([rows]), [])
-    if rank() == 0:
-        append_rows(out / "nonfinite.jsonl", rows or [{"step": step}])
-    say(f"{out}: step {step} is not taken, loss or gradient is not finite; its rollouts are in nonfinite.jsonl")
-    steps = from_rank_0(lambda: {row["step"] for row in read_jsonl(out / "nonfinite.jsonl")})
-    if {step - 1, step - 2} <= steps:
-        sentence = (f"{out}: stopped at step {step}: loss or gradient was not finite three steps in a row; "
-                    "nonfinite.jsonl has their rollouts; a lower --lr or --dtype float32 may help")
-        stop(sentence)
-
-
-# ================================================================ states
-# A state is the run's own: .metadata, of torch.distributed.checkpoint, is a pickle, and is read only after its hash was
-# found in the manifest that this run wrote.  Nothing of another's making is ever unpickled.
-
-TOTALS = ("optimiser_steps", "nonfinite_steps", "labels_seen", "tokens_sampled", "seconds")    # what a run has cost
-KEPT_STATES = 2                                                 # the newest, and one for the case that it is damaged
-
-
-def save_or_leave(args, step: int, model, optimizer, progress: dict, steps_per_batch: int = 1) -> None:
-    """The end of a rollout batch, of `steps_per_batch` optimiser steps: save a state at the first such end at which
-    --save-every steps have gone by, and where a signal asked any rank to end; then leave."""
-    asked = asked_of_any_rank()
-    due = args.save_every and step % args.save_every < steps_per_batch
-    if step < args.max_steps and (asked or due):
-        save_state(args.out, step, model, optimizer, progress)
-        if asked := asked_of_any_rank():                        # or while it was saved
-            leave(asked, f"{args.out}: saved after step {step}")
-
-
-def save_state(out: Path, step: int, model, optimizer, progress: dict) -> None:
-    """Write state/step_… : what a run needs to go on after `step`; everything random is a function of (seed, step).
-
-    progress: what else the stage must know, as JSON.
-    """
-    import torch.distributed.checkpoint as checkpoint
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.state_dict import get_state_dict
-
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")      # one process is no mistake
-    final = state_directory(out, step)
-    temporary = final.with_suffix(".tmp")
-    if not optimizer.state:                                     # no step was taken: torch takes one, of zeros
-        get_state_dict(model, optimizer)
-        for of_parameter in optimizer.state.values():
-            of_parameter["step"].zero_()
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    with saving(temporary):
-        from_rank_0(lambda: str(empty_directory(temporary)))
-    try:
-        checkpoint.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=temporary)
-        with saving(final):
-            if rank() == 0:
-                write_json(temporary / "progress.json", {"step": step, **progress})
-            barrier()
-            files = sorted(path.name for path in temporary.iterdir())
-            manifest = dict(zip(files, gather_list([file_digest(temporary / name) for name in share(files)])))
-            if rank() == 0:
-                for path in (out / name for name in LOGS if (out / name).is_file()):
-                    sync(path)                                  # a state must not outlive its log
-                write_json(temporary / "manifest.json", manifest)
-                put_in_place(temporary, final)
-                for old in [*states(out)[KEPT_STATES:], *final.parent.glob("*.tmp")]:
-                    shutil.rmtree(old)
-    except BaseException as error:
-        try:
-            if isinstance(error, CheckpointException):          # on every rank; what failed, by rank, is in it
-                causes = [str(cause).splitlines()[0] for cause, _ in error.failures.values()]
-                stop_on_write_error(final, causes[0]) if rank() == 0 else sys.exit(1)
-            raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)        # make room
-    barrier()
-
-
-def state_directory(out: Path, step: int) -> Path:
-    return out / "state" / f"step_{step:06d}"
-
-
-def states(out: Path) -> list[Path]:
-    """The saved states, the newest first."""
-    found = [path for path in (out / "state").glob("step_*") if path.suffix == ""]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
-
-
-def load_state(out: Path, model, optimizer) -> tuple[int, dict]:
-    """Take up the newest sound state, if there is one, and cut the logs back to it.  -> optimiser steps done, progress.
-
-    A state of any number of ranks serves any other number.
-    """
-    import torch.distributed.checkpoint as checkpoint
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    step, progress, found = 0, {"totals": dict.fromkeys(TOTALS, 0)}, from_rank_0(lambda: states(out))
-    for state in found:
-        if damage := what_is_wrong(state):
-            then = "there is none before it: the run begins anew" if state == found[-1] else "the one before it is next"
-            say(f"{state} is damaged ({damage}), set aside as {state.name}.damaged; {then}")
-            if rank() == 0:
-                shutil.rmtree(state.with_suffix(".damaged"), ignore_errors=True)
-                state.rename(state.with_suffix(".damaged"))
-            continue
-        progress = json.loads((state / "progress.json").read_text())
-        step = progress["step"]
-        model_state, optimizer_state = get_state_dict(model, optimizer)
-        content = {"model": model_state, "optimizer": optimizer_state}
-        checkpoint.load(content, checkpoint_id=state)
-        set_state_dict(model, optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"])
-        say(f"{out}: going on after step {step}")
-        break
-    if rank() == 0:
-        cut_logs(out, step)
-    barrier()
-    return step, progress
-
-
-def what_is_wrong(state: Path) -> str | None:
-    """Compare a state's files with its manifest, each rank some of them."""
-    manifest = from_rank_0(lambda: read_manifest(state))
-    names = sorted(manifest)
-    if "progress.json" not in names:
-        return "manifest.json cannot be read"
-    found = gather_list([file_digest(state / name) for name in share(names)])
-    for name, facts in zip(names, found):
-        if facts != manifest[name]:
-            return f"{name} is missing" if facts is None else f"{name} is not as it was written"
-    return None
-
-
-def read_manifest(state: Path) -> dict:
-    """The manifest if it is whole, to its last newline; else an empty one."""
-    try:
-        text = (state / "manifest.json").read_text()
-        return dict(json.loads(text)) if text.endswith("}\n") else {}
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-# ================================================================ signals
-
-_asked = 0                                               # the signal that asked this process to end, 0 for none
-_handlers: dict = {}                                     # signal -> what handled it before the run
-
-
-def catch_signals() -> None:
-    """Let SIGTERM and SIGINT wait for the end of the step."""
-    global _asked
-    _asked = 0
-    for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) not in (note_signal, signal.SIG_IGN):       # as nohup and `… &` in a script have it
-            _handlers[number] = signal.signal(number, note_signal)
-
-
-def note_signal(number, frame) -> None:
-    global _asked
-    _asked = number
-    if world_size() == 1:                                # a second one ends the run at once; torchrun may pass on what
-        signal.signal(number, _handlers[number])         # the rank has had from the terminal already
-
-
-def release_signals() -> None:
-    while _handlers:
-        signal.signal(*_handlers.popitem())
-
-
-def asked_of_any_rank() -> int:
-    """The signal that asked any rank to end; all ranks get the same answer."""
-    terminate, interrupt = all_sum(_asked == signal.SIGTERM, _asked == signal.SIGINT)
-    return signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0
-
-
-def leave_if_asked(out: Path, done: str, together: bool = True) -> None:
-    """Leave if a signal asked any rank (not together: this one).  done: what has just ended, for the message."""
-    if asked := asked_of_any_rank() if together else _asked:
-        leave(asked, f"{out}: {done}")
-
-
-def leave(number: int, message: str) -> None:
-    say(f"{message}, then stopped by {signal.Signals(number).name}; the same command goes on from there "
-        "(without --overwrite)")
-    raise SystemExit(128 + number)
-
-
-# ================================================================ rollouts and verdicts as they come
-
-
-def keep_rows(out: Path, name: str, places: list[int], rows: list, **more) -> None:
-    """Write down what a batch of problems came to, `rows[i]` of the problem at `places[i]`."""
-    append_rows(kept_file(out, name), [{"places": places, "rows": rows, **more}])
-
-
-def kept_rows(out: Path, name: str) -> tuple[dict, list[dict]]:
-    """What an interrupted run has done already.  -> place -> rows, of all ranks' files; this rank's lines.
-
-    The files may be those of more or fewer ranks than there are now.
-    """
-    own = kept_file(out, name)
-    if own.is_file():
-        os.truncate(own, own.read_bytes().rfind(b"\n") + 1)      # a line that was torn as its writer died
-    done = {}
-    for path in sorted(out.glob(kept_file(out, name, "*").name)):
-        for line in read_jsonl(path):
-            done |= zip(line["places"], line["rows"])
-    return done, read_jsonl(own)
 
 
 def kept_file(out: Path, name: str, of_rank: int | str | None = None) -> Path:

@@ -65,7 +65,8 @@ def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_
       `generator`, a prompt of the same index has the same rollouts whatever else is sampled with it.
     rollout_tokens: bound on the tokens in the cache; what does not fit waits until rows have left.  0 or None: none,
       but for a batch that would not fit into free memory (`measured_bound`).
-    -> Rollouts, B = len(prompts) * samples_per_prompt, with sampler_logprobs of the untruncated distribution.
+    -> Rollouts, B = len(prompts) * samples_per_prompt, with these indices and sampler_logprobs of the untruncated
+       distribution.
     """
     device, num_rollouts = model.device, len(prompts) * samples_per_prompt
     longest, asked = getattr(model, "longest_row", None), max(map(len, prompts), default=0) + max_new_tokens
@@ -111,7 +112,8 @@ def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_
                 logits = cache.forward(tokens)
 
     completion_mask = torch.arange(max_new_tokens, device=device) < lengths[:, None]
-    return Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask, finished, logprobs).select(slice(None))
+    return Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask, finished, logprobs,
+                    prompt_index=index // samples_per_prompt).select(slice(None))
 
 
 def group_by_prompt(prompts: list[list[int]], samples_per_prompt: int) -> list[tuple[list[int], list[int]]]:
