@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from engine.heads import forward_with_head
 from engine.logprobs import linear_divergence, linear_logprobs
-from engine.models import completion_texts, load_model, load_tokenizer
+from engine.models import completion_texts, load_model, load_tokenizer  # noqa: F401, handed on
 from engine.packed import Padded
-from engine.problems import INSTRUCTION, Problem, encode_prompts, load_problems, template_arguments, with_readable_golds
-from engine.ranks import all_sum, fail, gather_list, random_generator, rank, share, together
+from engine.problems import INSTRUCTION, Problem, distinct, load_problems, template_arguments, with_readable_golds
+from engine.ranks import fail, gather_list, random_generator, rank, share, together
 from engine.rollouts import Rollouts
 from engine.sampler import sample
 from engine.sharding import sampling_weights
@@ -27,8 +27,31 @@ from judge.answers import counts, grade
 # ================================================================ flags
 
 
+def number(kind: type, least=None, above=None, most=None):
+    """The type of a flag: a finite int or float within these bounds."""
+    wanted = ("a number" if least is above is None else f"a number above {above}" if least is None else
+              f"{least} or more" if kind is int else f"a number of {least} or more" if most is None else
+              f"a number from {least} to {most}")
+
+    def number(text: str):
+        value = kind(text)
+        low = float("-inf") if least is None else least
+        if not (low <= value <= (most or value) and (above is None or value > above) and abs(value) < float("inf")):
+            raise argparse.ArgumentTypeError(f"{value}: give {wanted}")
+        return value
+
+    return number
+
+
+positive = number(int, least=1)                         # of what there must be
+natural = number(int, least=0)                          # of a flag whose 0 means none, never or all
+
+
 class FlagParser(argparse.ArgumentParser):
-    """--help shows the docstring as it is written and what every flag is by default; a wrong flag is one sentence."""
+    """--help shows the docstring as it is written and what every flag is by default; a wrong flag is one sentence.
+
+    Its methods add the flags that several scripts have, and return the group to which the script adds its own.
+    """
 
     def __init__(self, docstring: str, **more):
         if hasattr(sys.stdout, "reconfigure"):          # a container without a locale has an ASCII one
@@ -37,6 +60,49 @@ class FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         fail(f"{message} ({self.prog} --help lists the flags)")
+
+    def sampling_flags(self):
+        """How prompts are written and completions are sampled."""
+        add = (group := self.add_argument_group("sampling")).add_argument
+        add("--max-new-tokens", type=positive, help="tokens (default: what the context leaves, up to 8192)")
+        add("--rollout-tokens", type=natural, default=0, help="of cache at a time; 0: what memory holds")
+        add("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
+        add("--instruction", help=f"end of the user message (default, of chat models: {INSTRUCTION})")
+        add("--enable-thinking", action="store_true", help="passed to the chat template")
+        add("--template-args", type=template_arguments, metavar="JSON", help="more for the chat template")
+        return group
+
+    def optimisation_flags(self, max_steps: int):
+        """How a stage trains, max_steps optimiser steps if --max-steps is not given."""
+        add = (group := self.add_argument_group("optimisation")).add_argument
+        add("--max-steps", type=positive, default=max_steps, help="optimiser steps, at most")
+        add("--micro-batch-size", type=positive, default=8, help="rollouts per forward pass; memory only")
+        add("--activation-checkpointing", action="store_true", help="less memory, a third more compute")
+        add("--lr", type=number(float, least=0), default=1e-6, help="constant learning rate of AdamW")
+        add("--weight-decay", type=number(float, least=0), default=0.1, help="of AdamW")
+        add("--max-grad-norm", type=number(float, above=0), default=1.0, help="gradient clip")
+        add("--dtype", choices=["float32", "bfloat16"], default="float32",
+            help="of forward and backward; trained weights and AdamW's state stay float32")
+        return group
+
+    def run_flags(self):
+        """What a run directory is made with."""
+        self.add_argument("--out", type=Path, required=True, help="run directory to write")
+        add = (group := self.add_argument_group("run")).add_argument
+        add("--seed", type=natural, default=0, help="of all that is random")
+        add("--skip-unreadable", action="store_true", help="leave out golds that the judge cannot read")
+        add("--allow-failed-certificate", action="store_true", help="take a parent whose certificate failed")
+        add("--overwrite", action="store_true", help="start anew in an existing --out")
+        return group
+
+    def training_run_flags(self, eval_every: int = 0, what: str = "evaluations; 0: never"):
+        """Of a run that saves states and evaluates on its way.  eval_every: the default of that flag."""
+        add = (group := self.run_flags()).add_argument
+        add("--save-every", type=natural, default=20, help="optimiser steps between states; 0: never")
+        add("--eval-problems", type=Path, nargs="+", help="problems to evaluate on while training")
+        add("--eval-every", type=natural, default=eval_every, help=f"optimiser steps between {what}")
+        add("--eval-samples", type=positive, default=4, help="completions per evaluation problem")
+        return group
 
 
 class WithDefaults(argparse.RawDescriptionHelpFormatter):
@@ -48,94 +114,19 @@ class WithDefaults(argparse.RawDescriptionHelpFormatter):
         return f"{action.help or ''} ({'required' if action.required else f'default: {default}'})".lstrip()
 
 
-def positive(text: str) -> int:
-    """The type of a flag that counts what there must be: 1 or more."""
-    return bounded(int(text), int(text) >= 1, "give 1 or more")
-
-
-def two_or_more(text: str) -> int:
-    """The type of --samples-per-prompt where completions of one prompt are compared."""
-    return bounded(int(text), int(text) >= 2, "completions of one prompt are compared; give 2 or more")
-
-
-def natural(text: str) -> int:
-    """The type of a flag whose 0 means none, never or all."""
-    return bounded(int(text), int(text) >= 0, "give 0 or more")
-
-
-def above_zero(text: str) -> float:
-    """The type of --temperature, among others: training samples, it does not decode greedily."""
-    return bounded(float(text), 0 < float(text) < float("inf"), "give a number above 0")
-
-
-def from_zero(text: str) -> float:
-    return bounded(float(text), 0 <= float(text) < float("inf"), "give a number of 0 or more")
-
-
-def share_of_one(text: str) -> float:
-    return bounded(float(text), 0 <= float(text) <= 1, "give a number from 0 to 1")
-
-
-def finite(text: str) -> float:
-    return bounded(float(text), abs(float(text)) < float("inf"), "give a number")
-
-
-def bounded(number, holds: bool, wanted: str):
-    if not holds:
-        raise argparse.ArgumentTypeError(f"{number}: {wanted}")
-    return number
-
-
-def sampling_flags(parser, samples_per_prompt: int | None = None, least: int = 1) -> argparse._ArgumentGroup:
-    """What decides prompts and completions.  samples_per_prompt: the default of that flag, None for none."""
-    group = parser.add_argument_group("sampling")
-    if samples_per_prompt:
-        group.add_argument("--samples-per-prompt", type=positive if least == 1 else two_or_more,
-                           default=samples_per_prompt, help=f"completions per prompt, {least} or more")
-    group.add_argument("--max-new-tokens", type=positive, help="tokens (default: what the context leaves, up to 8192)")
-    group.add_argument("--rollout-tokens", type=natural, default=0, help="of cache at a time; 0: what memory holds")
-    group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
-    group.add_argument("--instruction", help=f"end of the user message (default, of chat models: {INSTRUCTION})")
-    group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
-    group.add_argument("--template-args", type=template_arguments, metavar="JSON", help="more for the chat template")
-    return group
-
-
-def optimisation_flags(parser) -> argparse._ArgumentGroup:
-    """Of a stage that trains."""
-    group = parser.add_argument_group("optimisation")
-    group.add_argument("--micro-batch-size", type=positive, default=8, help="rollouts per forward pass; memory only")
-    group.add_argument("--activation-checkpointing", action="store_true", help="less memory, a third more compute")
-    group.add_argument("--lr", type=from_zero, default=1e-6, help="constant learning rate of AdamW")
-    group.add_argument("--weight-decay", type=from_zero, default=0.1, help="of AdamW")
-    group.add_argument("--max-grad-norm", type=above_zero, default=1.0, help="gradient clip")
-    group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32",
-                       help="of forward and backward; trained weights and AdamW's state stay float32")
-    return group
-
-
-def run_flags(parser, trains: bool = True, eval_every: str = "optimiser steps between evaluations; 0: never",
-              default: int = 0) -> argparse._ArgumentGroup:
-    """Of a script that writes a run directory.  trains: it saves states and evaluates, eval_every says when."""
-    group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=natural, default=0, help="of all that is random")
-    group.add_argument("--skip-unreadable", action="store_true", help="leave out golds that the judge cannot read")
-    if trains:
-        group.add_argument("--save-every", type=natural, default=20, help="optimiser steps between states; 0: never")
-        group.add_argument("--eval-problems", type=Path, nargs="+", help="problems to evaluate on while training")
-        group.add_argument("--eval-every", type=natural, default=default, help=eval_every)
-        group.add_argument("--eval-samples", type=positive, default=4, help="completions per evaluation problem")
-    group.add_argument("--allow-failed-certificate", action="store_true", help="take a parent whose certificate failed")
-    group.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
-    return group
-
-
 # ================================================================ data
 
 
 def load_graded_problems(paths: list[Path] | None, args) -> list[Problem]:
     """Problems with golds that the judge can read, or whose unreadable ones have been named (--skip-unreadable)."""
     return with_readable_golds(load_problems(paths or []), args.skip_unreadable)
+
+
+def load_eval_problems(args) -> list[Problem]:
+    """--eval-problems, each once; none where neither it nor --eval-every is given."""
+    if bool(args.eval_every) != bool(args.eval_problems):
+        fail("--eval-every and --eval-problems go together: give both, or neither")
+    return distinct(load_graded_problems(args.eval_problems, args))
 
 
 def batch_indices(num_items: int, batch_size: int, batch: int, seed: int) -> list[int]:

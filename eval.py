@@ -14,8 +14,6 @@ What is right is decided by judge/answers.py: extract_answer, is_equal and grade
 import argparse
 import math
 import re
-import time
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -23,18 +21,13 @@ import numpy as np
 from tqdm import tqdm
 
 from common import (
-    FlagParser, bootstrap_interval, grade_rollouts, load_graded_problems, load_prepared, natural, positive, prepare,
-    sample, share_of_one,
+    FlagParser, Sampling, bootstrap_interval, evaluate, load_graded_problems, natural, number, positive, verdicts_of,
 )
 from engine.files import write_json, write_jsonl, write_text
-from engine.models import completion_texts
-from engine.problems import (
-    INSTRUCTION, Problem, digest, distinct, gold_of, placed_rows, template_arguments, with_readable_golds,
-)
-from engine.ranks import all_sum, fail, gather_list, random_generator, rank, say, setup_distributed, share
-from engine.runs import finish_run, keep_rows, kept_rows, leave_if_asked, open_run
-from engine.sharding import sampling_weights
-from judge.answers import counts, extract_answer, grade, is_equal
+from engine.problems import Problem, digest, distinct, gold_of, placed_rows, with_readable_golds
+from engine.ranks import all_sum, fail, rank, say, setup_distributed
+from engine.runs import Run, open_run
+from judge.answers import counts, extract_answer, grade, is_equal  # noqa: F401, grade is handed on
 from pages.card import add_scores
 
 
@@ -99,79 +92,6 @@ def score_by_tag(rows: list[dict]) -> dict:
             part = [np.mean(row["verdicts"]) for row in rows if str(row.get(tag)) == value]
             table.setdefault(tag, {})[value] = {"problems": len(part), "value": float(np.mean(part))}
     return table
-
-
-@dataclass
-class Sampling:
-    """How an evaluation samples.  top_p 1 and top_k 0 are off; a temperature of 0 is greedy."""
-    samples: int                        # completions of each problem
-    max_new_tokens: int
-    temperature: float
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    batch_size: int = 256               # completions sampled at a time
-    rollout_tokens: int = 0             # tokens of cache at a time; 0: what memory holds
-    dtype: str = "float32"
-    on_shards: bool = False             # for a model that one rank cannot hold whole
-
-
-def evaluate(model, tokenizer, problems, prompts, eos_ids: list[int], sampling: Sampling, keep: Path | None = None,
-             progress: bool = False) -> list[dict]:
-    """Sample and grade each problem; ranks share the problems.  -> completions.jsonl's rows.
-
-    A problem's completions depend on the seed and its place, on nothing else.
-    keep: a run directory where each batch is written down; what it holds already is not done again.
-    """
-    indices, tokens, start = share(list(range(len(problems)))), 0, time.perf_counter()
-    per_batch = max(1, sampling.batch_size // sampling.samples)
-    rows, own_lines = kept_rows(keep, "evaluation") if keep else ({}, [])
-    for line in own_lines:
-        add_counts(line["counts"])
-    bar = tqdm(total=len(indices) * sampling.samples, unit="completion", desc="evaluate",
-               disable=not progress or rank() > 0)
-    with sampling_weights(model, sampling.dtype, sampling.on_shards) as whole_model:
-        for batch in (indices[i:i + per_batch] for i in range(0, len(indices), per_batch)):
-            if todo := [i for i in batch if i not in rows]:
-                before = dict(counts)
-                rollouts = sample(
-                    whole_model, [prompts[i] for i in todo], samples_per_prompt=sampling.samples,
-                    max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
-                    top_k=sampling.top_k, eos_ids=eos_ids, pad_id=tokenizer.pad_token_id,
-                    generator=random_generator(sampling.seed, "evaluate"), indices=todo,
-                    rollout_tokens=sampling.rollout_tokens)
-                judged = judge(rollouts, [problems[i] for i in todo], tokenizer, sampling.samples)
-                rows |= zip(todo, judged)
-                tokens += int(rollouts.completion_mask.sum())
-                if keep:
-                    more = {name: counts[name] - before[name] for name in counts}
-                    keep_rows(keep, "evaluation", todo, judged, counts=more)
-                    leave_if_asked(keep, "a batch was finished", together=False)
-            average = np.mean([rows[i]["verdicts"] for i in indices if i in rows])
-            speed = tokens / (time.perf_counter() - start)
-            bar.set_postfix_str(f"avg {average:.3f}, {speed:.0f} tokens/s", refresh=False)
-            bar.update(len(batch) * sampling.samples)
-    bar.close()
-    return gather_list([rows[i] for i in indices])
-
-
-def add_counts(more: dict) -> None:
-    for name, count in more.items():
-        counts[name] += count
-
-
-def judge(rollouts, problems, tokenizer, samples: int) -> list[dict]:
-    """Grade the rollouts of some problems, `samples` adjacent ones each.  -> a row a problem."""
-    texts = completion_texts(tokenizer, rollouts.completions())
-    verdicts = [reward > 0 for reward in grade_rollouts(rollouts, [p.answer for p in problems], tokenizer).tolist()]
-    lengths, finished = rollouts.completion_mask.sum(1).tolist(), rollouts.finished.tolist()
-    rows = []
-    for place, problem in enumerate(problems):
-        part = slice(place * samples, (place + 1) * samples)
-        rows.append({"id": problem.id, "problem": problem.text, "answer": problem.answer, **problem.tags,
-                     "completions": texts[part], "verdicts": verdicts[part], "lengths": lengths[part],
-                     "finished": finished[part]})
-    return rows
 
 
 def read_graded_rows(path: Path, skip_unreadable: bool = False) -> list[dict]:
@@ -248,7 +168,7 @@ def grade_rows(rows: list[dict]) -> list[dict]:
     bar, right, done = tqdm(rows, unit="problem", desc="grade"), 0, 0
     for row in bar:
         finished = row.get("finished", [True] * len(row["completions"]))
-        row["verdicts"] = [ended and grade(text, row["answer"]) for text, ended in zip(row["completions"], finished)]
+        row["verdicts"] = verdicts_of(row["completions"], finished, [row["answer"]] * len(finished))
         right, done = right + sum(row["verdicts"]), done + len(row["verdicts"])
         bar.set_postfix_str(f"avg {right / done:.3f}", refresh=False)
     return rows
@@ -277,84 +197,61 @@ def failures_page(rows: list[dict], most: int = 200) -> str:
         comparisons and could not read {counts["unreadable"]}.</p>{"".join(parts)}</html>"""
 
 
-def accuracy(model, tokenizer, problems, prompts, args, eos_ids: list[int]) -> float:
-    """avg@k while training: --eval-samples completions a problem at the training temperature, no truncation."""
-    sampling = Sampling(args.eval_samples, args.max_new_tokens, args.temperature, seed=args.seed, dtype=args.dtype,
-                        rollout_tokens=args.rollout_tokens, on_shards=args.sample_on_shards)
-    rows = evaluate(model, tokenizer, problems, prompts, eos_ids, sampling)
-    return float(np.mean([row["verdicts"] for row in rows]))
-
-
 def parse_args(argv=None) -> argparse.Namespace:
     parser = FlagParser(__doc__)
     parser.add_argument("--model", type=Path, help="run, checkpoint directory, or hub name[@revision]")
     parser.add_argument("--problems", type=Path, nargs="+", help="problems with answers")
     parser.add_argument("--grade", type=Path, help="judge these completions instead; rows of completion(s), answer")
-    parser.add_argument("--skip-unreadable", action="store_true", help="leave out golds that the judge cannot read")
-    parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    group = parser.add_argument_group("sampling")
+    group = parser.sampling_flags()
     group.add_argument("--samples", type=positive, default=16, help="completions per problem, the k of avg@k")
-    group.add_argument("--temperature", type=float, default=0.7, help="0 is greedy")
-    group.add_argument("--top-p", type=share_of_one, default=0.8, help="1 is off")
+    group.add_argument("--temperature", type=number(float, 0), default=0.7, help="0 is greedy")
+    group.add_argument("--top-p", type=number(float, above=0, most=1), default=0.8, help="1 is off")
     group.add_argument("--top-k", type=natural, default=20, help="0 is off")
-    group.add_argument("--max-new-tokens", type=positive,
-                       help="longest completion, tokens (default: what the context leaves, at most 8192)")
-    group.add_argument("--rollout-tokens", type=natural, default=0, help="of cache at a time; 0: what memory holds")
-    group.add_argument("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
-    group.add_argument("--instruction", help=f"end of the user message (default, of chat models: {INSTRUCTION})")
-    group.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
-    group.add_argument("--template-args", type=template_arguments, metavar="JSON", help="more for the chat template")
     group.add_argument("--num-problems", type=natural, default=0, help="evaluate on the first N only; 0: all")
     group.add_argument("--batch-size", type=positive, default=256, help="completions sampled at a time")
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
-    group.add_argument("--seed", type=natural, default=0, help="of the sampling")
-    parser.add_argument("--allow-failed-certificate", action="store_true", help="take a run whose certificate failed")
-    parser.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
+    parser.run_flags()
     return parser.parse_args(argv)
 
 
 def main(args) -> None:
     if (args.grade is None) == (args.model is None) or (args.model is None) != (args.problems is None):
         fail("give --model and --problems to sample and judge, or --grade to judge the completions of a file")
-    if not 0 <= args.temperature < float("inf"):
-        fail(f"--temperature {args.temperature}: give 0, which is greedy, or more")
-    if not args.top_p:
-        fail("--top-p 0: give 1, which is off, or less")
-    rows = grade_file(args) if args.grade else sample_and_judge(args)
-    if rows is None:
+    setup_distributed()
+    run, rows = grade_file(args) if args.grade else sample_and_judge(args)
+    if run.is_done:
         return
     scores = score(rows)
     if rank() == 0:
-        write_jsonl(args.out / "completions.jsonl", rows)
-        write_json(args.out / "scores.json", scores)
-        write_text(args.out / "failures.html", failures_page(rows))
-        add_scores(args.out)                            # to the card of the run's model
+        write_jsonl(run.out / "completions.jsonl", rows)
+        write_json(run.out / "scores.json", scores)
+        write_text(run.out / "failures.html", failures_page(rows))
+        add_scores(run.out)                             # to the card of the run's model
     for name, figures in scores.items():
         if isinstance(figures, dict) and "value" in figures:
             low, high = figures["interval_over_problems"]
             say(f"{name:20s} {figures['value']:9.3f}   95% over problems [{low:.3f}, {high:.3f}]")
-    say(f"{args.out / 'failures.html'}: what went wrong, to read")
-    finish_run(args.out)
+    say(f"{run.out / 'failures.html'}: what went wrong, to read")
+    run.finish()
 
 
-def grade_file(args) -> list[dict] | None:
+def grade_file(args) -> tuple[Run, list[dict]]:
     rows = read_graded_rows(args.grade, args.skip_unreadable)
-    return grade_rows(rows) if open_run(args, inputs={"grade": {str(args.grade): digest(rows)}}) else None
+    run = open_run(args, inputs={"grade": {str(args.grade): digest(rows)}})
+    return run, [] if run.is_done else grade_rows(rows)
 
 
-def sample_and_judge(args) -> list[dict] | None:
-    device = setup_distributed()
+def sample_and_judge(args) -> tuple[Run, list[dict]]:
     problems = distinct(load_graded_problems(args.problems, args))[:args.num_problems or None]
-    ready = prepare(args, ["model"], problems=problems)
-    if not open_run(args, ready.parents, ready.inputs):
-        return None
-    model = load_prepared(ready, "model", args, device)
-    sampling = Sampling(args.samples, args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.seed,
+    run = open_run(args, ["model"], problems=problems)
+    if run.is_done:
+        return run, []
+    sampling = Sampling(args.samples, run.max_new_tokens, args.temperature, args.top_p, args.top_k, args.seed,
                         args.batch_size, args.rollout_tokens, args.dtype, args.sample_on_shards)
-    rows = evaluate(
-        model, ready.tokenizer, problems, ready.prompts[0], ready.eos_ids, sampling, args.out, progress=True)
+    rows = evaluate(run.load("model"), run.tokenizer, problems, run.prompts["problems"], run.eos_ids, sampling, run,
+                    progress=True)
     counts.update(zip(counts, map(int, all_sum(*counts.values()))))         # of all ranks, for scores.json
-    return rows
+    return run, rows
 
 
 if __name__ == "__main__":

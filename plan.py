@@ -30,7 +30,7 @@ import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common import FlagParser, above_zero, positive
+from common import FlagParser, number, positive
 from engine.problems import LONGEST_COMPLETION
 from engine.checkpoints import read_object
 from engine.ranks import fail
@@ -533,7 +533,7 @@ def evaluate(flags, model_of, gpus: int, args) -> Stage:
 
 
 def evaluation(flags, gpus: int, args) -> tuple[Wave, ...]:
-    """What a stage samples to evaluate while it trains: 256 completions at a time on each GPU (eval.accuracy)."""
+    """What a stage samples to evaluate while it trains: 256 completions at a time on each GPU (common.accuracy)."""
     if not (flags.eval_every and flags.eval_problems):
         return ()
     prompts = math.ceil(args.eval_problems / gpus)
@@ -688,7 +688,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     group.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="(smollm2, laptop)")
     group = parser.add_argument_group("assumptions")
     group.add_argument("--max-prompt-tokens", type=positive, default=2048, help="for memory")
-    group.add_argument("--peak-share", type=above_zero, default=0.15, help="of the peak FLOP/s, in everything")
+    group.add_argument("--peak-share", type=number(float, above=0), default=0.15,
+                       help="of the peak FLOP/s, in everything")
     group.add_argument("--mean-prompt-tokens", type=positive, default=200, help="for time")
     group.add_argument("--mean-new-tokens", type=positive, help="for time (default: a quarter of --max-new-tokens)")
     group.add_argument("--problems", type=positive, default=14_000, help="training problems (stage 2 samples them all)")

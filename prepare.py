@@ -24,7 +24,7 @@ from common import FlagParser, natural, positive
 from engine.files import write_jsonl
 from engine.problems import Problem, contents, digest, load_problems
 from engine.ranks import fail
-from engine.runs import finish_run, open_run, release_signals
+from engine.runs import open_run
 from experiments import laptop, paper, toy
 from experiments.mawps import find_mawps, read_mawps
 from experiments.smollm2 import write_smollm2
@@ -78,15 +78,16 @@ def main(args) -> None:
         fail(f"--data {args.data}: none of its {len(mawps['train'])} training problems is left beside the {taken} that "
              "the pair and the sweeps take")
     inputs = {"problems": contents(given)} if given else {"data": {str(args.data): digest(mawps)}} if mawps else None
-    if not open_run(args, inputs=inputs):
+    run = open_run(args, inputs=inputs)
+    if run.is_done:
         return
     if args.what != "laptop":                           # it ends after a step, and goes on from there
-        release_signals()                               # these end at once, and begin anew
+        run.signals.release()                           # these end at once, and begin anew
     write = {"toy": lambda: toy.prepare(args), "smollm2": lambda: write_smollm2(args.out, args.num_layers),
-             "laptop": lambda: laptop.prepare(args, mawps, dropped), "dapo": lambda: paper.prepare(args, given),
+             "laptop": lambda: laptop.prepare(run, mawps, dropped), "dapo": lambda: paper.prepare(args, given),
              "labels": lambda: prepare_labels(args, given)}
     write[args.what]()
-    finish_run(args.out)
+    run.finish()
     print(f"{args.out} is ready")
 
 

@@ -46,7 +46,7 @@ import stage2_shape  # noqa: E402
 import stage3_kl  # noqa: E402
 import stage4_distill  # noqa: E402
 from common import FlagParser, completion_logprobs, load_model, load_tokenizer, sample  # noqa: E402
-from engine import ranks  # noqa: E402
+from engine import ranks, runs  # noqa: E402
 from engine.files import write_jsonl, write_text  # noqa: E402
 from engine.packed import Packed, layout  # noqa: E402
 from engine.ranks import first_line  # noqa: E402
@@ -193,7 +193,7 @@ def sampler_and_training(directory: Path) -> dict:
 def stage1_with_gradient(directory: Path, out: Path) -> tuple[list[torch.Tensor], float | None]:
     """One step of stage 1's main().  -> its gradient, whole; on one rank, how far off what it saved reloads."""
     gradients, kept = [], []
-    step, save_model = torch.optim.AdamW.step, stage1_grpo.save_model
+    step, save_model = torch.optim.AdamW.step, runs.save_model
 
     def keep_gradient(optimizer, closure=None):
         gradients.extend(whole(parameter.grad).clone() for group in optimizer.param_groups
@@ -206,12 +206,12 @@ def stage1_with_gradient(directory: Path, out: Path) -> tuple[list[torch.Tensor]
         save_model(model, *rest)
 
     try:
-        torch.optim.AdamW.step, stage1_grpo.save_model = keep_gradient, keep_logits
+        torch.optim.AdamW.step, runs.save_model = keep_gradient, keep_logits
         run(stage1_grpo, "--model", directory, "--problems", directory.parent / "problems.jsonl", "--out", out,
             "--samples-per-prompt", 6, "--prompts-per-step", 6, "--steps-per-rollout", 1, "--give-up-after", 0,
             "--max-grad-norm", 1e9, "--lr", 1e-3)
     finally:
-        torch.optim.AdamW.step, stage1_grpo.save_model = step, save_model
+        torch.optim.AdamW.step, runs.save_model = step, save_model
     if ranks.world_size() > 1:
         return gradients, None
     with torch.no_grad():

@@ -19,7 +19,7 @@ from steps import Work, all_as_long, parser_for, prompts_in_our_order, run
 def ours(args, work: Work, out: str) -> None:
     import stage4_distill
 
-    all_as_long(stage4_distill, work)
+    all_as_long(work)
     stage4_distill.main(stage4_distill.parse_args([
         "--student", str(args.student), "--teacher", str(args.teacher), "--problems", str(args.problems), "--out", out,
         *work.flags()]))

@@ -16,12 +16,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import (  # noqa: E402
-    FlagParser, batch_indices, completion_divergence, completion_logprobs, load_prepared, positive, prepare,
-    sample_share,
+    FlagParser, batch_indices, completion_divergence, completion_logprobs, number, positive,
 )
 from engine.problems import load_problems  # noqa: E402
-from engine.ranks import setup_distributed  # noqa: E402
 from engine.rollouts import even_micro_batches  # noqa: E402
+from engine.runs import Run  # noqa: E402
 from stage4_distill import DIVERGENCES, sampled_token_loss  # noqa: E402
 
 
@@ -32,12 +31,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--problems", type=Path, nargs="+", required=True, help="prompts; no answers needed")
     parser.add_argument("--batches", type=positive, default=64, help="optimiser steps' rollouts")
     parser.add_argument("--prompts-per-step", type=positive, default=128, help="rollouts of a batch")
-    parser.add_argument("--max-new-tokens", type=positive, help="tokens (default: what the context leaves)")
     parser.add_argument("--micro-batch-size", type=positive, default=128, help="rollouts per forward pass")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling and of every logit")
+    parser.add_argument("--temperature", type=number(float, above=0), default=1.0, help="of sampling, of every logit")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
-    parser.set_defaults(instruction=None, enable_thinking=False, template_args=None, rollout_tokens=0, dtype="float32",
-                        sample_on_shards=False, samples_per_prompt=1, allow_failed_certificate=True,
+    parser.sampling_flags()
+    parser.set_defaults(out=Path("-"), dtype="float32", samples_per_prompt=1, allow_failed_certificate=True,
                         activation_checkpointing=False)
     return parser.parse_args(argv)
 
@@ -55,15 +53,12 @@ def loss_of(divergence, student, teacher, micro, weights, temperature: float):
 
 
 def main(args) -> None:
-    device = setup_distributed()
-    ready = prepare(args, ["student", "teacher"], problems=load_problems(args.problems, need_answers=False))
-    student = load_prepared(ready, "student", args, device, trainable=True)
-    teacher = load_prepared(ready, "teacher", args, device)
-    prompts, gradients, seconds = ready.prompts[0], {}, {}
+    run = Run(args, ["student", "teacher"], problems=load_problems(args.problems, need_answers=False))
+    student, teacher = run.load("student", trainable=True), run.load("teacher")
+    prompts, gradients, seconds = run.prompts["problems"], {}, {}
     for batch in range(args.batches):
         chosen = batch_indices(len(prompts), args.prompts_per_step, batch, args.seed)
-        rollouts, _ = sample_share(
-            student, ready.tokenizer, [prompts[i] for i in chosen], args, ready.eos_ids, "rollouts", batch)
+        rollouts = run.sample(student, [prompts[i] for i in chosen], "rollouts", batch)
         num_tokens, micro_batches = rollouts.completion_mask.sum(), even_micro_batches(rollouts, args.micro_batch_size)
         for form, divergence in FORMS.items():
             start = time.process_time()

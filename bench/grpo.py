@@ -23,7 +23,7 @@ def ours(args, work: Work, out: str) -> None:
 
     verdicts = itertools.cycle([False, True])
     common.grade = lambda text, gold: next(verdicts)
-    all_as_long(stage1_grpo, work)
+    all_as_long(work)
     stage1_grpo.main(stage1_grpo.parse_args([
         "--model", str(args.model), "--problems", str(args.problems), "--out", out, "--steps-per-rollout", "1",
         *work.flags()]))

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from common import FlagParser  # noqa: E402
 from engine.ranks import rank  # noqa: E402
+from engine.runs import Run  # noqa: E402
 
 STAGES = ("stage1_grpo", "stage3_kl", "stage4_distill")
 
@@ -96,10 +97,10 @@ def launch(ranks: int, command: list) -> None:
 def worker(stage: str, out: str, *flags: str) -> None:
     """One run in this process (or on this rank), its collectives recorded from the second step to the last."""
     module, profiler = importlib.import_module(stage), torch.profiler.profile()
-    log_metrics, measured = module.log_metrics, {"tokens": 0}
+    run_log, measured = Run.log, {"tokens": 0}
 
-    def log(out, step, **figures) -> None:
-        log_metrics(out, step, **figures)
+    def log(run, step, **figures) -> None:
+        run_log(run, step, **figures)
         if step > 1:
             measured["tokens"] += figures["num_tokens"]
             measured["end"] = time.perf_counter()
@@ -107,7 +108,7 @@ def worker(stage: str, out: str, *flags: str) -> None:
             measured["start"] = time.perf_counter()
             profiler.start()
 
-    module.log_metrics = log
+    Run.log = log
     module.main(module.parse_args([*flags, "--out", out]))
     profiler.stop()
     if rank() == 0:

@@ -70,23 +70,23 @@ class Work:
             generation_kwargs={"min_new_tokens": self.new_tokens})
 
 
-def all_as_long(stage, work: Work) -> None:
-    """Patch a stage: no token ends a completion, none counts as cut off, and each step is told to the clock."""
-    import common
+def all_as_long(work: Work) -> None:
+    """Patch the run: no token ends a completion, none counts as cut off, and each step is told to the clock."""
+    from engine import runs
 
-    sample, log_metrics = common.sample, stage.log_metrics
+    sample, run_log = runs.sample, runs.Run.log
 
     def sample_as_finished(*rest, **more):
         rollouts = sample(*rest, **more)
         rollouts.finished[:] = True
         return rollouts
 
-    def log(out, step, **figures) -> None:
-        log_metrics(out, step, **figures)
+    def log(run, step, **figures) -> None:
+        run_log(run, step, **figures)
         if step:
-            work.step(figures["tokens_sampled"])
+            work.step(run.totals["tokens_sampled"])
 
-    common.sample, common.eos_ids, stage.log_metrics = sample_as_finished, lambda *_: [NO_TOKEN], log
+    runs.sample, runs.eos_ids, runs.Run.log = sample_as_finished, lambda *_: [NO_TOKEN], log
 
 
 def prompts_in_our_order(model: Path, problems: Path, work: Work) -> tuple:

@@ -110,7 +110,7 @@ def gather_list(items: list) -> list:
 
 
 def from_rank_0(function):
-    """What the function returns on rank 0, on every rank: work on files that one should do.  Where it raises, all end."""
+    """What the function returns on rank 0, on every rank: work on files that one should do.  If it raises, all end."""
     return together(lambda: function() if rank() == 0 else None, of_rank_0=True)
 
 

@@ -63,7 +63,7 @@ TOTALS = ("optimiser_steps", "nonfinite_steps", "labels_seen", "tokens_sampled",
 
 def open_run(args, models=(), inputs: dict | None = None, **problems: list[Problem]) -> "Run":
     """Check all that can be checked before weights load, then begin the run directory args.out or take it up again."""
-    return Run(args, models, **problems).begin(**inputs or {})
+    return Run(args, models, **problems).begin(inputs)
 
 
 class Run:
@@ -105,14 +105,14 @@ class Run:
 
     # ---------------------------------------------------------------- begin
 
-    def begin(self, **inputs: dict) -> "Run":
+    def begin(self, inputs: dict | None = None) -> "Run":
         """Begin the directory, or take it up again; `is_done` says that nothing is left to do.
 
         inputs: name -> {what it is of: digest}, of what else decides the outcome; a flag that names files has its own
         name there.  Refuses a directory of another run, naming what differs, and one that a living run is writing.
         From here on signals wait for the end of a step.
         """
-        record = new_record(self, self.inputs | inputs)
+        record = new_record(self, self.inputs | (inputs or {}))
         if problem := from_rank_0(lambda: hold(self.out) or prepare_directory(self.args, record)):
             fail(problem)
         self.is_done = from_rank_0((self.out / "DONE").is_file)
@@ -139,7 +139,7 @@ class Run:
     # ---------------------------------------------------------------- a step
 
     def start_clock(self) -> None:
-        """The seconds of a step begin."""
+        """The seconds of a step begin.  `log` ends them, before it evaluates, and begins those of the next one."""
         self.began, self.sample_seconds = time.perf_counter(), 0.0
 
     def sample(self, model, prompts: list[list[int]], *purpose, indices: list[int] | None = None) -> Rollouts:
@@ -249,8 +249,11 @@ class Run:
 
     # ---------------------------------------------------------------- finish
 
-    def finish(self, model=None) -> None:
-        """Write model/, if there is one, and last of all DONE: only now is the directory a parent."""
+    def finish(self, model=None, **files) -> None:
+        """Write each of `files` as NAME.json, then model/, and last of all DONE: only now is the directory a parent."""
+        if rank() == 0:
+            for name, content in files.items():
+                write_json(self.out / f"{name}.json", content)
         if model is not None:
             save_model(model, self.tokenizer, self.eos_ids, self.out / "model")
         if rank() == 0:

@@ -27,15 +27,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common import completion_logprobs, load_model, load_tokenizer
+from common import Sampling, completion_logprobs, evaluate, load_model, load_tokenizer
 from engine.checkpoints import save_model
 from engine.files import read_json, write_json, write_jsonl
 from engine.models import eos_ids
 from engine.problems import Problem, encode_prompts, load_problems
-from engine.ranks import fail, setup_distributed
+from engine.ranks import fail
 from engine.rollouts import from_rows
-from engine.runs import asked_of_any_rank, leave_if_asked, load_state, save_state
-from eval import Sampling, evaluate
+from engine.states import load_state, save_state
 from experiments.runner import Given, Scale, Settings, budgets, labelled_problems
 from experiments.smollm2 import keep_layers, write_smollm2
 
@@ -48,8 +47,9 @@ RULE = {"teacher": ([*range(30)], 0.35, (0.08, 0.15), 1e-4),
 STYLE_LR = 5e-5
 
 
-def prepare(args, mawps: dict[str, list[dict]], dropped: dict[str, int]) -> None:
+def prepare(run, mawps: dict[str, list[dict]], dropped: dict[str, int]) -> None:
     """Files of problems, the teacher, the student.  Goes on where it stopped."""
+    args = run.args
     random.Random(args.seed).shuffle(mawps["train"])
     left = iter(mawps["train"])
     files = {name: list(islice(left, size)) for name, size in SIZES.items()}
@@ -63,13 +63,13 @@ def prepare(args, mawps: dict[str, list[dict]], dropped: dict[str, int]) -> None
         "problems": {name: len(part) for name, part in files.items()}, "dropped": dropped}
     for name in RULE:
         if not record.get(name, {}).get("accepted"):
-            make(args, record, name, files["cold_start"])
+            make(run, record, name, files["cold_start"])
 
 
-def make(args, record: dict, name: str, rows: list[dict]) -> None:
+def make(run, record: dict, name: str, rows: list[dict]) -> None:
     """The model of this name by the rule, saved to OUT/name; what it came to stands in pretraining.json either way."""
     layers, aim, (low, high), lr = RULE[name]
-    learner, epoch, middle = Learner(args, name, layers, rows), -(-len(rows) // BATCH), (low + high) / 2
+    learner, epoch, middle = Learner(run, name, layers, rows), -(-len(rows) // BATCH), (low + high) / 2
 
     def worked_of_style(last: dict | None) -> float:
         return middle * min(max(middle / max(last["works"], 1e-9), 1), 4) if last else middle
@@ -80,25 +80,25 @@ def make(args, record: dict, name: str, rows: list[dict]) -> None:
                           worked_share=worked_of_style, is_reached=lambda last: low <= last["works"] <= high)
     works = style[-1]["works"]
     if accepted := low <= works <= high:
-        save_model(learner.model, learner.tokenizer, learner.eos_ids, args.out / name)
+        save_model(learner.model, learner.tokenizer, learner.eos_ids, run.out / name)
     record[name] = {"accepted": accepted, "layers": layers, "examples": len(rows), "skill": skill, "style": style}
-    write_json(args.out / "pretraining.json", record)
+    write_json(run.out / "pretraining.json", record)
     if not accepted:
         fail(f"the rule refused the {name}: after {len(style)} rounds of style it works in {works:.1%} of its answers, "
-             f"not in {low:.1%} to {high:.1%}; {args.out}/pretraining.json has every round; try --overwrite with "
+             f"not in {low:.1%} to {high:.1%}; {run.out}/pretraining.json has every round; try --overwrite with "
              "another --seed")
-    shutil.rmtree(args.out / "states" / name, ignore_errors=True)
+    shutil.rmtree(run.out / "states" / name, ignore_errors=True)
     print(f"{name}: works in {works:.1%} of its answers, right in {style[-1]['accuracy']:.1%}")
 
 
 class Learner:
     """SmolLM2, or some layers of it, that learns from these problems."""
 
-    def __init__(self, args, name: str, layers: list[int], rows: list[dict]):
-        base, device = args.smollm2 or args.out / "smollm2", setup_distributed()
-        self.args, self.name, self.tokenizer = args, name, load_tokenizer(base)
+    def __init__(self, run, name: str, layers: list[int], rows: list[dict]):
+        args, base = run.args, run.args.smollm2 or run.out / "smollm2"
+        self.run, self.args, self.name, self.tokenizer = run, args, name, load_tokenizer(base)
         self.eos_ids = eos_ids(base, self.tokenizer)
-        self.model = load_model(base, self.tokenizer, "float32", device, trainable=True)
+        self.model = load_model(base, self.tokenizer, "float32", run.device, trainable=True)
         keep_layers(self.model, layers)
         problems = [Problem("", row["problem"], row["answer"], "MAWPS", row["problem"], {}) for row in rows]
         self.prompts = encode_prompts(self.tokenizer, problems, args)
@@ -134,9 +134,10 @@ class Learner:
                 rounds.append({"steps": step, "worked_examples": share, "loss": sum(losses) / len(losses),
                                **self.measured()})
                 losses = []
-            if step % steps_of_round == 0 or step % ROUND == 0 or asked_of_any_rank():
+            if step % steps_of_round == 0 or step % ROUND == 0 or self.run.signals.asked():
                 save_state(states, step, model, optimizer, {"rounds": rounds, "losses": losses})
-                leave_if_asked(self.args.out, f"saved after step {step} of the {self.name}'s {phase}")
+                self.run.signals.leave_if_asked(
+                    f"{self.run.out}: saved after step {step} of the {self.name}'s {phase}")
         bar.close()
         return rounds
 

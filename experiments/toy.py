@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from common import share_of_one
+from common import number
 from engine.files import read_json, set_modes, write_json, write_jsonl
 from engine.ranks import fail
 from experiments.runner import Given, Scale, Settings, budgets, labelled_problems
@@ -179,9 +179,10 @@ def add_flags(parser) -> None:
     parser.add_argument("--family", choices=["qwen3", "llama"], default="qwen3", help="architecture")
     parser.add_argument("--teacher-size", type=width_and_layers, default="96x3", metavar="WIDTHxLAYERS",
                         help="of the teacher, in heads of 32")
-    parser.add_argument("--student-skill", type=share_of_one, nargs=2, default=[0.86, 0.90], metavar=("LOW", "HIGH"),
+    parser.add_argument("--student-skill", type=number(float, 0, most=1), nargs=2, default=[0.86, 0.90],
+                        metavar=("LOW", "HIGH"),
                         help="q of the student after its style")
-    parser.add_argument("--student-style", type=share_of_one, default=0.03, help="share that works")
+    parser.add_argument("--student-style", type=number(float, 0, most=1), default=0.03, help="share that works")
 
 
 # ---------------------------------------------------------------- the toy scale of the tables

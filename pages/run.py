@@ -1,6 +1,5 @@
 """The page of a run, RUN/report.html, and a page of several runs side by side."""
 import importlib.util
-import json
 import math
 import os
 import time
@@ -49,38 +48,6 @@ def the_one(values: list):
 def model_text(text: str, longest: int = 4000) -> str:
     """What a model wrote or read: escaped, and cut where it is very long."""
     return escape(text if len(text) <= longest else text[:longest] + " …")
-
-
-# ---------------------------------------------------------------- what stage 2 writes for its page
-
-
-def write_samples(path: Path, rows: list[dict], tokenizer, count: int = 8) -> None:
-    """samples.jsonl: a few rollouts as text.  rows: stage 2's, one a rollout."""
-    write_text(path, "".join(json.dumps({
-        "step": 0, "prompt": tokenizer.decode(row["prompt_ids"]), "completion": tokenizer.decode(row["completion_ids"]),
-        "finished": row["finished"], "reward": row["reward"]}) + "\n" for row in rows[:count]))
-
-
-def write_rewards(out: Path, rows: list[dict], tokenizer, samples_per_prompt: int, count: int = 8) -> None:
-    """What C1 ranked, in implicit_rewards.jsonl: a line a prompt, R of each completion in nats, reward and length.
-
-    And of `count` prompts, those with both outcomes first, a right and a wrong completion by token in
-    dense_rewards.jsonl.
-    """
-    groups = [rows[start:start + samples_per_prompt] for start in range(0, len(rows), samples_per_prompt)]
-    write_text(out / "implicit_rewards.jsonl", "".join(json.dumps({"id": group[0]["id"], **{
-        key: [row[key] for row in group] for key in ("implicit_reward_nats", "reward")},
-        "length_tokens": [len(row["completion_ids"]) for row in group]}) + "\n" for group in groups))
-    groups.sort(key=lambda group: len({row["reward"] for row in group}), reverse=True)
-    lines = []
-    for group in groups[:count]:
-        for row in {row["reward"]: row for row in reversed(group)}.values():
-            lines.append(json.dumps({
-                "prompt": tokenizer.decode(row["prompt_ids"]), "reward": row["reward"],
-                "tokens": [tokenizer.decode([token]) for token in row["completion_ids"]],
-                "dense_rewards_nats": row["dense_rewards_nats"],
-                "implicit_reward_nats": row["implicit_reward_nats"]}) + "\n")
-    write_text(out / "dense_rewards.jsonl", "".join(lines))
 
 
 # ---------------------------------------------------------------- the page of a run

@@ -16,6 +16,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 import prepare  # noqa: E402
+from engine import runs  # noqa: E402
 from experiments.tables import SCALES  # noqa: E402
 from experiments.toy import EOS, PAD, toy_model  # noqa: E402, F401
 from pages import run as run_page  # noqa: E402
@@ -108,6 +109,16 @@ def run_here(directory, command, *_, **__):
     script, *flags = shlex.split(command)
     run(importlib.import_module(script.removesuffix(".py")), *flags)
     return types.SimpleNamespace(poll=lambda: 0, returncode=0)
+
+
+def on_log(monkeypatch, action) -> None:
+    """Call action(step, figures) where a run logs a step, before it does."""
+    log = runs.Run.log
+
+    def act_and_log(here, step, **figures):
+        action(step, figures)
+        log(here, step, **figures)
+    monkeypatch.setattr(runs.Run, "log", act_and_log)
 
 
 def metrics(out: Path) -> list[dict]:

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 import common
-from engine import ranks, rollouts
+from engine import ranks, rollouts, runs
 from engine.sharding import whole
 
 
-def canned_sample(model, prompts, *, samples_per_prompt, max_new_tokens, eos_ids, pad_id, **_):
+def canned_sample(model, prompts, *, samples_per_prompt, max_new_tokens, eos_ids, pad_id, indices=None, **_):
     """Completions of 1 to max_new_tokens random digits, ended by EOS but where the length is a multiple of 3."""
     rows = []
     for prompt in prompts:
@@ -29,12 +29,14 @@ def canned_sample(model, prompts, *, samples_per_prompt, max_new_tokens, eos_ids
     prompt_ids, prompt_mask = rollouts.pad([prompt for prompt in prompts for _ in range(samples_per_prompt)], pad_id, "cpu", left=True)
     completion_ids, completion_mask = rollouts.pad(rows, pad_id, "cpu", left=False)
     finished = torch.tensor([row[-1] in eos_ids for row in rows], dtype=torch.bool)
-    return rollouts.Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask, finished, torch.zeros(completion_ids.shape))
+    index = torch.tensor(indices or range(len(prompts)), dtype=torch.int64).repeat_interleave(samples_per_prompt)
+    return rollouts.Rollouts(prompt_ids, prompt_mask, completion_ids, completion_mask, finished, torch.zeros(completion_ids.shape), prompt_index=index)
 
 
 def main(file, stage, *flags):
     module = importlib.import_module(stage)
-    common.sample, common.grade = canned_sample, lambda completion, gold: len(completion) % 2 == 0
+    runs.sample = common.sample = canned_sample
+    common.grade = lambda completion, gold: len(completion) % 2 == 0
     gradients = []
 
     def keep_gradients(optimizer, closure=None):

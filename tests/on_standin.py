@@ -6,7 +6,7 @@ import collections
 
 import pytest
 import torch
-from conftest import metrics, run
+from conftest import metrics, on_log, run
 from standin import MixedDevices, StandIn, install, waits
 
 import eval as judge
@@ -14,7 +14,7 @@ import stage1_grpo
 import stage2_shape
 import stage3_kl
 import stage4_distill
-from engine import sampler
+from engine import runs, sampler
 
 SHORT = ("--max-new-tokens", 12, "--micro-batch-size", 8)
 
@@ -24,8 +24,7 @@ def device(monkeypatch):
     """The scripts run on the stand-in device; `device.draws` counts the decoding steps."""
     place, draw = install(), sampler.draw
     place_and_count = collections.namedtuple("Device", "place draws")(place, [])
-    for module in (stage1_grpo, stage2_shape, stage3_kl, stage4_distill, judge):
-        monkeypatch.setattr(module, "setup_distributed", lambda: place)
+    monkeypatch.setattr(runs, "setup_distributed", lambda: place)
     monkeypatch.setattr(sampler, "draw", lambda *args: (place_and_count.draws.append(1), draw(*args))[1])
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)     # tied weights stay tied on their way to the device
@@ -35,17 +34,16 @@ def device(monkeypatch):
     torch.__future__.set_swap_module_params_on_conversion(swap)
 
 
-def steps_of(monkeypatch, module, device) -> list[tuple[collections.Counter, int]]:
+def steps_of(monkeypatch, device) -> list[tuple[collections.Counter, int]]:
     """-> filled while it runs: the waits, by file, and the decoding steps of each optimiser step."""
-    steps, log = [], module.log_metrics
+    steps = []
 
-    def snapshot(out, step, **figures):
+    def snapshot(step, figures):
         steps.append((collections.Counter(waits), len(device.draws)))
         waits.clear()
         device.draws.clear()
-        log(out, step, **figures)
 
-    monkeypatch.setattr(module, "log_metrics", snapshot)
+    on_log(monkeypatch, snapshot)
     return steps
 
 
@@ -68,7 +66,7 @@ def test_the_device_catches_what_a_gpu_would(device):
 # model: how many tokens there are, and where); however many tokens.
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_stage_1(toy, tmp_path, monkeypatch, device, micro_batches):
-    steps = steps_of(monkeypatch, stage1_grpo, device)
+    steps = steps_of(monkeypatch, device)
     run(stage1_grpo, "--model", toy / "teacher", "--problems", toy / "few_train.jsonl", "--out", tmp_path / "run", "--kl-coef", 0.1, "--max-steps", 3,
         "--prompts-per-step", 2 * micro_batches, "--samples-per-prompt", 4, "--steps-per-rollout", 1, *SHORT)
     assert len(metrics(tmp_path / "run")) == 3 and max(row["grad_norm"] for row in metrics(tmp_path / "run")) > 0
@@ -80,7 +78,7 @@ def test_stage_1(toy, tmp_path, monkeypatch, device, micro_batches):
 def test_stage_2_3_and_evaluation(toy, tmp_path, monkeypatch, device):
     run(stage2_shape, "--teacher", toy / "teacher", "--reference", toy / "teacher", "--problems", toy / "few_train.jsonl", "--out", tmp_path / "shape",
         "--certify-problems", toy / "few_heldout.jsonl", "--samples-per-prompt", 2, "--allow-failed-certificate", *SHORT)
-    steps = steps_of(monkeypatch, stage3_kl, device)
+    steps = steps_of(monkeypatch, device)
     run(stage3_kl, "--student", toy / "student", "--teacher", toy / "teacher", "--rollouts", tmp_path / "shape" / "rollouts.jsonl", "--out", tmp_path / "bridge",
         "--problems", toy / "few_heldout.jsonl", "--max-kl", 1e-9, "--max-steps", 3, "--rollouts-per-step", 8, "--eval-every", 0,
         "--allow-failed-certificate", *SHORT)
@@ -95,7 +93,7 @@ def test_stage_2_3_and_evaluation(toy, tmp_path, monkeypatch, device):
 
 @pytest.mark.parametrize("estimator", ["exact", "sampled"])
 def test_stage_4(toy, tmp_path, monkeypatch, device, estimator):
-    steps = steps_of(monkeypatch, stage4_distill, device)
+    steps = steps_of(monkeypatch, device)
     run(stage4_distill, "--student", toy / "student", "--teacher", toy / "teacher", "--problems", toy / "few_train.jsonl", "--out", tmp_path / "run",
         "--max-steps", 3, "--prompts-per-step", 8, "--estimator", estimator, *SHORT)
     for step, draws in steps[2:]:

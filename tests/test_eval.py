@@ -76,7 +76,7 @@ def test_an_interrupted_evaluation_goes_on(toy, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return sample(*args, **kwargs)
 
-    monkeypatch.setattr(judge, "sample", crash_at_the_third_batch)
+    monkeypatch.setattr(common, "sample", crash_at_the_third_batch)
     with pytest.raises(KeyboardInterrupt):
         run(judge, *flags, "--out", tmp_path / "broken")
     partial = tmp_path / "broken" / "partial_evaluation_rank0.jsonl"

@@ -14,11 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import metrics, run
+from conftest import metrics, on_log, run
 from forks import Fork, begin_ranks
 
 import common
-from engine import checkpoints, files, ranks, runs
+from engine import checkpoints, files, ranks, runs, states
+from engine.signals import Signals
 import eval as judge
 import stage1_grpo
 import stage2_shape
@@ -74,15 +75,9 @@ def assert_alike(one: Path, other: Path) -> None:
     assert content(one) == content(other)
 
 
-def at_step(patch, module, step: int, action) -> None:
-    """Do something where the module logs that step."""
-    log = module.log_metrics
-
-    def log_and_act(out, number, **figures):
-        if number == step:
-            action()
-        log(out, number, **figures)
-    patch.setattr(module, "log_metrics", log_and_act)
+def at_step(patch, step: int, action) -> None:
+    """Do something where that step is logged."""
+    on_log(patch, lambda number, figures: action() if number == step else None)
 
 
 @pytest.fixture
@@ -115,7 +110,7 @@ def test_a_bridge_killed_between_its_last_state_and_done_does_not_train_on(flags
     flags = [*flags_of["stage3_kl"], "--max-kl", 50, "--eval-every", 2]
     measure, values = stage3_kl.measure_c2, iter([100.0, 1.0])
     patch.setattr(stage3_kl, "measure_c2", lambda *args: measure(*args) | {"c2_reverse_kl_nats": next(values)})
-    patch.setattr(stage3_kl, "save_model", lambda *args: crash())
+    patch.setattr(runs, "save_model", lambda *args: crash())
     with pytest.raises(Crash):
         run(stage3_kl, *flags, "--out", tmp_path / "run")
     patch.undo()
@@ -128,7 +123,7 @@ def test_a_bridge_killed_between_its_last_state_and_done_does_not_train_on(flags
 def test_giving_up_remembers_what_was_before_the_interruption(toy, tmp_path, patch):
     flags = ["--model", toy / "teacher", "--problems", toy / "few_train.jsonl", "--out", tmp_path / "run", "--max-steps", 9, "--save-every", 1,
              "--steps-per-rollout", 1, "--max-new-tokens", 2, "--samples-per-prompt", 4, "--prompts-per-step", 4]
-    at_step(patch, stage1_grpo, 4, crash)
+    at_step(patch, 4, crash)
     with pytest.raises(Crash):
         run(stage1_grpo, *flags)
     patch.undo()
@@ -158,7 +153,7 @@ DAMAGES = {
 def crashed_at_step_5(flags_of, tmp_path_factory):
     out = tmp_path_factory.mktemp("crashed") / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
-        at_step(patch, stage4_distill, 5, crash)
+        at_step(patch, 5, crash)
         run(stage4_distill, *flags_of["stage4_distill"], "--out", out)
     return out
 
@@ -166,7 +161,7 @@ def crashed_at_step_5(flags_of, tmp_path_factory):
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_state_is_named_and_the_one_before_is_taken(flags_of, undisturbed, crashed_at_step_5, tmp_path, capsys, damage):
     shutil.copytree(crashed_at_step_5, tmp_path / "run")
-    assert [state.name for state in runs.states(tmp_path / "run")] == ["step_000004", "step_000002"]
+    assert [state.name for state in states.states(tmp_path / "run")] == ["step_000004", "step_000002"]
     DAMAGES[damage](tmp_path / "run" / "state" / "step_000004")
     words = take_up(flags_of, tmp_path / "run", capsys)
     assert "step_000004 is damaged" in words and "going on after step 2" in words
@@ -181,7 +176,7 @@ def take_up(flags_of, out, capsys) -> str:
 
 def test_with_every_state_damaged_the_run_begins_anew(flags_of, undisturbed, crashed_at_step_5, tmp_path, capsys):
     shutil.copytree(crashed_at_step_5, tmp_path / "run")
-    for state in runs.states(tmp_path / "run"):
+    for state in states.states(tmp_path / "run"):
         flip(state / "__0_0.distcp")
     words = take_up(flags_of, tmp_path / "run", capsys)
     assert "step_000004 is damaged" in words and "going on" not in words
@@ -198,15 +193,15 @@ def test_the_last_two_states_are_kept(flags_of, tmp_path):
 def test_states_lie_at_the_first_end_of_a_batch_at_which_so_many_steps_have_gone_by(patch, tmp_path, save_every, steps_per_rollout, expected):
     saved = []
     patch.setattr(runs, "save_state", lambda out, step, *rest: saved.append(step))
-    args = SimpleNamespace(save_every=save_every, max_steps=6, out=tmp_path)
+    here = runs.Run(SimpleNamespace(save_every=save_every, max_steps=6, out=tmp_path))
     for step in range(steps_per_rollout, 7, steps_per_rollout):
-        runs.save_or_leave(args, step, None, None, {}, steps_per_rollout)
+        here.save_or_leave(step, None, None, steps_per_rollout)
     assert saved == expected
 
 
 def test_a_pickle_in_a_state_is_not_opened_before_its_hash_is_checked(flags_of, crashed_at_step_5, tmp_path, capsys):
     shutil.copytree(crashed_at_step_5, tmp_path / "run")
-    for state in runs.states(tmp_path / "run"):                 # builtins.open("…/opened", "w") when unpickled
+    for state in states.states(tmp_path / "run"):                 # builtins.open("…/opened", "w") when unpickled
         (state / ".metadata").write_bytes(f"cbuiltins\nopen\n(V{tmp_path / 'opened'}\nVw\ntR.".encode())
     take_up(flags_of, tmp_path / "run", capsys)
     assert not (tmp_path / "opened").exists()
@@ -225,14 +220,14 @@ def file_limit():
 
 @pytest.mark.parametrize("step, what, left", [(3, "step_000004", ["step_000002"]), (6, "model", ["step_000002", "step_000004"])])
 def test_disk_full_while_a_state_or_the_model_is_saved(flags_of, undisturbed, tmp_path, patch, capsys, file_limit, step, what, left):
-    at_step(patch, stage4_distill, step, lambda: file_limit(200_000))
+    at_step(patch, step, lambda: file_limit(200_000))
     with pytest.raises(SystemExit) as stop:
         run(stage4_distill, *flags_of["stage4_distill"], "--out", tmp_path / "run")
     file_limit(resource.RLIM_INFINITY)
     words = capsys.readouterr().err.split("error: ", 1)[1].split("\n")[0]
     assert stop.value.code == 1 and f"{what} could not be written" in words and "run the same command again" in words
     assert [path.name for path in sorted((tmp_path / "run" / "state").iterdir())] == left
-    assert all(runs.what_is_wrong(state) is None for state in runs.states(tmp_path / "run"))
+    assert all(states.what_is_wrong(state) is None for state in states.states(tmp_path / "run"))
     patch.undo()
     run(stage4_distill, *flags_of["stage4_distill"], "--out", tmp_path / "run")
     assert_alike(tmp_path / "run", undisturbed("stage4_distill"))
@@ -251,10 +246,10 @@ def test_disk_full_under_a_log(tmp_path, capsys, file_limit):
     file_limit(100)
     with pytest.raises(SystemExit) as stop:
         for step in range(20):
-            runs.log_metrics(tmp_path, step, loss=0.5)
+            files.append_rows(tmp_path / "metrics.jsonl", [{"step": step, "loss": 0.5}])
     file_limit(resource.RLIM_INFINITY)
     assert stop.value.code == 1 and "metrics.jsonl could not be written" in capsys.readouterr().err
-    runs.cut_logs(tmp_path, 2)                                  # the torn line is no obstacle
+    states.cut_logs(tmp_path, 2)                                  # the torn line is no obstacle
     assert [row["step"] for row in metrics(tmp_path)] == [0, 1, 2]
 
 
@@ -266,24 +261,24 @@ def test_disk_full_under_a_log(tmp_path, capsys, file_limit):
 def test_a_signal_lets_the_step_end_and_leaves(flags_of, undisturbed, tmp_path, patch, stage, step, state, number, code):
     """It alone makes the run save.  Step 2 lies in the middle of stage 1's first rollout batch, which ends with step 3."""
     module = sys.modules[stage]
-    at_step(patch, module, step, lambda: os.kill(os.getpid(), number))
+    at_step(patch, step, lambda: os.kill(os.getpid(), number))
     with pytest.raises(SystemExit) as stop:
         run(module, *flags_of[stage], "--save-every", 0, "--out", tmp_path / "run")
-    assert stop.value.code == code and runs.states(tmp_path / "run")[0].name == state
+    assert stop.value.code == code and states.states(tmp_path / "run")[0].name == state
     assert metrics(tmp_path / "run")[-1]["step"] == int(state[-1]), "the step was taken"
     patch.undo()
     run(module, *flags_of[stage], "--out", tmp_path / "run")
     assert_alike(tmp_path / "run", undisturbed(stage))
-    assert signal.getsignal(signal.SIGTERM) is not runs.note_signal, "a finished run gives the signals back"
+    assert not isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), Signals), "a finished run gives the signals back"
 
 
 @pytest.mark.parametrize("step", [1, 4, 5])
 def test_a_kill_in_the_middle_of_a_rollout_batch(flags_of, undisturbed, tmp_path, patch, step):
     """In the first batch nothing was saved yet; in the second, the state of the first one's end is there."""
-    at_step(patch, stage1_grpo, step, crash)
+    at_step(patch, step, crash)
     with pytest.raises(Crash):
         run(stage1_grpo, *flags_of["stage1_grpo"], "--out", tmp_path / "run")
-    assert [state.name for state in runs.states(tmp_path / "run")] == (["step_000003"] if step > 3 else [])
+    assert [state.name for state in states.states(tmp_path / "run")] == (["step_000003"] if step > 3 else [])
     patch.undo()
     run(stage1_grpo, *flags_of["stage1_grpo"], "--out", tmp_path / "run")
     assert_alike(tmp_path / "run", undisturbed("stage1_grpo"))
@@ -293,41 +288,41 @@ def test_a_state_before_the_first_step_counts_none(tmp_path):
     """torch fills an optimiser's empty state by a step of zeros, after which Adam's correction of its bias would be off."""
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    runs.save_state(tmp_path, 1, model, optimizer, {})
+    states.save_state(tmp_path, 1, model, optimizer, {})
     assert all(state["step"] == 0 for state in optimizer.state.values())
     loaded = torch.optim.AdamW(model.parameters())
-    runs.load_state(tmp_path, model, loaded)
+    states.load_state(tmp_path, model, loaded)
     assert len(loaded.state) == 2 and all(state["step"] == 0 for state in loaded.state.values())
 
 
 def test_the_newest_state_is_that_of_the_most_steps(tmp_path):
     for step in (5, 999_999, 1_000_000):
-        runs.state_directory(tmp_path, step).mkdir(parents=True)
-    assert [path.name for path in runs.states(tmp_path)] == ["step_1000000", "step_999999", "step_000005"]
+        states.state_directory(tmp_path, step).mkdir(parents=True)
+    assert [path.name for path in states.states(tmp_path)] == ["step_1000000", "step_999999", "step_000005"]
 
 
 def test_a_signal_that_is_ignored_stays_so():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)       # as `… &` in a script has it
     try:
-        runs.catch_signals()
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN and signal.getsignal(signal.SIGTERM) is runs.note_signal
+        caught = Signals().catch()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN and signal.getsignal(signal.SIGTERM) == caught.note
     finally:
-        runs.release_signals()
+        caught.release()
         signal.signal(signal.SIGINT, before)
 
 
 def test_a_signal_while_a_state_is_saved_asks_for_no_further_step(flags_of, tmp_path, patch):
-    put_in_place = runs.put_in_place
-    patch.setattr(runs, "put_in_place", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), put_in_place(*args)))
+    put_in_place = states.put_in_place
+    patch.setattr(states, "put_in_place", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), put_in_place(*args)))
     with pytest.raises(SystemExit) as stop:
         run(stage4_distill, *flags_of["stage4_distill"], "--out", tmp_path / "run")
-    assert stop.value.code == 143 and runs.states(tmp_path / "run")[0].name == "step_000002"
+    assert stop.value.code == 143 and states.states(tmp_path / "run")[0].name == "step_000002"
 
 
 @pytest.mark.parametrize("module, name", [(stage2_shape, "stage2_shape"), (judge, "eval")])
 def test_a_signal_lets_the_batch_end_and_what_is_done_is_not_done_again(flags_of, undisturbed, tmp_path, patch, module, name):
     expected = undisturbed(name)
-    home = judge if module is judge else common
+    home = common if module is judge else runs
     sample, calls = home.sample, []
 
     def signal_in_the_second_batch(*args, **kwargs):
@@ -375,7 +370,7 @@ def test_ranks_agree_to_leave_a_dead_rank_ends_the_others_and_one_rank_takes_the
     wait_for_steps(out, 3, ranks)
     ranks[1].process.terminate()                                # one of them only
     assert [rank.wait() for rank in ranks] == [143, 143], ranks[0].said()
-    step = json.loads((runs.states(out)[0] / "progress.json").read_text())["step"]
+    step = json.loads((states.states(out)[0] / "progress.json").read_text())["step"]
     assert f"saved after step {step}, then stopped by SIGTERM" in ranks[0].said() and metrics(out)[-1]["step"] == step
 
     ranks = begin_two_ranks(flags)
@@ -425,7 +420,7 @@ def test_a_rank_killed_while_a_state_is_saved(flags_of, undisturbed_on_two_ranks
     codes = [each.wait() for each in begin_two_ranks(flags, DIE.format(place=place, name=name, out=str(out), rank=rank, when=when))]
     assert codes[rank] == -signal.SIGKILL and codes[1 - rank] not in (0, -signal.SIGKILL), "the other one must not wait for ever"
     step = 4 if death == "when the state has its name" else 2
-    assert [int(state.name[5:]) for state in runs.states(out)][0] == step and not (out / "DONE").exists()
+    assert [int(state.name[5:]) for state in states.states(out)][0] == step and not (out / "DONE").exists()
 
     ranks = begin_two_ranks(flags)
     assert [rank.wait() for rank in ranks] == [0, 0] and f"going on after step {step}" in ranks[0].said(), ranks[0].said()
@@ -466,7 +461,7 @@ def test_torchrun_restarts_over_nodes_are_refused_where_they_would_hang(patch, c
 
 @pytest.mark.parametrize("stage", TRAINERS)
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_logged(flags_of, tmp_path, patch, stage):
-    module, clip, check, calls, before, frozen = sys.modules[stage], torch.nn.utils.clip_grad_norm_, runs.all_finite, [], [], []
+    module, clip, check, calls, before, frozen = sys.modules[stage], torch.nn.utils.clip_grad_norm_, runs.Run.all_finite, [], [], []
 
     def everything(optimizer):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -479,9 +474,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_logged(flags_of, t
             parameters[3].grad.view(-1)[7] = math.inf if len(calls) == 2 else math.nan
         return clip(parameters, most)
 
-    def look_before(grad_norm, losses):
+    def look_before(*given):
         before[:] = everything(optimizers[0])
-        return check(grad_norm, losses)
+        return check(*given)
 
     def look_behind(optimizer, *rest, **more):
         after = everything(optimizer)
@@ -492,7 +487,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_logged(flags_of, t
     patch.setattr(torch.optim.AdamW, "__init__", lambda self, *rest, **more: (optimizers.append(self), make(self, *rest, **more))[1])
     patch.setattr(torch.optim.AdamW, "zero_grad", look_behind)
     patch.setattr(torch.nn.utils, "clip_grad_norm_", break_a_gradient)
-    patch.setattr(module, "all_finite", look_before)
+    patch.setattr(runs.Run, "all_finite", look_before)
     every_group = ["--entropy-coef", 1e-3] if stage == "stage1_grpo" else []        # passed, also without advantage
     run(module, *flags_of[stage], *every_group, "--out", tmp_path / "run")
     assert frozen == [False, True, True, False, True, False]
@@ -524,7 +519,7 @@ def test_the_rollouts_of_the_micro_batch_with_the_bad_loss_are_logged(flags_of, 
 def test_three_in_a_row_end_the_run_also_across_an_interruption(flags_of, tmp_path, patch):
     clip, flags = torch.nn.utils.clip_grad_norm_, [*flags_of["stage4_distill"], "--save-every", 1, "--out", tmp_path / "run"]
     patch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: clip(*args) * math.nan)
-    at_step(patch, stage4_distill, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    at_step(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
         run(stage4_distill, *flags)
     with pytest.raises(SystemExit, match="stopped at step 3: loss or gradient was not finite three steps in a row"):

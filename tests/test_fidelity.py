@@ -22,6 +22,7 @@ from forks import run_ranks
 from tokenizers.processors import TemplateProcessing
 
 import common
+from engine import runs
 from experiments.toy import toy_model
 import stage1_grpo
 import stage3_kl
@@ -52,7 +53,7 @@ def a_batch():
 
 def our_loss(new, old, advantages, mask, loss_mean):
     weights = token_weights(mask.double(), loss_mean, mask.sum(), len(mask))
-    return -(clipped_surrogate(new, old, advantages, 0.2, 0.28, 10.0) * weights).sum()
+    return -(clipped_surrogate(new, old, advantages, 0.2, 0.28, 10.0)[0] * weights).sum()
 
 
 def value_and_gradient(loss, *tensors):
@@ -241,7 +242,7 @@ def test_c1_is_decided_within_prompts():
 
 def test_c2_is_the_reverse_kl_on_the_students_own_rollouts(toy, tmp_path, monkeypatch):
     """Beside the plain equation over whole logits, in float64; the forward KL of the same tokens is another number."""
-    monkeypatch.setattr(common, "sample", gradients_script.canned_sample)
+    monkeypatch.setattr(runs, "sample", gradients_script.canned_sample)
     tokenizer = common.load_tokenizer(toy / "student")
     student, teacher = (common.load_model(toy / name, tokenizer, "float32", "cpu") for name in ("student", "teacher"))
     args = stage3_kl.parse_args(["--student", "-", "--teacher", "-", "--rollouts", "-", "--problems", "-", "--max-kl", "1", "--out", str(tmp_path),
@@ -281,7 +282,7 @@ def test_a_chat_prompt_begins_once(toy):
     tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
     assert tokenizer("5=")["input_ids"][0] == bos
     args = argparse.Namespace(instruction="", enable_thinking=False, template_args=None)
-    ids, = common.encode_prompts(tokenizer, common.load_problems(toy / "few_train.jsonl")[:1], args)
+    ids, = encode_prompts(tokenizer, common.load_problems(toy / "few_train.jsonl")[:1], args)
     assert ids.count(bos) == 1 and ids[0] == bos and len(ids) > 5
 
 
@@ -361,7 +362,7 @@ def our_weights(monkeypatch, stage, *flags):
         weights.append([parameter.detach().clone() for group in optimizer.param_groups for parameter in group["params"]])
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step_and_keep)
-    monkeypatch.setattr(common, "sample", gradients_script.canned_sample)
+    monkeypatch.setattr(runs, "sample", gradients_script.canned_sample)
     monkeypatch.setattr(common, "grade", is_right)
     run(stage, *flags, "--max-steps", STEPS, "--prompts-per-step", PROMPTS, "--max-new-tokens", 12, "--lr", LR, "--weight-decay", 0,
         "--micro-batch-size", 6)
@@ -380,7 +381,7 @@ def trl_weights(toy, trainer_class, config_class, group, config, *models, **more
 
     weights, tokenizer = [], common.load_tokenizer(toy / "student")
     chat = argparse.Namespace(instruction=None, enable_thinking=False, template_args=None)
-    prompts = common.encode_prompts(tokenizer, common.load_problems(toy / "few_train.jsonl"), chat)
+    prompts = encode_prompts(tokenizer, common.load_problems(toy / "few_train.jsonl"), chat)
     in_our_order = [tokenizer.decode(prompts[i]) for step in range(STEPS) for i in common.batch_indices(len(prompts), PROMPTS, step, seed=0)]
 
     class Keep(TrainerCallback):

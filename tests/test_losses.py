@@ -29,17 +29,18 @@ def test_group_advantages_do_not_mix_groups():
     (-1.0, 30.0, -10.0, False)])                                                    # dual clip
 def test_clipped_surrogate(advantage, ratio, expected, has_gradient):
     logprobs = torch.tensor([[ratio]]).log().requires_grad_()
-    objective = clipped_surrogate(logprobs, torch.zeros(1, 1), torch.tensor([advantage]), 0.2, 0.28, 10.0)
+    objective, clipped = clipped_surrogate(logprobs, torch.zeros(1, 1), torch.tensor([advantage]), 0.2, 0.28, 10.0)
     objective.sum().backward()
     assert objective.item() == pytest.approx(expected, rel=1e-5)
     assert (logprobs.grad.item() != 0) == has_gradient
+    assert clipped.item() == (not has_gradient and ratio < 30), "the dual clip is not counted"
 
 
 def test_first_pass_is_reinforce():
     generator = torch.Generator().manual_seed(0)
     logprobs = (-torch.rand(4, 5, generator=generator)).requires_grad_()
     advantages = torch.randn(4, generator=generator)
-    clipped_surrogate(logprobs, logprobs.detach(), advantages, 0.2, 0.28, 10.0).sum().backward()
+    clipped_surrogate(logprobs, logprobs.detach(), advantages, 0.2, 0.28, 10.0)[0].sum().backward()
     torch.testing.assert_close(logprobs.grad, advantages[:, None].expand(4, 5))
 
 

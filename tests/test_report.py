@@ -3,6 +3,7 @@ import argparse
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from forks import ROOT
 
 import report
 import stage2_shape
-from pages import run as run_page, table as table_page
+from pages import table as table_page
 from pages.parts import LINES
 
 pytestmark = pytest.mark.pages
@@ -62,7 +63,7 @@ def table(tmp_path):
     write_run(first / "teacher", "stage1_grpo.py", steps(2, **lengths))
     shape = write_run(first / "shape", "stage2_shape.py", [], certificate={
         **stage2_shape.certificate_of(rollouts(), argparse.Namespace(samples_per_prompt=4, min_auc=0.5)), "certified_on": "reference"})
-    run_page.write_rewards(shape, rollouts(), argparse.Namespace(decode=str), 4)
+    stage2_shape.write_rewards(SimpleNamespace(out=shape, args=argparse.Namespace(samples_per_prompt=4), tokenizer=SimpleNamespace(decode=str)), rollouts())
     dense = {"prompt": "1=", "reward": 1.0, "tokens": ["<b>", "7"], "dense_rewards_nats": [-0.5, 1.25], "implicit_reward_nats": 0.75}
     (shape / "dense_rewards.jsonl").write_text(json.dumps(dense) + "\n")
     c2 = {"c2_reverse_kl_nats": 0.125, "c2_interval_nats": [0.1, 0.2], "c2_tokens": 9, "c2_prompts": 3, "forward_kl_on_teacher_rollouts_nats": 0.3}
@@ -141,7 +142,7 @@ def test_a_teacher_without_reward_has_a_page(table):
     """R is 0 everywhere, and no prompt has both outcomes."""
     shape = table / "seed0" / "shape"
     rows = [row | {"implicit_reward_nats": 0.0, "reward": 0.0} for row in rollouts()]
-    run_page.write_rewards(shape, rows, argparse.Namespace(decode=str), 4)
+    stage2_shape.write_rewards(SimpleNamespace(out=shape, args=argparse.Namespace(samples_per_prompt=4), tokenizer=SimpleNamespace(decode=str)), rows)
     certificate = stage2_shape.certificate_of(rows, argparse.Namespace(samples_per_prompt=4, min_auc=0.5))
     (shape / "certificate.json").write_text(json.dumps(certificate))
     assert "All completions: AUC –" in page_of(shape) and "not defined" in page_of(table)

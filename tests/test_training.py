@@ -5,11 +5,11 @@ import gradients as gradients_script
 import pytest
 import torch
 import transformers
-from conftest import metrics, run
+from conftest import metrics, on_log, run
 from safetensors.torch import load_file
 
 import common
-from engine import ranks
+from engine import ranks, runs
 from engine.rollouts import cut_groups
 import stage1_grpo
 import stage2_shape
@@ -44,8 +44,8 @@ def gradient_here(tmp_path, monkeypatch):
     def compute(stage, flags):
         file = tmp_path / f"{len(list(tmp_path.iterdir()))}.pt"
         monkeypatch.setattr(torch.optim.AdamW, "step", torch.optim.AdamW.step)
-        for name in ("sample", "grade"):
-            monkeypatch.setattr(common, name, getattr(common, name))
+        for module, name in ((common, "sample"), (runs, "sample"), (common, "grade")):
+            monkeypatch.setattr(module, name, getattr(module, name))
         compute.run = file.with_suffix("")
         gradients_script.main(file, stage, *map(str, flags), "--out", str(compute.run))
         return torch.load(file)[0]
@@ -70,18 +70,17 @@ def test_any_number_of_ranks_draws_the_same_rollouts_and_takes_the_same_steps(to
     """Stage 1's rollout batch of 8 prompts in 2 steps, on one rank and shared by three."""
     args = stage1_grpo.parse_args(["--model", "-", "--problems", "-", "--out", "-", "--prompts-per-step", "4", "--steps-per-rollout", "2",
                                    "--samples-per-prompt", "3", "--max-new-tokens", "16"])
-    tokenizer = common.load_tokenizer(toy / "student")
-    policy = common.load_model(toy / "student", tokenizer, "float32", "cpu")
-    problems = common.load_problems(toy / "few_train.jsonl")
-    prompts = common.encode_prompts(tokenizer, problems, args)
+    args.model, problems = toy / "student", common.load_problems(toy / "few_train.jsonl")
+    here = runs.Run(args, ["model"], problems=problems)
+    policy, prompts = common.load_model(args.model, here.tokenizer, "float32", "cpu"), here.prompts["problems"]
 
     def steps_of(rank, world_size):
         monkeypatch.setattr(ranks, "rank", lambda: rank)
         monkeypatch.setattr(ranks, "world_size", lambda: world_size)
-        rollouts, places = common.sample_share(policy, tokenizer, prompts[:8], args, [1], "rollouts", 5)
-        rollouts.rewards = common.grade_rollouts(rollouts, [problems[place].answer for place in places], tokenizer)
+        rollouts = here.sample(policy, prompts[:8], "rollouts", 5)
+        rollouts.rewards, _ = common.grade_rollouts(rollouts, [problems[i].answer for i in rollouts.prompt_index.tolist()], here.tokenizer)
         rollouts.advantages = stage1_grpo.group_advantages(rollouts.rewards, 3)
-        parts = cut_groups(rollouts, places, 8, 3, 4, ranks.random_generator(0, "groups", 5))
+        parts = cut_groups(rollouts, 8, 4, ranks.random_generator(0, "groups", 5))
         return [sorted(zip(map(tuple, part.prompts()), map(tuple, part.completions()), part.advantages.tolist())) for part in parts]
 
     alone, shared = steps_of(0, 1), [steps_of(rank, 3) for rank in range(3)]
@@ -301,7 +300,7 @@ def test_the_teacher_does_not_change(toy, tmp_path, monkeypatch):
             teachers.append((model, {name: value.clone() for name, value in model.state_dict().items()}))
         return model
 
-    monkeypatch.setattr(common, "load_model", remember)
+    monkeypatch.setattr(runs, "load_model", remember)
     run(stage4_distill, "--student", toy / "student", "--teacher", toy / "teacher", "--problems", toy / "few_train.jsonl",
         "--out", tmp_path / "run", "--max-steps", 3, "--prompts-per-step", 8, "--max-new-tokens", 16, "--lr", 1e-3)
     (teacher, before), = teachers
@@ -318,21 +317,19 @@ def test_a_resumed_run_is_the_same_to_the_bit(toy, flags_of, tmp_path, monkeypat
     flags = [*flags_of[module.__name__], "--max-steps", 6, "--save-every", 2, "--lr", 1e-3, "--micro-batch-size", 4]
     flags += ["--steps-per-rollout", 2] if module is stage1_grpo else []
     run(module, *flags, "--out", tmp_path / "whole")
-    log = module.log_metrics
 
-    def crash_at_step_5(out, step, **figures):
+    def crash_at_step_5(step, figures):
         if step == 5:
             raise Crash
-        log(out, step, **figures)
 
-    monkeypatch.setattr(module, "log_metrics", crash_at_step_5)
+    on_log(monkeypatch, crash_at_step_5)
     with pytest.raises(Crash):
         run(module, *flags, "--out", tmp_path / "broken")
     assert not (tmp_path / "broken" / "DONE").exists()
     monkeypatch.undo()
     taken_up = []
-    load = module.load_state
-    monkeypatch.setattr(module, "load_state", lambda *args: (taken_up.append(load(*args)), taken_up[0])[1])
+    load = runs.load_state
+    monkeypatch.setattr(runs, "load_state", lambda *args: (taken_up.append(load(*args)), taken_up[0])[1])
     run(module, *flags, "--out", tmp_path / "broken")
     assert taken_up[0][0] == 4, "it went on after step 4 and did not begin anew"
     assert_the_same_run(tmp_path / "whole", tmp_path / "broken")
