@@ -61,9 +61,11 @@ class FlagParser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         fail(f"{message} ({self.prog} --help lists the flags)")
 
-    def sampling_flags(self):
-        """How prompts are written and completions are sampled."""
+    def sampling_flags(self, temperature: float = 1.0, greedy: bool = False):
+        """How prompts are written and completions are sampled.  greedy: a temperature of 0 is taken, too."""
         add = (group := self.add_argument_group("sampling")).add_argument
+        add("--temperature", type=number(float, least=0) if greedy else number(float, above=0), default=temperature,
+            help="0 is greedy" if greedy else "of sampling, and of every logit and logprob")
         add("--max-new-tokens", type=positive, help="tokens (default: what the context leaves, up to 8192)")
         add("--rollout-tokens", type=natural, default=0, help="of cache at a time; 0: what memory holds")
         add("--sample-on-shards", action="store_true", help="for a model that one rank cannot hold whole")
@@ -122,9 +124,12 @@ def load_graded_problems(paths: list[Path] | None, args) -> list[Problem]:
     return with_readable_golds(load_problems(paths or []), args.skip_unreadable)
 
 
-def load_eval_problems(args) -> list[Problem]:
-    """--eval-problems, each once; none where neither it nor --eval-every is given."""
-    if bool(args.eval_every) != bool(args.eval_problems):
+def load_eval_problems(args, with_every: bool = True) -> list[Problem]:
+    """--eval-problems, each once; none where the flag is not given.
+
+    with_every: --eval-every says when to evaluate on them, and nothing else.
+    """
+    if with_every and bool(args.eval_every) != bool(args.eval_problems):
         fail("--eval-every and --eval-problems go together: give both, or neither")
     return distinct(load_graded_problems(args.eval_problems, args))
 

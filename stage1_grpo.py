@@ -25,7 +25,7 @@ from torch import Tensor
 
 from common import (
     FlagParser, accuracy, batch_indices, completion_divergence, completion_logprobs, grade_rollouts,
-    load_eval_problems, load_graded_problems, natural, number, positive, sampler_gap,
+    load_eval_problems, load_graded_problems, number, positive, sampler_gap,
 )
 from engine.ranks import all_sum, random_generator, setup_distributed, stop
 from engine.rollouts import cut_groups, even_micro_batches
@@ -39,9 +39,10 @@ from stage3_kl import kl
 def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-4, baseline: bool = True) -> Tensor:
     """Standardise each reward within its prompt's group (equation 2).  (B,) -> (B,), dimensionless.
 
-    The rollouts of one prompt are adjacent.  A group whose rewards are all equal prefers nothing: its advantages
-    are exactly 0, and so is its gradient: `main` leaves it out of the passes, but not of the token mean.  Without
-    the baseline a right answer pulls and a wrong one does nothing; a group of right answers alone pulls by 1/ε.
+    The rollouts of one prompt are adjacent.  A group whose rewards are all equal prefers nothing: its
+    advantages are exactly 0, and so is its gradient: `main` leaves it out of the passes, but not of the token
+    mean.  Without the baseline a right answer pulls and a wrong one does nothing; a group of right answers
+    alone pulls by 1/ε.
     """
     groups = rewards.float().view(-1, group_size)
     centred = groups - groups.mean(dim=1, keepdim=True)
@@ -95,8 +96,9 @@ def stop_if_nothing_is_learnt(recent: list[dict], run, step: int) -> None:
     if 0 < count <= len(recent) and all(
             figures["truncated_fraction"] > 0.9 and figures["mixed_groups_fraction"] == 0
             for figures in recent[-count:]):
-        stop(f"{run.out}: stopped at step {step}: in {count} rollout batches over 90% of the completions were cut "
-             f"off at --max-new-tokens {run.max_new_tokens} and no group had both outcomes; nothing is learnt")
+        stop(f"{run.out}: stopped at step {step}: in {count} rollout batches over 90% of the completions "
+             f"were cut off at --max-new-tokens {run.max_new_tokens} and no group had both outcomes; nothing "
+             "is learnt")
 
 
 def trained_indices(num_problems: int, args) -> set[int]:
@@ -115,7 +117,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--problems", type=Path, nargs="+", required=True, help="training problems, with answers")
     add = parser.sampling_flags().add_argument
     add("--samples-per-prompt", type=number(int, least=2), default=8, help="G, completions per prompt")
-    add("--temperature", type=number(float, above=0), default=1.0, help="of sampling, of every logprob")
     add = parser.optimisation_flags(max_steps=500).add_argument
     add("--prompts-per-step", type=positive, default=128, help="per optimiser step, over all ranks")
     add("--steps-per-rollout", type=positive, default=4, help="optimiser steps per rollout batch")
@@ -130,7 +131,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--no-baseline", action="store_true", help="advantages without the group's mean taken off")
     add("--mask-truncated", action="store_true", help="leave out what was cut off, in place of reward 0")
     add = parser.training_run_flags().add_argument
-    add("--give-up-after", type=natural, default=5,
+    add("--give-up-after", type=number(int, least=0), default=5,
         help="stop after N rollout batches in a row that are cut off and teach nothing; 0: never")
     return parser.parse_args(argv)
 
@@ -166,7 +167,7 @@ def main(args) -> None:
         stop_if_nothing_is_learnt(recent, run, first)
         run.log_samples(first, rollouts)
 
-        # count: one denominator a step: of every rank, every micro-batch and the groups that are left out below
+        # count: one denominator a step: of every rank, micro-batch and group, also those left out below
         if args.mask_truncated:                                 # out of the loss and out of the token count
             rollouts.completion_mask &= rollouts.finished[:, None]
         parts = cut_groups(rollouts, len(chosen), args.prompts_per_step,
@@ -188,7 +189,7 @@ def main(args) -> None:
                 with autocast:
                     logprobs, entropy = completion_logprobs(policy, micro, args.temperature, entropy=True) \
                         if args.entropy_coef else (completion_logprobs(policy, micro, args.temperature), 0.0)
-                    if step == first:                           # the policy is still the one that sampled: ratio 1
+                    if step == first:                           # the policy is the one that sampled: ratio 1
                         micro.old_logprobs = logprobs.detach()
                     objective, clipped = clipped_surrogate(logprobs, micro.old_logprobs, micro.advantages,
                                                            args.clip_low, args.clip_high, args.dual_clip)

@@ -1,29 +1,29 @@
 """Stage 2: is the teacher reward-shaped?  The certificate C1, and the teacher rollouts for stage 3.
 
-RL leaves a dense reward behind: at the optimum of the KL-regularised objective the log-ratio of the shaped teacher
-to the model that its RL began from is the reward, up to a constant of the prompt.  Whether that happened can be
-tested.
+RL leaves a dense reward behind: at the optimum of the KL-regularised objective the log-ratio of the shaped
+teacher to the model that its RL began from is the reward, up to a constant of the prompt.  Whether that
+happened can be tested.
 
     4. R(x, y) = Σ_t log π_T*(y_t|s_t) − log π_ref(y_t|s_t)                               implicit_reward
     5. C1: R ranks right above wrong completions of the same prompt                       within_prompt_auc
        (prompts with both outcomes only), beside the pooled AUC and the per-token variant, as length confounds
        the sum
 
-C1 is certified on problems of --certify-problems that the teacher's RL has not seen.  It holds if the lower end of
-the 95% interval of the within-prompt AUC, bootstrapped over prompts, is above --min-auc.  A teacher equal to the
-reference has R = 0 everywhere and AUC 0.5, and fails.
+C1 is certified on problems of --certify-problems that the teacher's RL has not seen.  It holds if the lower
+end of the 95% interval of the within-prompt AUC, bootstrapped over prompts, is above --min-auc.  A teacher
+equal to the reference has R = 0 everywhere and AUC 0.5, and fails.
 
-The rollouts written for stage 3 are selected by nothing, and their prompts need no labels.  --keep right selects by
-the label; --weight reward weighs a rollout by its reward over its prompt's mean, so that all solved prompts weigh
-the same.
+The rollouts written for stage 3 are selected by nothing, and their prompts need no labels.  --keep right
+selects by the label; --weight reward weighs a rollout by its reward over its prompt's mean, so that all solved
+prompts weigh the same.
 
     python stage2_shape.py --teacher runs/teacher --reference toy/teacher --problems toy/train.jsonl \
         --certify-problems toy/heldout.jsonl --out runs/shape
     torchrun --nproc_per_node=8 stage2_shape.py …                          # the ranks share the problems
 
-Reads two models and problems; writes rollouts.jsonl (token ids, reward, logprob sums), certificate.json and, to
-read, implicit_rewards.jsonl (what C1 ranked) and dense_rewards.jsonl (some of it by token).  Exit code 1 if C1
-does not hold.
+Reads two models and problems; writes rollouts.jsonl (token ids, reward, logprob sums), certificate.json and,
+to read, implicit_rewards.jsonl (what C1 ranked) and dense_rewards.jsonl (some of it by token).  Exit code 1
+if C1 does not hold.
 """
 import argparse
 import time
@@ -148,17 +148,19 @@ def score_rollouts(model, rollouts, args) -> Tensor:
 
 
 def scored_rows(rollouts, problems, teacher_logprobs: Tensor, reference_logprobs: Tensor) -> list[dict]:
-    """What is kept of each rollout.  problems: the one that each answers; the dense reward is each token's log-ratio."""
+    """What is kept of each rollout, which answers that of `problems`.  Dense reward: a token's log-ratio."""
     columns = (rollouts.finished, rollouts.rewards, teacher_logprobs.sum(1), reference_logprobs.sum(1),
                implicit_reward(teacher_logprobs, reference_logprobs, rollouts.completion_mask),
                teacher_logprobs - reference_logprobs)
     return [{"id": problem.id, "prompt_ids": prompt, "completion_ids": completion, "finished": finished,
-             "reward": reward if problem.answer is not None else None, "teacher_logprob_nats": teacher_logprob,
-             "reference_logprob_nats": reference_logprob, "implicit_reward_nats": score,
+             "reward": reward if problem.answer is not None else None,
+             "teacher_logprob_nats": teacher_logprob, "reference_logprob_nats": reference_logprob,
+             "implicit_reward_nats": score,
              "dense_rewards_nats": dense[:len(completion)]}
-            for problem, prompt, completion, (finished, reward, teacher_logprob, reference_logprob, score, dense)
+            for (problem, prompt, completion,
+                 finished, reward, teacher_logprob, reference_logprob, score, dense)
             in zip(problems, rollouts.prompts(), rollouts.completions(),
-                   zip(*(column.tolist() for column in columns)))]
+                   *(column.tolist() for column in columns))]
 
 
 def certificate_of(rows: list[dict], args) -> dict:
@@ -171,7 +173,7 @@ def certificate_of(rows: list[dict], args) -> dict:
 
 
 def write_rollouts(path: Path, rows: list[dict], args) -> None:
-    """What stage 3 reads: each rollout with its weight in the bridge's loss, but for those whose weight is 0."""
+    """What stage 3 reads: each rollout with its weight in the bridge's loss, where that is not 0."""
     lines = []
     for start in range(0, len(rows), args.samples_per_prompt):
         group = rows[start:start + args.samples_per_prompt]
@@ -194,8 +196,8 @@ def write_samples(run, rows: list[dict], count: int = 8) -> None:
 
 def write_rewards(run, rows: list[dict], count: int = 8) -> None:
     """What C1 ranked, in implicit_rewards.jsonl: a line a prompt, with R in nats, reward and length of each
-    completion; and in dense_rewards.jsonl, token by token, a right and a wrong completion of `count` prompts, first
-    of prompts that have both."""
+    completion; and in dense_rewards.jsonl, token by token, a right and a wrong completion of `count` prompts,
+    first of prompts that have both."""
     size, decode = run.args.samples_per_prompt, run.tokenizer.decode
     groups = [rows[start:start + size] for start in range(0, len(rows), size)]
     write_jsonl(run.out / "implicit_rewards.jsonl", [{
@@ -223,7 +225,6 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="for C1, with answers; those that RL has seen are left out")
     add = parser.sampling_flags().add_argument
     add("--samples-per-prompt", type=number(int, least=2), default=8, help="completions per prompt")
-    add("--temperature", type=number(float, above=0), default=1.0, help="of sampling, of every logprob")
     add("--num-problems", type=natural, default=0, help="sample the first N of --problems only; 0: all")
     add("--prompts-per-step", type=positive, default=64, help="sampled at a time, over all ranks")
     add("--micro-batch-size", type=positive, default=8, help="rollouts scored at a time; memory only")
@@ -242,7 +243,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 def check_reference(teacher: dict, reference: dict, args) -> list[str]:
     """Refuse a reference that the teacher's RL did not begin from.  -> ids of the problems that RL saw."""
     if "run" not in teacher:
-        return []                                               # a bare checkpoint does not say where it came from
+        return []                                       # a bare checkpoint does not say where it came from
     run = Path(teacher["run"])
     parent = read_record(run)["parents"].get("model")
     if parent is not None and parent["sha256"] != reference["sha256"]:
@@ -250,8 +251,8 @@ def check_reference(teacher: dict, reference: dict, args) -> list[str]:
              f"that was {parent['path']}")
     seen = run / "trained_problems.json"
     if parent is not None and not seen.is_file():               # it may have trained on those that certify it
-        fail(f"{seen} is missing, which names what RL has seen and C1 may not be certified on: copy it from where "
-             "the run was made, or run stage 1 again")
+        fail(f"{seen} is missing, which names what RL has seen and C1 may not be certified on: copy it from "
+             "where the run was made, or run stage 1 again")
     return read_object(seen, list) if seen.is_file() else []
 
 
@@ -268,7 +269,8 @@ def main(args) -> None:
     unseen = unseen[:args.num_certify_problems or None]
     if not unseen:
         fail("the teacher's RL has trained on every problem of --certify-problems: name others for C1")
-    if run.begin({"seen by RL": {"trained_problems": digest(sorted(seen))}}).is_done:
+    run.inputs["seen by RL"] = {"trained_problems": digest(sorted(seen))}
+    if run.begin().is_done:
         return conclude(read_object(run.out / "certificate.json"), args)
 
     models = {flag: run.load(flag) for flag in MODELS}

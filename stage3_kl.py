@@ -1,15 +1,15 @@
 """Stage 3: the bridge.  Forward KL on teacher rollouts, until the student is near the teacher.
 
-A student far from its teacher samples what the teacher would never write; the teacher's judgement of it says little.
-So the student first imitates the teacher's own rollouts, and stops when C2 says that it is near.
+A student far from its teacher samples what the teacher would never write; the teacher's judgement of it says
+little.  So the student first imitates the teacher's own rollouts, and stops when C2 says that it is near.
 
     6. L = (1/N) Σ KL(π_T*(·|s_t) ‖ π_S(·|s_t)), exact over the vocabulary, on teacher rollouts   forward_kl
     7. C2: mean token KL(π_S ‖ π_T*) on fresh student rollouts of held-out prompts ≤ δ            measure_c2
 
-The two are not the same: a student that covers the teacher's every mode and more has a small forward KL on teacher
-rollouts and a large reverse KL on its own.  Both are reported; C2 is decided on the second.
+The two are not the same: a student that covers the teacher's every mode and more has a small forward KL on
+teacher rollouts and a large reverse KL on its own.  Both are reported; C2 is decided on the second.
 
-Departures from the paper: rollouts may carry weights (stage2_shape.py --weight); by default all weigh the same.
+Departures from the paper: rollouts may carry weights (stage2_shape.py --weight); by default all weigh 1.
 --estimator sampled takes the teacher's token alone, which is plain cross-entropy.
 
     python stage3_kl.py --student toy/student --teacher runs/teacher --rollouts runs/shape/rollouts.jsonl \
@@ -29,9 +29,9 @@ from torch import Tensor
 
 from common import (
     FlagParser, accuracy, batch_indices, bootstrap_interval, completion_divergence, completion_logprobs,
-    load_graded_problems, number, positive,
+    load_eval_problems, number,
 )
-from engine.problems import check_runs_prompts, digest, distinct, load_problems, read_rollouts
+from engine.problems import load_problems, read_rollouts
 from engine.ranks import all_sum, balanced_share, fail, gather_list, say, setup_distributed, share
 from engine.rollouts import even_micro_batches, from_rows
 from engine.runs import Run
@@ -48,8 +48,8 @@ def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """
     log_p, log_q = p_logits.float().log_softmax(dim=-1), q_logits.float().log_softmax(dim=-1)
     p, q = log_p.exp(), log_q.exp()
-    # − p + q sums to 0, but where the two are near it cancels what rounding both normalisers does to the rest: 5e-7
-    # nats, which is 1% of a KL that matters.
+    # − p + q sums to 0, but where the two are near it cancels what rounding both normalisers does to the
+    # rest: 5e-7 nats, which is 1% of a KL that matters.
     return (p * (log_p - log_q) - p + q).sum(dim=-1)
 
 
@@ -65,9 +65,9 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure_c2(student, teacher, run, step: int, autocast) -> dict:
-    """Mean token KL(student || teacher) on fresh student rollouts (equation 7), nats; its interval over prompts."""
+    """Mean token KL(student || teacher) on fresh student rollouts (equation 7), nats, and its interval."""
     args, prompts = run.args, run.prompts["problems"]
-    sums: list[tuple[int, float, int]] = []                     # of each of this rank's prompts: index, nats, tokens
+    sums: list[tuple[int, float, int]] = []             # of each of this rank's prompts: index, nats, tokens
     for start in range(0, len(prompts), args.rollouts_per_step):
         if args.offload_teacher:
             teacher.to("cpu")
@@ -75,9 +75,11 @@ def measure_c2(student, teacher, run, step: int, autocast) -> dict:
         teacher.to(student.device)
         if start == 0:
             run.log_samples(step, rollouts)
-        with autocast:
-            nats = sum((completion_divergence(student, teacher, micro, reverse_kl, args.temperature)[1].sum(1).tolist()
-                        for micro in even_micro_batches(rollouts, args.micro_batch_size)), [])
+        nats = []
+        for micro in even_micro_batches(rollouts, args.micro_batch_size):
+            with autocast:
+                _, of_tokens, _ = completion_divergence(student, teacher, micro, reverse_kl, args.temperature)
+            nats += of_tokens.sum(1).tolist()
         nats, tokens = (np.reshape(figure, (-1, args.samples_per_prompt)).sum(1).tolist()
                         for figure in (nats[:len(rollouts)], rollouts.completion_mask.sum(1).tolist()))
         sums += zip((rollouts.prompt_index[::args.samples_per_prompt] + start).tolist(), nats, tokens)
@@ -109,12 +111,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--problems", type=Path, nargs="+", required=True, help="held out, for C2; no answers needed")
     add("--max-kl", type=number(float), required=True, help="δ of C2, nats per token")
     add = parser.sampling_flags().add_argument
-    add("--num-certify-problems", type=positive, default=128, help="of --problems, the first N")
-    add("--samples-per-prompt", type=positive, default=1, help="completions per held-out prompt")
-    add("--temperature", type=number(float, above=0), default=1.0, help="of sampling, of every logit")
+    add("--num-certify-problems", type=number(int, least=1), default=128, help="of --problems, the first N")
+    add("--samples-per-prompt", type=number(int, least=1), default=1, help="completions per held-out prompt")
     add = parser.optimisation_flags(max_steps=200).add_argument
     add("--estimator", choices=["exact", "sampled"], default="exact", help="equation 6 or cross-entropy")
-    add("--rollouts-per-step", type=positive, default=64, help="per optimiser step, over all ranks")
+    add("--rollouts-per-step", type=number(int, least=1), default=64, help="per optimiser step, over all ranks")
     add("--offload-teacher", action="store_true", help="keep it on the CPU while the student samples")
     parser.training_run_flags(eval_every=5, what="measurements of C2; 0: at the end")
     return parser.parse_args(argv)
@@ -123,14 +124,14 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(args) -> None:
     setup_distributed()
     problems = load_problems(args.problems, need_answers=False)[:args.num_certify_problems]
-    eval_problems = distinct(load_graded_problems(args.eval_problems, args))
+    eval_problems = load_eval_problems(args, with_every=False)
     run = Run(args, ["student", "teacher"], problems=problems, eval_problems=eval_problems)
     rows = read_rollouts(args, run)
-    check_runs_prompts(run.tokenizer, args, {"rollouts": {"run": args.rollouts.parent}})
-    if run.begin({"rollouts": {str(args.rollouts): digest(rows)}}).is_done:
+    if run.begin().is_done:
         return
     student, teacher = run.load("student", trainable=True), run.load("teacher")
-    optimizer = torch.optim.AdamW(student.parameters(), args.lr, (0.9, 0.95), 1e-8, args.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        student.parameters(), args.lr, betas=(0.9, 0.95), weight_decay=args.weight_decay, fused=True)
     autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
     step, progress = run.resume(student, optimizer)
     certificate = progress.get("certificate", {})               # as last measured; it may hold already
@@ -142,8 +143,9 @@ def main(args) -> None:
         start = time.perf_counter()
         figures = measure_c2(student, teacher, run, step, autocast)
         if np.isnan(figures["c2_reverse_kl_nats"]):
-            fail(f"{run.out}: C2 is not a number at step {step}: the logits of --student or --teacher are not")
-        figures["forward_kl_on_teacher_rollouts_nats"] = measure_forward_kl(student, teacher, probe, args, autocast)
+            fail(f"{run.out}: C2 is not a number at step {step}: a logit of --student or --teacher is not")
+        forward_kl_nats = measure_forward_kl(student, teacher, probe, args, autocast)
+        figures["forward_kl_on_teacher_rollouts_nats"] = forward_kl_nats
         run.totals.update(tokens_sampled=figures["c2_tokens"], seconds=time.perf_counter() - start)
         certificate.update(figures)
         return figures
@@ -155,15 +157,16 @@ def main(args) -> None:
         run.start_clock()
         step += 1
         batch = batch_indices(len(rows), args.rollouts_per_step, step - 1, args.seed)
-        places = balanced_share([len(rows[i]["completion_ids"]) for i in batch])
-        mine = rollouts.select(torch.tensor([batch[place] for place in places], dtype=torch.int64)).to(run.device)
+        mine = [batch[place] for place in balanced_share([len(rows[i]["completion_ids"]) for i in batch])]
+        mine = rollouts.select(torch.tensor(mine, dtype=torch.int64)).to(run.device)
         micro_batches = even_micro_batches(mine, args.micro_batch_size)
 
         # score: what a rollout weighs, stage 2 has said; each of its tokens weighs as much
         weights_of = [micro.completion_mask * micro.weights[:, None] for micro in micro_batches]
 
         # count: one denominator, of every rank and every micro-batch
-        num_tokens, total_weight = all_sum(mine.completion_mask.sum(), sum(weights.sum() for weights in weights_of))
+        num_tokens, total_weight = all_sum(
+            mine.completion_mask.sum(), sum(weights.sum() for weights in weights_of))
 
         # update
         losses, forward_kl_sum = [], 0.0
@@ -173,7 +176,8 @@ def main(args) -> None:
                     loss, forward_kl_nats, _ = completion_divergence(
                         student, teacher, micro, forward_kl, args.temperature, weights / total_weight)
                 if args.estimator == "sampled":
-                    loss = -(completion_logprobs(student, micro, args.temperature) * weights).sum() / total_weight
+                    logprobs = completion_logprobs(student, micro, args.temperature)
+                    loss = -(logprobs * weights).sum() / total_weight
             loss.backward()
             losses.append(loss.detach())
             forward_kl_sum += forward_kl_nats.sum()

@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import (  # noqa: E402
-    FlagParser, batch_indices, completion_divergence, completion_logprobs, number, positive,
+    FlagParser, batch_indices, completion_divergence, completion_logprobs, positive,
 )
 from engine.problems import load_problems  # noqa: E402
 from engine.rollouts import even_micro_batches  # noqa: E402
@@ -32,7 +32,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("--batches", type=positive, default=64, help="optimiser steps' rollouts")
     parser.add_argument("--prompts-per-step", type=positive, default=128, help="rollouts of a batch")
     parser.add_argument("--micro-batch-size", type=positive, default=128, help="rollouts per forward pass")
-    parser.add_argument("--temperature", type=number(float, above=0), default=1.0, help="of sampling, of every logit")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.sampling_flags()
     parser.set_defaults(out=Path("-"), dtype="float32", samples_per_prompt=1, allow_failed_certificate=True,

@@ -482,7 +482,8 @@ def check_runs_prompts(tokenizer, args, parents: dict[str, dict]) -> None:
 
 def read_rollouts(args, run) -> list[dict]:
     """The rows of stage 2's rollouts.jsonl, after checking that they are this teacher's, certified, and the student's
-    to learn: token ids cross between stages, so they must be ids of the student, and end as the student ends."""
+    to learn: token ids cross between stages, so they must be ids of the student, and end as the student ends.  They
+    are among the run's inputs from then on."""
     path, teacher = args.rollouts, run.parents["teacher"]
     if record := read_record(path.parent):
         check_parent_run(path.parent, args.allow_failed_certificate)
@@ -508,6 +509,8 @@ def read_rollouts(args, run) -> list[dict]:
     rows = [row for row in rows if row["weight"]]
     if not rows:
         fail(f"--rollouts {path}: the file holds no rollouts, or none whose weight is above 0")
+    check_runs_prompts(run.tokenizer, args, {"rollouts": {"run": path.parent}})
+    run.inputs["rollouts"] = {str(path): digest(rows)}
     return rows
 
 

@@ -62,8 +62,13 @@ TOTALS = ("optimiser_steps", "nonfinite_steps", "labels_seen", "tokens_sampled",
 
 
 def open_run(args, models=(), inputs: dict | None = None, **problems: list[Problem]) -> "Run":
-    """Check all that can be checked before weights load, then begin the run directory args.out or take it up again."""
-    return Run(args, models, **problems).begin(inputs)
+    """Check all that can be checked before weights load, then begin the run directory args.out or take it up again.
+
+    inputs: what decides the outcome besides flags, models and problems, as Run.inputs has it.
+    """
+    run = Run(args, models, **problems)
+    run.inputs |= inputs or {}
+    return run.begin()
 
 
 class Run:
@@ -80,7 +85,9 @@ class Run:
         self.device, self.signals, self.totals = setup_distributed(), Signals(), Counter()
         self.parents = {flag: find_model(getattr(args, flag), args.allow_failed_certificate) for flag in models}
         self.prompts: dict[str, list[list[int]]] = {}           # of each flag's problems, their token ids
-        self.inputs: dict[str, dict] = {}                       # digests of all else that decides what comes out
+        # What decides the outcome besides flags and models: name -> {what it is of: digest}.  A flag that names files
+        # has its own name here: not where they lie is compared where the run is taken up again, but what they hold.
+        self.inputs: dict[str, dict] = {}
         self.bar = None
         self.max_new_tokens = getattr(args, "max_new_tokens", None)
         self.start_clock()
@@ -105,14 +112,13 @@ class Run:
 
     # ---------------------------------------------------------------- begin
 
-    def begin(self, inputs: dict | None = None) -> "Run":
+    def begin(self) -> "Run":
         """Begin the directory, or take it up again; `is_done` says that nothing is left to do.
 
-        inputs: name -> {what it is of: digest}, of what else decides the outcome; a flag that names files has its own
-        name there.  Refuses a directory of another run, naming what differs, and one that a living run is writing.
-        From here on signals wait for the end of a step.
+        Refuses a directory of another run, naming what differs, and one that a living run is writing.  From here on
+        signals wait for the end of a step.
         """
-        record = new_record(self, self.inputs | (inputs or {}))
+        record = new_record(self)
         if problem := from_rank_0(lambda: hold(self.out) or prepare_directory(self.args, record)):
             fail(problem)
         self.is_done = from_rank_0((self.out / "DONE").is_file)
@@ -273,11 +279,11 @@ VOLATILE_FLAGS = {"out", "overwrite", "save_every", "allow_failed_certificate"} 
 OWN_FILES = {".lock", "args.json.tmp"}                          # all that a run leaves that was killed as it began
 
 
-def new_record(run: Run, inputs: dict) -> dict:
+def new_record(run: Run) -> dict:
     """What args.json says of a run."""
     flags = json.loads(json.dumps(vars(run.args), default=str))         # paths as text
     flags |= {"max_new_tokens": run.max_new_tokens} if "max_new_tokens" in flags else {}
-    return {"args": flags, "parents": run.parents, "inputs": inputs, "world_size": world_size(),
+    return {"args": flags, "parents": run.parents, "inputs": run.inputs, "world_size": world_size(),
             "command": " ".join(sys.argv), "git_commit": git_commit(), "versions": versions(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 

@@ -22,7 +22,7 @@ from forks import run_ranks
 from tokenizers.processors import TemplateProcessing
 
 import common
-from engine import runs
+from engine import problems, runs
 from experiments.toy import toy_model
 import stage1_grpo
 import stage3_kl
@@ -243,12 +243,11 @@ def test_c1_is_decided_within_prompts():
 def test_c2_is_the_reverse_kl_on_the_students_own_rollouts(toy, tmp_path, monkeypatch):
     """Beside the plain equation over whole logits, in float64; the forward KL of the same tokens is another number."""
     monkeypatch.setattr(runs, "sample", gradients_script.canned_sample)
-    tokenizer = common.load_tokenizer(toy / "student")
-    student, teacher = (common.load_model(toy / name, tokenizer, "float32", "cpu") for name in ("student", "teacher"))
-    args = stage3_kl.parse_args(["--student", "-", "--teacher", "-", "--rollouts", "-", "--problems", "-", "--max-kl", "1", "--out", str(tmp_path),
+    args = stage3_kl.parse_args(["--student", str(toy / "student"), "--teacher", str(toy / "teacher"), "--rollouts", "-", "--problems", "-", "--max-kl", "1", "--out", str(tmp_path),
                                  "--rollouts-per-step", "2", "--samples-per-prompt", "2", "--max-new-tokens", "9"])
-    prompts = [[5, 6, 7], [8, 9], [7, 7]]
-    got = stage3_kl.measure_c2(student, teacher, tokenizer, prompts, args, [EOS], 0, nullcontext())
+    here, prompts = runs.Run(args, ["student", "teacher"], problems=common.load_problems(toy / "few_train.jsonl")[:3]), [[5, 6, 7], [8, 9], [7, 7]]
+    student, teacher, here.prompts = here.load("student"), here.load("teacher"), {"problems": prompts}
+    got = stage3_kl.measure_c2(student, teacher, here, 0, nullcontext())
     rollouts = gradients_script.canned_sample(None, prompts, samples_per_prompt=2, max_new_tokens=9, eos_ids=[EOS], pad_id=PAD)
     with torch.no_grad():
         log_p, log_q = (common.completion_logits(model, rollouts)[rollouts.completion_mask].double().log_softmax(-1) for model in (student, teacher))
@@ -282,7 +281,7 @@ def test_a_chat_prompt_begins_once(toy):
     tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
     assert tokenizer("5=")["input_ids"][0] == bos
     args = argparse.Namespace(instruction="", enable_thinking=False, template_args=None)
-    ids, = encode_prompts(tokenizer, common.load_problems(toy / "few_train.jsonl")[:1], args)
+    ids, = problems.encode_prompts(tokenizer, common.load_problems(toy / "few_train.jsonl")[:1], args)
     assert ids.count(bos) == 1 and ids[0] == bos and len(ids) > 5
 
 
@@ -381,7 +380,7 @@ def trl_weights(toy, trainer_class, config_class, group, config, *models, **more
 
     weights, tokenizer = [], common.load_tokenizer(toy / "student")
     chat = argparse.Namespace(instruction=None, enable_thinking=False, template_args=None)
-    prompts = encode_prompts(tokenizer, common.load_problems(toy / "few_train.jsonl"), chat)
+    prompts = problems.encode_prompts(tokenizer, common.load_problems(toy / "few_train.jsonl"), chat)
     in_our_order = [tokenizer.decode(prompts[i]) for step in range(STEPS) for i in common.batch_indices(len(prompts), PROMPTS, step, seed=0)]
 
     class Keep(TrainerCallback):

@@ -41,7 +41,7 @@ def test_imports_go_down_only():
     below = {level: {*order[place + (level == "common"):]} for place, level in enumerate(order)}
     wrong = [f"{name} imports {other}" for name in FILES for other in OURS[name] if level(other) not in below[level(name)]]
     assert not wrong
-    assert {"engine.ranks", "common", "judge.answers"} <= OURS["stage1_grpo"], "or nothing was read"
+    assert {"engine.ranks", "common", "stage3_kl"} <= OURS["stage1_grpo"], "or nothing was read"
 
 
 def test_there_is_no_circle():
@@ -64,13 +64,38 @@ def test_every_function_and_flag_is_used():
     trees = {path: ast.parse(path.read_text()) for folder in (".", "experiments", "pages", "engine", "judge", "bench", "tests") for path in (ROOT / folder).glob("*.py")}
     nodes = [node for tree in trees.values() for node in ast.walk(tree)]
     used = Counter([node.id for node in nodes if isinstance(node, ast.Name)] + [node.attr for node in nodes if isinstance(node, ast.Attribute)])
-    flags = [node.args[-1].value for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"]
+    flags = [node.args[-1].value for node in nodes if isinstance(node, ast.Call) and node.args and isinstance(node.args[-1], ast.Constant)
+             and "add_argument" in (getattr(node.func, "attr", ""), "add_argument" if getattr(node.func, "id", "") == "add" else "")]
     assert len(flags) > 200 and [flag for flag in flags if not used[flag.lstrip("-").replace("-", "_")]] == []
     functions = [node for path in FILES.values() for node in ast.walk(trees[path]) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     inside = {node: sum(isinstance(name, ast.Name) and name.id == node.name for name in ast.walk(node)) for node in functions}
     by_python = {"_get_help_string"}                    # argparse's
     assert [node.name for node in functions if used[node.name] == inside[node] and not node.name.startswith("__")
             and node.name not in by_python] == []
+
+
+def test_the_run_is_no_trainer():
+    """The equations, the denominator, backward and the optimiser's step stay in the stages, where a reader sees them."""
+    tree = ast.parse(FILES["engine.runs"].read_text())
+    run, = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Run")
+    methods = [node.name for node in run.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    assert 8 < len(methods) <= 12, methods
+    names = {node.attr for node in ast.walk(run) if isinstance(node, ast.Attribute)} | {node.id for node in ast.walk(run) if isinstance(node, ast.Name)}
+    assert not names & {"backward", "zero_grad", "grad", "AdamW", "step_", "clip_grad_norm_", "rewards", "advantages", "grade", "autograd", "weights"}
+    assert not any(isinstance(node, ast.Call) and ast.unparse(node.func).startswith("optimizer.") for node in ast.walk(run))
+    for stage in set(STAGES) - {"stage2_shape"}:
+        text = FILES[stage].read_text()
+        assert all(text.count(line) == 1 for line in ("loss.backward()", "optimizer.step()", "optimizer.zero_grad()", "clip_grad_norm_(", "# count:")), stage
+
+
+@pytest.mark.parametrize("stage, most", [("stage1_grpo", 85), ("stage3_kl", 80), ("stage4_distill", 75)])
+def test_a_stage_is_read_in_one_sitting(stage, most):
+    """The length of its main, how many names of ours it imports, and lines that fit beside a second window."""
+    tree = ast.parse(FILES[stage].read_text())
+    main, = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    ours = [alias.name for node in tree.body if isinstance(node, ast.ImportFrom) and node.module in FILES for alias in node.names]
+    assert main.end_lineno - main.lineno <= most and len(ours) <= (22 if stage == "stage3_kl" else 20), len(ours)
+    assert [line for line in FILES[stage].read_text().splitlines() if len(line) > 110] == []
 
 
 def reachable(name):
