@@ -158,7 +158,8 @@ def verdicts_of(texts: list[str], finished: list[bool], golds: list[str | None])
 
     A completion that was cut off is wrong, even behind its box.  Without a gold (None) nothing is right.
     """
-    return [bool(ended and gold is not None and grade(text, gold)) for text, ended, gold in zip(texts, finished, golds)]
+    return [bool(ended and gold is not None and grade(text, gold))
+            for text, ended, gold in zip(texts, finished, golds)]
 
 
 def grade_rollouts(rollouts: Rollouts, golds: list[str | None], tokenizer) -> tuple[Tensor, int]:

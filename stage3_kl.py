@@ -115,7 +115,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--samples-per-prompt", type=number(int, least=1), default=1, help="completions per held-out prompt")
     add = parser.optimisation_flags(max_steps=200).add_argument
     add("--estimator", choices=["exact", "sampled"], default="exact", help="equation 6 or cross-entropy")
-    add("--rollouts-per-step", type=number(int, least=1), default=64, help="per optimiser step, over all ranks")
+    add("--rollouts-per-step", type=number(int, least=1), default=64, help="of an optimiser step, all ranks")
     add("--offload-teacher", action="store_true", help="keep it on the CPU while the student samples")
     parser.training_run_flags(eval_every=5, what="measurements of C2; 0: at the end")
     return parser.parse_args(argv)

@@ -51,8 +51,8 @@ MISTAKES = [
     Mistake("4 old logprobs", "taken from the sampler", "stage1_grpo.py",
             {"micro.old_logprobs = logprobs.detach()": "micro.old_logprobs = micro.sampler_logprobs"},
             "test_training.py::test_old_logprobs_equal_the_first_pass_bit_for_bit"),
-    Mistake("5 softmax in bf16", "the divergence in the dtype of the logits", "stage4_distill.py",
-            {"student_logits.float()": "student_logits", "teacher_logits.float()": "teacher_logits"},
+    Mistake("5 softmax in bf16", "the divergence in the dtype of the logits", "stage3_kl.py",
+            {"p_logits.float()": "p_logits", "q_logits.float()": "q_logits"},
             "test_losses.py::test_divergences_match_float64_and_are_not_negative"),
     Mistake("6 end token outside of the loss", "the mask ends before it", "engine/sampler.py",
             {"device=device) < lengths[:, None]": "device=device) < (lengths - finished.long())[:, None]"},
@@ -102,8 +102,7 @@ MISTAKES = [
              'return_dict=True, **template_args)["input_ids"]': '**template_args))["input_ids"]'},
             "test_fidelity.py::test_a_chat_prompt_begins_once"),
     Mistake(DIRECTION, "the directions exchanged", "stage4_distill.py",
-            {"    p, q = student.exp(), teacher.exp()\n": "    student, teacher = teacher, student\n"
-             "    p, q = student.exp(), teacher.exp()\n"},
+            {"return kl(student_logits, teacher_logits)": "return kl(teacher_logits, student_logits)"},
             "test_losses.py::test_gradients_of_both_directions"),
     Mistake(DIRECTION, "the KL estimate itself as a loss", "stage4_distill.py",
             {"return -ratio * advantage": "return logprobs - teacher_logprobs"},
@@ -114,9 +113,9 @@ MISTAKES = [
     Mistake("17 gradient where it must not be", "dropout stays on", "engine/checkpoints.py",
             {'if "dropout" in name or "pdrop" in name': "if False"},
             "test_sampler.py::test_dropout_is_off_in_a_loaded_model"),
-    Mistake("18 top-k shortcuts", "the 20 likeliest tokens stand for all", "stage4_distill.py",
-            {"return (p * (student - teacher) - p + q).sum(dim=-1)":
-             "return (p * (student - teacher)).gather(-1, p.topk(min(20, p.shape[-1])).indices).sum(dim=-1)"},
+    Mistake("18 top-k shortcuts", "the 20 likeliest tokens stand for all", "stage3_kl.py",
+            {"return (p * (log_p - log_q) - p + q).sum(dim=-1)":
+             "return (p * (log_p - log_q)).gather(-1, p.topk(min(20, p.shape[-1])).indices).sum(dim=-1)"},
             "test_losses.py::test_divergences_match_float64_and_are_not_negative"),
     Mistake(CHUNKS, "every piece is kept for the backward pass", "engine/logprobs.py",
             {"ctx.save_for_backward(hidden, weight, bias, token_ids, maximum, log_total, entropies)":
@@ -143,10 +142,10 @@ MISTAKES = [
             {'parent["sha256"] != reference["sha256"]': "False"},
             "test_certificates.py::test_reference_must_be_the_model_that_rl_began_from"),
     Mistake("23 certified on training data", "problems that RL has seen are not left out", "stage2_shape.py",
-            {"if problem.id not in seen][": "if True]["},
+            {"if problem.id not in seen]\n": "if True]\n"},
             "test_certificates.py::test_c1_is_certified_on_problems_that_rl_has_not_seen"),
     Mistake("24 C2's two measures", "the forward KL is taken for C2", "stage3_kl.py",
-            {"return forward_kl(teacher_logits, student_logits)": "return forward_kl(student_logits, teacher_logits)"},
+            {"return kl(student_logits, teacher_logits)": "return kl(teacher_logits, student_logits)"},
             "test_fidelity.py::test_c2_is_the_reverse_kl_on_the_students_own_rollouts"),
 ]
 
