@@ -29,15 +29,15 @@ from judge.answers import counts, grade
 
 def number(kind: type, least=None, above=None, most=None):
     """The type of a flag: a finite int or float within these bounds."""
-    wanted = ("a number" if least is above is None else f"a number above {above}" if least is None else
-              f"{least} or more" if kind is int else f"a number of {least} or more" if most is None else
-              f"a number from {least} to {most}")
+    wanted = ("a number" if least is above is None else f"{least} or more" if kind is int else
+              f"a number above {above}" if least is None else f"a number of {least} or more")
+    wanted += f", {most} at most" if most is not None else ""
 
     def number(text: str):
         value = kind(text)
         low = float("-inf") if least is None else least
         if not (low <= value <= (most or value) and (above is None or value > above) and abs(value) < float("inf")):
-            raise argparse.ArgumentTypeError(f"{value}: give {wanted}")
+            raise argparse.ArgumentTypeError(f"{text}: give {wanted}")
         return value
 
     return number

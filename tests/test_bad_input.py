@@ -85,7 +85,7 @@ def test_model_directories(toy, tmp_path, refused, copy_of):
 
 
 def test_group_of_one(toy, tmp_path, refused):
-    assert "--samples-per-prompt 1" in refused(stage1_grpo, *grpo(toy, tmp_path / "run", samples_per_prompt=1))
+    assert "--samples-per-prompt: 1: give 2 or more" in refused(stage1_grpo, *grpo(toy, tmp_path / "run", samples_per_prompt=1))
 
 
 def test_evaluation_without_problems(toy, tmp_path, refused):
@@ -170,9 +170,9 @@ def test_a_teacher_of_a_shorter_context(toy, tmp_path, refused, copy_of):
 
 
 def test_flags_that_would_do_nothing_or_harm(toy, tmp_path, refused):
-    assert "--dual-clip 1: give more than 1" in refused(stage1_grpo, *grpo(toy, tmp_path / "run", dual_clip=1))
+    assert "--dual-clip: 1: give a number above 1" in refused(stage1_grpo, *grpo(toy, tmp_path / "run", dual_clip=1))
     assert "go together" in refused(stage1_grpo, *grpo(toy, tmp_path / "run", eval_problems=toy / "few_test.jsonl"))
-    assert "--top-p 0: give 1" in refused(judge, "--model", toy / "student", "--problems", toy / "few_test.jsonl", "--out", tmp_path / "run", "--top-p", 0)
+    assert "--top-p: 0: give a number above 0, 1 at most" in refused(judge, "--model", toy / "student", "--problems", toy / "few_test.jsonl", "--out", tmp_path / "run", "--top-p", 0)
 
 
 def test_a_failure_of_one_rank_is_said_by_it(monkeypatch, capsys):

@@ -387,9 +387,9 @@ def test_ranks_agree_to_leave_a_dead_rank_ends_the_others_and_one_rank_takes_the
 
 # name -> the rank that dies, and the function in which it does: on its call in the second save, before or behind it
 DEATHS = {"as its part of the weights is written": (1, "torch.distributed.checkpoint.FileSystemWriter", "write_data", "before"),
-          "while the others wait for its hashes": (1, "engine.runs", "share", "before"),
-          "before the state has its name": (0, "engine.runs", "put_in_place", "before"),
-          "when the state has its name": (0, "engine.runs", "put_in_place", "behind")}
+          "while the others wait for its hashes": (1, "engine.states", "share", "before"),
+          "before the state has its name": (0, "engine.states", "put_in_place", "before"),
+          "when the state has its name": (0, "engine.states", "put_in_place", "behind")}
 DIE = """
 import importlib, os, pkgutil, signal
 place = pkgutil.resolve_name({place!r})

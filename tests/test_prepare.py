@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import prepare
 import reproduce
+from engine import runs
 from experiments import laptop, mawps, runner, toy as toy_world
 from experiments.tables import SCALES, TABLES
 
@@ -260,7 +261,7 @@ def test_what_is_measured_of_a_laptops_model(laptop_flags, tmp_path, monkeypatch
     args = prepare.parse_args([str(flag) for flag in laptop_flags])
     args.out.mkdir()
     (args.out / "sweep_heldout.jsonl").write_text('{"problem": "What is 1 and 8?", "answer": "9"}\n{"problem": "What is 1 and 1?", "answer": "2"}\n')
-    learner = laptop.Learner(args, "student", [0, 5], [{"problem": "What is 1 and 2?", "answer": "3", "working": ["1 + 2 = 3"]}])
+    learner = laptop.Learner(runs.Run(args), "student", [0, 5], [{"problem": "What is 1 and 2?", "answer": "3", "working": ["1 + 2 = 3"]}])
     found = learner.measured()
     assert found["answers"] == 16 and 0 <= found["accuracy"] <= 1 and found["mean_length_tokens"] > 0
     monkeypatch.setattr(laptop, "evaluate", lambda *_, **__: [
@@ -272,7 +273,7 @@ def test_what_is_measured_of_a_laptops_model(laptop_flags, tmp_path, monkeypatch
 def test_examples_are_asked_as_the_stages_ask_and_worked_evenly(tiny_smollm2):
     args = prepare.parse_args(["laptop", "--smollm2", str(tiny_smollm2), "--out", "x"])
     rows = [{"problem": f"What {i}?", "answer": "9", "working": ["34 - 7 = 27", "27 / 3 = 9"]} for i in range(20)]
-    learner = laptop.Learner(args, "teacher", [*range(6)], rows)
+    learner = laptop.Learner(runs.Run(args), "teacher", [*range(6)], rows)
     batch = learner.examples(0, 0.25) + learner.examples(1, 0.25)
     texts = [learner.tokenizer.decode(row["completion_ids"]) for row in batch]
     assert {*texts} == {"34 - 7 = 27. 27 / 3 = 9. \\boxed{9}<eos>", "\\boxed{9}<eos>"} and [text[0] == "3" for text in texts] == [False, False, False, True] * 8

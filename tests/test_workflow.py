@@ -181,7 +181,7 @@ def test_a_run_that_fails_ends_the_table_with_its_own_words(tmp_path, monkeypatc
     change_scale(monkeypatch, "toy", lambda s: {"grpo": ["--samples-per-prompt 1 --max-new-tokens 16"]})
     monkeypatch.setitem(TABLES, "main", dataclasses.replace(TABLES["main"], rows=main_rows("RL teacher")))
     args = reproduce.parse_args(["main", "--scale", "toy", "--labels", "8", "--out", str(tmp_path / "main"), "--jobs", "2"])
-    with pytest.raises(SystemExit, match="teacher-.* ended with exit code 2.*--samples-per-prompt 1"):
+    with pytest.raises(SystemExit, match="teacher-.* ended with exit code 2.*--samples-per-prompt: 1"):
         reproduce.main(args)
 
 
