@@ -429,40 +429,54 @@ def save_model(model, tokenizer, eos_ids: list[int], directory: Path) -> None:
         describe(model, tokenizer, eos_ids)
         model.save_pretrained(temporary, state_dict=state)
         tokenizer.save_pretrained(temporary)
-        name_for_transformers_4(temporary)
+        name_for_transformers_4(temporary, tokenizer.padding_side)
         write_json(temporary / "manifest.json", {file.name: file_digest(file) for file in sorted(temporary.iterdir())})
         put_in_place(temporary, directory)
 
 
 ROPE_TYPES_OF_4 = {"default", "linear", "dynamic", "yarn", "longrope", "llama3"}
+COUNTED = {"phi3": {"longrope"}, "olmo": {"linear", "dynamic"}, "olmo2": {"linear", "dynamic"}}    # by their fields
+# The same logits came out of transformers 4.57.6 for saved models of these types, of each kind of rope that they take.
+READ_BY_4 = set("""
+arcee bamba bitnet bloom codegen cohere cohere2 deepseek_v2 deepseek_v3 diffllama ernie4_5 ernie4_5_moe exaone4
+falcon_h1 flex_olmo gemma gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss gptj granite
+granitemoe helium hunyuan_v1_dense hunyuan_v1_moe jamba jetmoe lfm2 llama llama4_text mamba ministral mistral mixtral
+mpt nemotron olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next seed_oss
+smollm3 stablelm starcoder2 xglm
+""".split())
 
 
-def name_for_transformers_4(model_dir: Path) -> None:
-    """Say under the names of transformers 4, which vLLM reads by, too, what version 5 has renamed: without them
-    version 4 takes rope_theta for 10,000 in silence.  Version 5 reads both and makes the same of them."""
+def name_for_transformers_4(model_dir: Path, padding_side: str = "right") -> None:
+    """Say under the names of transformers 4, which vLLM before 0.24 reads by, too, what version 5 has renamed: without
+    them version 4 takes rope_theta for 10,000 in silence.  Version 5 reads both and makes the same of them."""
+    from transformers import CONFIG_MAPPING
+
     config = read_object(model_dir / "config.json")
     for part in filter(None, (config, config.get("text_config"))):
-        kinds = nested(part.get("rope_parameters") or {})
+        model_type, kinds = part.get("model_type", ""), nested(part.get("rope_parameters") or {})
         main = kinds.get(None) or kinds.get("full_attention") or {}
         scaling = {name: value for name, value in main.items() if name not in {
             "rope_theta", "rope_type", "type", "partial_rotary_factor", *part}}
         others = [value for value in kinds.values() if value is not main]
         # Version 4 has a second theta for the layers with a window (Gemma 3), and nothing else of theirs.
         kind = main.get("rope_type", "default")
-        if "rope_theta" in main and kind in ROPE_TYPES_OF_4 and all(
+        if "rope_theta" in main and kind in {"default"} | COUNTED.get(model_type, ROPE_TYPES_OF_4) and all(
                 {**value} == {"rope_theta": value.get("rope_theta"), "rope_type": "default"} for value in others):
-            scaling = {"rope_type" if others else "type": kind, **scaling}
+            scaling = {"type" if model_type in COUNTED else "rope_type": kind, **scaling}
             names = {"rope_theta": main["rope_theta"], "rope_scaling": None if kind == "default" else scaling,
                      "partial_rotary_factor": main.get("partial_rotary_factor"),
                      "rope_local_base_freq": others[0]["rope_theta"] if others else None}
-            if part.get("model_type", "").startswith("gpt_neox"):
+            if model_type.startswith("gpt_neox"):
                 names |= {"rotary_emb_base": main["rope_theta"], "rotary_pct": main.get("partial_rotary_factor")}
             part |= {name: value for name, value in names.items() if value is not None or name == "rope_scaling"}
+        aliases = CONFIG_MAPPING[model_type].attribute_map if model_type in CONFIG_MAPPING else {}
+        part |= {alias: part[name] for alias, name in aliases.items() if name in part}      # num_experts of Qwen3-MoE
     write_json(model_dir / "config.json", config)
     file = model_dir / "tokenizer_config.json"
     settings = read_object(file)
-    if settings.get("tokenizer_class") == "TokenizersBackend":
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if (model_dir / "tokenizer.json").is_file():        # is read as it is: version 4's own classes would add a BOS
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": padding_side,
+                     "model_input_names": ["input_ids", "attention_mask"]}
     if isinstance(settings.get("extra_special_tokens"), list):
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     write_json(file, settings)

@@ -10,6 +10,7 @@ import json
 import re
 from pathlib import Path
 
+from engine.checkpoints import READ_BY_4
 from engine.files import read_json, read_jsonl, write_text
 from engine.ranks import say
 from pages.parts import with_interval
@@ -73,6 +74,7 @@ def write_card(run: Path) -> None:
 
 Trained with sparse-to-dense (arXiv 2605.12483): labels spent on a teacher by reinforcement learning, its dense reward
 for every token given to a student.  The licence of the model that this one was trained from: {licence or "not stated"}.
+{readers(run / "model")}
 
 ## Models it began from
 
@@ -85,6 +87,18 @@ for every token given to a student.  The licence of the model that this one was 
 
 {score_table(read_jsonl(run / "scores.jsonl"))}
 """)
+
+
+def readers(model_dir: Path) -> str:
+    """Which programs read what was saved.  vLLM was read, not run: since 0.24 it takes transformers 5 alone, before it
+    took 4, too, and finds the same rope under the names of either (vllm/transformers_utils/config.py)."""
+    config = read_json(model_dir / "config.json")
+    whys = {f"no model of type {config.get('model_type')} was seen to be": config.get("model_type") not in READ_BY_4,
+            "they have no words for its rope_parameters": config.get("rope_parameters") and "rope_theta" not in config,
+            "it has no tokenizer.json": not (model_dir / "tokenizer.json").is_file()}
+    why = next((f"are not known to read it right ({why})" for why, holds in whys.items() if holds), "read it, too")
+    return ("Transformers 5 reads it, and vLLM from 0.24 on where that knows the architecture; transformers 4.57, and "
+            f"an older vLLM with it, {why}.")
 
 
 def lineage(run: Path) -> tuple[list[Path], list[dict]]:

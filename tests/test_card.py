@@ -53,6 +53,7 @@ def test_the_card_says_where_the_model_comes_from(chain, toy):
     assert f"few_train.jsonl, digest of the contents {next(iter(inputs['problems'].values()))}" in text
     for name in ("teacher", "student"):
         assert find_model(toy / name)["sha256"][:16] in text
+    assert "older vLLM with it, read it, too." in text
     assert "secret_place" not in text and str(toy) not in text, "where it was made is nobody's concern"
 
 

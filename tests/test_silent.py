@@ -14,6 +14,7 @@ from conftest import EOS
 import eval
 from common import completion_logprobs, load_model, load_tokenizer, sample
 from engine import checkpoints, models, problems
+from pages import card
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(vocab_size=16, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
@@ -94,13 +95,16 @@ GEMMA = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 
 
 @pytest.mark.parametrize("family, changes, named", [
     ("Qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"rope_theta": 5e5, "rope_scaling": None}),
-    ("Llama", {"rope_parameters": YARN}, {"rope_theta": 5e5, "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}),
+    ("Llama", {"rope_parameters": YARN}, {"rope_theta": 5e5, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}),
+    ("Granite", {"rope_parameters": YARN}, {"rope_theta": 5e5, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}),
+    ("Olmo2", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}}, {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+    ("Qwen3Moe", {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}, {"num_experts": 4}),
     ("Phi3", PHI3, {"rope_theta": 1e4, "rope_scaling": {"type": "longrope"} | {name: PHI3["rope_parameters"][name] for name in ("long_factor", "short_factor")}}),
     ("GPTNeoX", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5}}, {"rotary_emb_base": 5e5, "rotary_pct": 0.5}),
     ("Gemma3Text", {"rope_parameters": GEMMA, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 16},
      {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_local_base_freq": 123.0})])
 def test_a_saved_model_says_what_transformers_4_asks_for(toy, tmp_path, family, changes, named):
-    """Tried with 4.57: these names, and these alone, give the same logits there (docs/architectures.md)."""
+    """Tried with 4.57: these names, and these alone, give the same logits there; the card says that it is so."""
     path = saved(toy, tmp_path / "base", family, **changes)
     model, tokenizer = loaded(path), load_tokenizer(path)
     checkpoints.save_model(model, tokenizer, [EOS], tmp_path / "model")
@@ -109,9 +113,31 @@ def test_a_saved_model_says_what_transformers_4_asks_for(toy, tmp_path, family, 
     assert {name: config[name] for name in named} == named
     settings = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast" and not isinstance(settings.get("extra_special_tokens"), list)
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"] and settings["padding_side"] == tokenizer.padding_side
+    assert card.readers(tmp_path / "model").endswith("an older vLLM with it, read it, too.")
     again, ids = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model"), torch.arange(3, 14)[None]
     assert torch.equal(again(ids).logits, model(ids).logits), "version 5 reads it as it did"
     assert load_tokenizer(tmp_path / "model").all_special_tokens == tokenizer.all_special_tokens
+
+
+TWO_SCALED = {"full_attention": YARN, "sliding_attention": YARN | {"rope_theta": 123.0}}
+
+
+@pytest.mark.parametrize("family, changes, file, why", [
+    ("Gemma4Text", {"layer_types": ["sliding_attention", "full_attention"], "head_dim": 16, "global_head_dim": 16, "vocab_size_per_layer_input": 16,
+                    "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0}, None, "no model of type gemma4_text was seen to be"),
+    ("Olmo2", {"rope_parameters": YARN}, None, "they have no words for its rope_parameters"),
+    ("Gemma3Text", {"rope_parameters": TWO_SCALED, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 16}, None, "rope_parameters"),
+    ("Llama", {}, "tokenizer.json", "it has no tokenizer.json")])
+def test_the_card_says_what_transformers_4_does_not_read(toy, tmp_path, family, changes, file, why):
+    """Tried with 4.57: the first three are refused or give other logits there."""
+    model = loaded(path := saved(toy, tmp_path / "base", family, **changes))
+    checkpoints.save_model(model, load_tokenizer(path), [EOS], tmp_path / "model")
+    if file:
+        (tmp_path / "model" / file).unlink()
+    said = card.readers(tmp_path / "model")
+    assert "an older vLLM with it, are not known to read it right (" in said and why in said
+    assert said.startswith("Transformers 5 reads it, and vLLM from 0.24 on")
 
 
 # ================================================================ prompts, golds, texts of other engines
