@@ -40,7 +40,7 @@ from engine.logprobs import WORKSPACE_BYTES
 from engine.problems import LONGEST_COMPLETION
 from engine.ranks import fail
 from experiments.runner import Given, Run, Scope, text_of
-from experiments.tables import SCALES, TABLES
+from experiments.tables import SCALES, TABLES, settings_of
 
 GIB = 2**30
 WORKSPACE = WORKSPACE_BYTES["cuda"]             # of logits alive at a time
@@ -506,13 +506,11 @@ def plan_command(command: str, models: dict[str, Model], args) -> Planned:
 
 def plan_table(args) -> list[Planned]:
     """Every command of the table at its scale, in order; figures that come from runs come from the plans before."""
-    table, scale = TABLES[args.table], SCALES[args.scale]
-    settings = scale.over.get(table.over, {}) if table.over else {"": {}}
-    if not settings:
-        fail(f"--scale {args.scale} has no {table.over}, which `{args.table}` goes through")
+    settings = settings_of(args.table, args.scale)
     if (setting := args.setting or next(iter(settings))) not in settings:
         fail(f"--setting {setting}: `{args.table}` has {', '.join(settings)} at this scale")
-    scope = Scope(table, scale, Given(0, "data", "models", args.dtype, args.gpus), setting, settings[setting])
+    given = Given(0, "data", "models", args.dtype, args.gpus)
+    scope = Scope(TABLES[args.table], SCALES[args.scale], given, setting, settings[setting])
     s, found, totals, models = scope.settings, [], {}, {}
     paid = args.problems if s.labels == "all" else s.labels // 4
     args = argparse.Namespace(**vars(args), num_certify_problems=paid)
