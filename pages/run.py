@@ -15,7 +15,7 @@ from engine.ranks import rank, say
 from engine.runs import short_commit
 from pages.card import COSTS, certificate_in_words, script_of, write_card
 from pages.parts import (
-    INK, LINES, MUTED, PALETTE, html_table, intervals_figure, mark, new_figure, number, page, svg, swatch, wide_svg,
+    LINES, MUTED, PALETTE, WIDE, curves_svg, html_table, intervals_svg, new_figure, number, page, svg, swatch,
     with_interval,
 )
 
@@ -176,47 +176,48 @@ def certificate_section(run: Path) -> str:
     if certificate.get("condition") != "C1":
         return ""
     lines = []
-    for variant, per in (("sum", "summed over the completion"), ("per_token", "mean per token")):
+    for variant, per in (("sum", "summed"), ("per_token", "mean per token")):
         for kind, where in (("within_prompt_auc", "within prompts"), ("pooled_auc", "pooled")):
             value, interval, prompts = (certificate[variant][kind][key] for key in ("value", "interval", "prompts"))
-            text = f"{where}, {per}, {prompts:,} prompts: {with_interval(value, interval)}"
+            text = f"{where}, {per}: {with_interval(value, interval)}, {prompts:,} prompts"
             lines.append((text, PALETTE[0], [(value, text)] if value is not None else [], interval))
-    plot = wide_svg(lambda narrow: intervals_figure(lines, narrow, certificate["min_auc"]), "AUC of R")
-    return f"""<h2>Certificate C1</h2><p>Does the implicit reward R, the teacher’s log-ratio to its reference, rank
-        right above wrong completions of the same prompt?  Ranked were {certificate["samples_per_prompt"]} completions
-        of each of {certificate["num_prompts"]:,} prompts, sampled from the
-        {escape(certificate.get("certified_on", "teacher"))}; {certificate["accuracy"]:.1%} are right, and R is
+    return f"""<h2>Certificate C1</h2><div class=two><p>Does the implicit reward R, the teacher’s log-ratio to its
+        reference, rank right above wrong completions of the same prompt?  Ranked were
+        {certificate["samples_per_prompt"]} completions of each of {certificate["num_prompts"]:,} prompts, sampled from
+        the {escape(certificate.get("certified_on", "teacher"))}; {certificate["accuracy"]:.1%} are right, and R is
         {number(certificate["mean_implicit_reward_nats"])} nats on average.  C1 holds if the interval in the first row
-        lies above {certificate["min_auc"]:g} (dashed).  A teacher equal to its reference gives 0.5.</p>{plot}
-        {draw_implicit_rewards(read_jsonl(run / "implicit_rewards.jsonl"), certificate)}"""
+        lies above {certificate["min_auc"]:g} (dashed).  A teacher equal to its reference gives 0.5.  The AUC is the
+        chance that a right completion’s R exceeds a wrong one’s: of all completions, or of two of the same prompt,
+        averaged over prompts, which is what C1 is about.</p>{intervals_svg(lines, "AUC of R", certificate["min_auc"])}
+        {draw_implicit_rewards(read_jsonl(run / "implicit_rewards.jsonl"), certificate)}</div>"""
 
 
 def draw_implicit_rewards(rows: list[dict], certificate: dict) -> str:
-    """How R lies over right and over wrong completions: all of them, and each beside its prompt's mean."""
-    if not rows:
-        return ""
+    """How R lies over right and over wrong completions: all of them, and each beside its prompt's mean.
+
+    The outermost bars hold what lies beyond.
+    """
     groups = [(np.array(row["implicit_reward_nats"]), np.array(row["reward"]) > 0) for row in rows]
     mixed = [(scores - scores.mean(), right) for scores, right in groups if len(set(right)) > 1]
     plots, auc = "", certificate["sum"]
     for parts, title, unit, area in (
             (groups, "All completions", "R, nats", auc["pooled_auc"]),
             (mixed, "Of prompts with both outcomes", "R less its prompt’s mean, nats", auc["within_prompt_auc"])):
-        figure = new_figure(4.9, 2.4)
-        axes = figure.subplots()
-        scores, right = map(np.concatenate, zip(*parts or [(np.empty(0), np.empty(0, bool))]))
-        low, high = np.percentile(scores, (0.5, 99.5)) if parts else (0, 0)
+        if not parts:
+            continue
+        figure = new_figure(WIDE, 2.2)
+        axes, (scores, right) = figure.subplots(), map(np.concatenate, zip(*parts))
+        low, high = np.percentile(scores, (0.5, 99.5))
         low, high = (low, high) if high > low else (low - 1, high + 1)
         bins, scores = np.linspace(low, high, 41), scores.clip(low, high)
         for name, those, colour in (("wrong", ~right, PALETTE[2]), ("right", right, PALETTE[0])):
             share = np.full(those.sum(), 1 / max(those.sum(), 1))
-            for style in ({"alpha": 0.4, "label": f"{name}: {those.sum():,}"}, {"histtype": "step", "linewidth": 1.2}):
-                axes.hist(scores[those], bins, weights=share, color=colour, **style)
+            axes.hist(scores[those], bins, weights=share, color=colour, alpha=0.4, label=f"{name}: {those.sum():,}")
+            axes.hist(scores[those], bins, weights=share, color=colour, histtype="step", linewidth=1.2)
         axes.set(title=f"{title}: AUC {number(area['value'])}", xlabel=unit, ylabel="share of each kind")
         axes.legend(frameon=False, labelcolor=MUTED)
         plots += svg(figure, f"{title}: R of the right and of the wrong")
-    return f"""<div class=two>{plots}</div><p class='muted'>The AUC is the chance that a right completion’s R exceeds a
-        wrong one’s: of all completions, then of two of the same prompt, averaged over prompts, which is what C1 is
-        about.  The outermost bars hold what lies beyond.</p>"""
+    return plots
 
 
 def smoothed(points: np.ndarray) -> np.ndarray:
@@ -238,49 +239,23 @@ def curves_section(runs: list[list[dict]], max_kl: float | None) -> str:
 
 def draw_curve(runs: list[list[dict]], key: str, max_kl: float | None = None) -> str:
     """One small plot, a line a run.  Values that are not finite are left out, and counted below it."""
-    (title, unit, is_share), figure, every, lost = CURVES[key], new_figure(3.3, 2.1), [], 0
-    axes = figure.subplots()
+    (title, unit, is_share), is_c2, lines, lost = CURVES[key], key == "c2_reverse_kl_nats", [], 0
     for rows, (colour, dash) in zip(runs, cycle(LINES)):
-        if not (points := series(rows, key)):
+        if not (points := np.array(series(rows, key), dtype=float)).size:
             continue
-        style, points = {"color": colour, "linestyle": dash}, np.array(points, dtype=float)
         lost += sum(key in row for row in rows) - len(points)
-        every += points.tolist()
-        if len(points) < 60:
-            axes.plot(*points.T, marker="o" if len(points) <= 20 else None, markersize=3, **style)
-        else:
-            axes.plot(*points.T, color=colour, alpha=0.35 if len(runs) == 1 else 0.15, linewidth=0.8)
-            points = smoothed(points)
-            axes.plot(*points.T, **style)
-        points = points[::math.ceil(len(points) / 60)]
-        titles = [f"step {step:g}: {number(float(value))}" for step, value in points]
-        axes.plot(*points.T, "o", markersize=7, alpha=0, gid=mark(titles=titles))               # for the pointer
-        intervals = [(row["step"], row["c2_interval_nats"]) for row in rows if key == "c2_reverse_kl_nats"
-                     and None not in row.get("c2_interval_nats", [None])]
-        for step, bounds in intervals:
-            axes.plot([step] * 2, bounds, color=colour, alpha=0.45, linewidth=3)
-            every += [(step, bounds[1])]
-    steps, values = np.array(every).T
-    highest, use_log = values.max(), not is_share and bool(0 < 30 * values.min() < values.max())
-    if key == "c2_reverse_kl_nats" and (max_kl or 0) > values.min() / 30:             # else far below the plot
-        axes.axhline(max_kl, color=INK, linestyle=(0, (4, 3)), linewidth=1)
-        axes.annotate(f"bound {max_kl:g}", (0.02, max_kl), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                      textcoords="offset points", fontsize=7.5)
-        highest = max(highest, max_kl)
-    if use_log:
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter("")
-    else:
-        axes.set_ylim(min(-0.03 * is_share, values.min()), 1.06 if is_share else 1.1 * highest if highest > 0 else 1)
-    if steps.min() == steps.max():
-        axes.set_xlim(steps[0] - 1, steps[0] + 1)
-    axes.locator_params("x", nbins=5, integer=True, steps=[1, 2, 5, 10])
-    axes.set(title=title, ylabel=unit + ", log scale" * use_log,
-             xlabel="optimiser step" + f" ({lost} not finite)" * (lost > 0))
-    if len(runs) == 1:
-        axes.annotate(number(series(runs[0], key)[-1][1]), (1, 1.02), xycoords="axes fraction", ha="right", va="bottom",
-                      color=PALETTE[0])
-    return svg(figure, f"{title} ({unit}) against optimiser steps")
+        if len(points) >= 60:
+            pale = {"alpha": 0.35 if len(runs) == 1 else 0.15, "linewidth": 0.8}
+            lines.append((points, {"color": colour, **pale}, "", ""))
+        style = {"color": colour, "linestyle": dash, "marker": "o" if len(points) <= 20 else None, "markersize": 3}
+        lines.append((smoothed(points), style, "", "step"))
+        for row in rows * is_c2:
+            if None not in row.get("c2_interval_nats", [None]):
+                bounds = np.array([[row["step"], bound] for bound in row["c2_interval_nats"]])
+                lines.append((bounds, {"color": colour, "alpha": 0.45, "linewidth": 3}, "", ""))
+    return curves_svg(lines, title, "optimiser step" + f" ({lost} not finite)" * (lost > 0), unit, 3.3, is_share,
+                      bound=max_kl if is_c2 else None,
+                      last=number(series(runs[0], key)[-1][1]) if len(runs) == 1 else "")
 
 
 def verdict_of(reward) -> str:
