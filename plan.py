@@ -147,28 +147,33 @@ def model_of(config: dict, source: str = "config.json") -> Model:
 
 @dataclass(frozen=True)
 class Wave:
-    """Prompts that each GPU samples together, and how often in a step (a fraction: every so many steps)."""
-    prompts: int
+    """Prompts that are sampled together."""
+    prompts: int                            # on all GPUs
     samples: int
-    times: float = 1
+    times: float = 1                        # in a step; a fraction: every so many steps
+    most: float = math.inf                  # prompts that one GPU takes at once
+
+    def at_once(self, gpus: int) -> int:
+        """Prompts on one GPU."""
+        return min(math.ceil(self.prompts / gpus), self.most)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one command does, as far as memory and time depend on it.  Counts are of all GPUs unless said otherwise."""
+    """What one command does, as far as memory and time depend on it.  Counts are of all GPUs."""
     name: str
     sampler: Model
     trained: Model | None = None            # the sampler itself, or nothing
     readers: tuple[Model, ...] = ()         # teacher, reference: they score and are never updated
     divergence: bool = False                # the loss is over the vocabulary, of student and teacher
-    steps: float = 1                        # optimiser steps; without `trained`, batches of rollouts
+    steps: float = 1                        # optimiser steps; of stage 2, batches of rollouts
     rollouts: float = 0                     # trained on in each step
     scored_by_sampler: float = 0            # rollouts that it goes over in each step without learning from them
     scored_by_readers: float = 0
     waves: tuple[Wave, ...] = ()            # sampling
     gpus: int = 1
     width: int = 2                          # bytes of a number in the compute dtype
-    micro_batch_size: int = 8
+    micro_batch_size: int = 8               # of one GPU
     samples: int = 1                        # adjacent rollouts of a prompt, which is computed once for them
     max_prompt: int = 2048                  # tokens
     max_new: int = 8192
@@ -258,7 +263,7 @@ def kv_per_token(model: Model, width: int) -> int:
 
 def cached_tokens(stage: Stage, wave: Wave) -> int:
     """Tokens of cache at the worst: every completion as long as it may get, the prompts of a group once."""
-    tokens = wave.prompts * (stage.max_prompt + wave.samples * stage.max_new)
+    tokens = wave.at_once(stage.gpus) * (stage.max_prompt + wave.samples * stage.max_new)
     return max(stage.max_prompt + stage.max_new, min(tokens, stage.rollout_tokens or tokens))
 
 
@@ -294,7 +299,7 @@ def rollouts_moment(stage: Stage, wave: Wave) -> dict:
     """Decoding at its last step, or the prefill of all prompts that fit, whichever is more."""
     model, width = stage.sampler, stage.width
     fitting = int(cached_tokens(stage, wave) / (stage.max_new + stage.max_prompt / wave.samples))
-    rows = max(1, min(wave.prompts * wave.samples, fitting))                        # that the cache holds at a time
+    rows = max(1, min(wave.at_once(stage.gpus) * wave.samples, fitting))            # that the cache holds at a time
     prefix = math.ceil(rows / wave.samples) * stage.max_prompt
     # Scores of a row against prefix and suffix: two float32 copies, for the softmax.
     attention = rows * model.heads * (stage.max_prompt + stage.max_new) * 8
@@ -368,7 +373,7 @@ def peak(stage: Stage) -> float:
 def step_seconds(stage: Stage, gpu: str, peak_share: float) -> dict[str, float]:
     """2 operations a parameter and token forward, 6 with the backward pass, 8 with checkpointing."""
     sampler, passes = stage.sampler.params, 8 if stage.activation_checkpointing else 6
-    sampled = sum(wave.times * wave.prompts * wave.samples for wave in stage.waves) * stage.gpus
+    sampled = sum(wave.times * wave.prompts * wave.samples for wave in stage.waves)
     scored = sum(model.params for model in stage.readers) * stage.scored_by_readers + sampler * stage.scored_by_sampler
     flops = {"sample": 2 * sampler * sampled, "score": 2 * scored, "train": passes * sampler * stage.rollouts}
     length, rate = stage.mean_prompt + stage.mean_new, peak_share * GPUS[gpu][0] * stage.gpus
@@ -394,8 +399,8 @@ def with_largest_cache(stage: Stage, gpu: str) -> Stage:
 
 
 def remedy(stage: Stage, gpu: str) -> Stage | None:
-    """The setting with the fewest changed flags that fits, and the least of them: a smaller cache, micro-batches,
-    checkpointing, a teacher on the CPU, rollouts on shards.  None where none fits.
+    """On as many GPUs the setting with the fewest changed flags that fits, and the least of them: a smaller cache,
+    micro-batches, checkpointing, a teacher on the CPU, rollouts on shards.  None where none fits.
     """
     if peak(stage) <= usable(gpu):
         return stage
@@ -421,90 +426,67 @@ def changes(before: Stage, after: Stage) -> list[str]:
 # ================================================================ from the table's commands to stages
 
 
-def build(command: str, models: dict[str, Model], gpus: int, args) -> Stage:
+def build(command: str, models: dict[str, Model], args) -> Stage:
     """A Stage from one command of a table, read by the flags of its own script.  Its --out becomes a model's name."""
     script, flags = command.strip().split(" ", 1)
     flags = importlib.import_module(script.removesuffix(".py")).parse_args(shlex.split(flags))
-    stage = BUILDERS[script](flags, lambda path: models.get(str(path)) or find(str(path)), gpus, args)
+    stage = BUILDERS[script](flags, lambda path: models.get(str(path)) or find(str(path)), args)
     models[str(flags.out)] = stage.sampler
     if getattr(flags, "eval_every", 0) and flags.eval_problems:
-        at_once = max(1, 256 // flags.eval_samples)                             # 256 completions (eval.accuracy)
-        evaluation = wave(args.eval_problems, flags.eval_samples, gpus, at_once, flags.eval_every)
+        most = max(1, 256 // flags.eval_samples)                                # as eval.accuracy does
+        evaluation = Wave(args.eval_problems, flags.eval_samples, 1 / flags.eval_every, most)
         stage = replace(stage, waves=(*stage.waves, evaluation))
     longest = flags.max_new_tokens or LONGEST_COMPLETION
     engine = {name: getattr(args, name) or getattr(flags, name, getattr(stage, name)) for name in ENGINE_FLAGS}
-    return replace(stage, **engine, name=flags.out.name, gpus=gpus, width=4 if flags.dtype == "float32" else 2,
+    return replace(stage, **engine, name=flags.out.name, gpus=args.gpus, width=4 if flags.dtype == "float32" else 2,
                    max_prompt=args.max_prompt_tokens, max_new=longest, mean_prompt=args.mean_prompt_tokens,
                    mean_new=min(args.mean_new_tokens or longest / 4, longest))
 
 
-def wave(prompts: int, samples: int, gpus: int, most: float = math.inf, every: float = 1) -> Wave:
-    """Prompts that all GPUs share, at most `most` of them on one at a time, every so many steps."""
-    share = math.ceil(prompts / gpus)
-    at_once = min(share, most)
-    return Wave(at_once, samples, share / at_once / every)
-
-
-def grpo(flags, model_of, gpus: int, args) -> Stage:
+def grpo(flags, model_of, args) -> Stage:
     model, every = model_of(flags.model), flags.steps_per_rollout
     rollouts = flags.prompts_per_step * flags.samples_per_prompt
     return Stage("", model, model, readers=(model,) if flags.kl_coef else (), steps=flags.max_steps,
                  divergence=bool(flags.kl_coef), samples=flags.samples_per_prompt, rollouts=rollouts,
                  scored_by_sampler=rollouts * (1 - 1 / every), scored_by_readers=rollouts,
-                 waves=(wave(flags.prompts_per_step * every, flags.samples_per_prompt, gpus, every=every),))
+                 waves=(Wave(flags.prompts_per_step * every, flags.samples_per_prompt, 1 / every),))
 
 
-def shaping(flags, model_of, gpus: int, args) -> Stage:
+def shaping(flags, model_of, args) -> Stage:
     counts = [flags.num_problems or args.problems, flags.num_certify_problems or args.num_certify_problems]
     batches = sum(math.ceil(count / flags.prompts_per_step) for count in counts)
     rollouts = sum(counts) * flags.samples_per_prompt / batches
     return Stage("", model_of(flags.teacher), readers=(model_of(flags.reference),), steps=batches,
                  samples=flags.samples_per_prompt, scored_by_sampler=rollouts, scored_by_readers=rollouts,
-                 waves=(wave(flags.prompts_per_step, flags.samples_per_prompt, gpus),))
+                 waves=(Wave(flags.prompts_per_step, flags.samples_per_prompt),))
 
 
-def bridge(flags, model_of, gpus: int, args) -> Stage:
+def bridge(flags, model_of, args) -> Stage:
     student, every, count = model_of(flags.student), flags.eval_every or flags.max_steps, flags.num_certify_problems
-    measured = 2 * count / every                          # C2's rollouts, and a rollout of the teacher's beside each
-    at_once = math.ceil(flags.rollouts_per_step / gpus)
+    at_once, measured = min(count, flags.rollouts_per_step), 2 * count / every      # C2's rollouts and the teacher's
     return Stage("", student, student, readers=(model_of(flags.teacher),), divergence=True, steps=flags.max_steps,
                  rollouts=flags.rollouts_per_step, scored_by_sampler=measured,
                  scored_by_readers=flags.rollouts_per_step + measured,
-                 waves=(wave(count, flags.samples_per_prompt, gpus, at_once, every),))
+                 waves=(Wave(at_once, flags.samples_per_prompt, count / at_once / every),))
 
 
-def distill(flags, model_of, gpus: int, args) -> Stage:
+def distill(flags, model_of, args) -> Stage:
     student, rollouts = model_of(flags.student), flags.prompts_per_step * flags.samples_per_prompt
     return Stage("", student, student, readers=(model_of(flags.teacher),), divergence=flags.estimator == "exact",
                  steps=flags.max_steps, samples=flags.samples_per_prompt, rollouts=rollouts, scored_by_readers=rollouts,
-                 waves=(wave(flags.prompts_per_step, flags.samples_per_prompt, gpus),))
+                 waves=(Wave(flags.prompts_per_step, flags.samples_per_prompt),))
 
 
-def evaluate(flags, model_of, gpus: int, args) -> Stage:
-    at_once = max(1, flags.batch_size // flags.samples)
-    return Stage("", model_of(flags.model),
-                 waves=(wave(flags.num_problems or args.eval_problems, flags.samples, gpus, at_once),))
+def evaluate(flags, model_of, args) -> Stage:
+    prompts, at_once = flags.num_problems or args.eval_problems, max(1, flags.batch_size // flags.samples)
+    return Stage("", model_of(flags.model), waves=(Wave(prompts, flags.samples, 1, at_once),))
 
 
 BUILDERS = {"stage1_grpo.py": grpo, "stage2_shape.py": shaping, "stage3_kl.py": bridge, "stage4_distill.py": distill,
             "eval.py": evaluate}
 
 
-@dataclass
-class Planned:
-    asked: Stage                    # as the command has it
-    setting: Stage                  # the same where it or nothing fits, else what fits, on more GPUs if it must
-    seconds: float
-
-
-def plan_command(command: str, models: dict[str, Model], args) -> Planned:
-    asked = build(command, models, args.gpus, args)
-    on_more = (remedy(build(command, models, args.gpus * 2**doublings, args), args.gpu) for doublings in range(11))
-    setting = next(filter(None, on_more), asked)
-    return Planned(asked, setting, setting.steps * total(step_seconds(setting, args.gpu, args.peak_share)))
-
-
-def plan_table(args) -> list[Planned]:
+def plan_table(args) -> list[Stage]:
     """Every command of the table at its scale, in order; figures that come from runs come from the plans before."""
     settings = settings_of(args.table, args.scale)
     if (setting := args.setting or next(iter(settings))) not in settings:
@@ -523,10 +505,13 @@ def plan_table(args) -> list[Planned]:
         models[name] = find(getattr(args, role) or args.model or s.shapes.get(role, name))
     for run in (scope.runs[name] for name in scope.names):
         if not run.words[0].startswith("prepare.py"):
-            found.append(plan_command(f"{text(run)} --out {run.name}", models, args))
-            asked = found[-1].asked
-            totals[run.name] = {"optimiser_steps": asked.steps * bool(asked.trained), "seconds": found[-1].seconds}
+            found.append(stage := build(f"{text(run)} --out {run.name}", models, args))
+            totals[run.name] = {"optimiser_steps": stage.steps * bool(stage.trained), "seconds": seconds(stage, args)}
     return found
+
+
+def seconds(stage: Stage, args) -> float:
+    return stage.steps * total(step_seconds(stage, args.gpu, args.peak_share))
 
 
 # ================================================================ what is printed
@@ -534,21 +519,21 @@ def plan_table(args) -> list[Planned]:
 PARTS = ("weights", "gradients", "optimiser", "gathered", "teacher", "activations", "logits", "cache")
 
 
-def alike(planned: list[Planned]) -> dict[str, list[Planned]]:
+def alike(stages: list[Stage]) -> dict[str, list[Stage]]:
     """Commands that take the same memory and time a step, such as one model's evaluations, by their names."""
-    groups: dict[Stage, list[Planned]] = {}
-    for each in planned:
-        groups.setdefault(replace(each.asked, name="", steps=0), []).append(each)
-    names = [[each.asked.name for each in group] for group in groups.values()]
+    groups: dict[Stage, list[Stage]] = {}
+    for stage in stages:
+        groups.setdefault(replace(stage, name="", steps=0), []).append(stage)
+    names = [[stage.name for stage in group] for group in groups.values()]
     return {", ".join(each) if len(each) < 3 else f"{each[0]} and {len(each) - 1} more": group
             for each, group in zip(names, groups.values())}
 
 
-def memory_rows(groups: dict[str, list[Planned]], gpu: str) -> list[list[str]]:
+def memory_rows(groups: dict[str, list[Stage]], gpu: str) -> list[list[str]]:
     """GiB on one GPU: each stage as its command has it, while it samples and at the worst moment of its training."""
     rows = []
-    for name, (first, *_) in groups.items():
-        found = moments(first.asked)
+    for name, (stage, *_) in groups.items():
+        found = moments(stage)
         others = sorted(found.keys() - {"rollouts"}, key=lambda moment: total(found[moment]))
         for moment in [*(found.keys() & {"rollouts"}), *others[-1:]]:
             parts = found[moment]
@@ -557,29 +542,33 @@ def memory_rows(groups: dict[str, list[Planned]], gpu: str) -> list[list[str]]:
     return rows
 
 
-def time_rows(groups: dict[str, list[Planned]], args) -> list[list[str]]:
-    """What does not fit is timed with the flags that make it fit."""
-    rows, all_hours, all_gpu_hours = [], 0.0, 0.0
+def time_rows(groups: dict[str, list[Stage]], args) -> list[list[str]]:
+    """The commands as they are, also where they do not fit: the work is the same on more GPUs."""
+    rows, all_hours = [], 0.0
     for name, group in groups.items():
-        seconds, gpus = step_seconds(group[0].setting, args.gpu, args.peak_share), group[0].setting.gpus
-        steps, hours = sum(each.setting.steps for each in group), sum(each.seconds for each in group) / 3600
-        all_hours, all_gpu_hours = all_hours + hours, all_gpu_hours + hours * gpus
-        rows.append([name, f"{steps:,}", *(f"{value:,.0f}" for value in (*seconds.values(), total(seconds))),
-                     f"{hours:,.1f}", str(gpus), f"{hours * gpus:,.0f}"])
-    return [*rows, ["all", *[""] * 5, f"{all_hours:,.1f}", "", f"{all_gpu_hours:,.0f}"]]
+        parts = step_seconds(group[0], args.gpu, args.peak_share)
+        hours = sum(seconds(each, args) for each in group) / 3600
+        rows.append([name, f"{sum(each.steps for each in group):,}",
+                     *(f"{value:,.0f}" for value in (*parts.values(), total(parts))), f"{hours:,.1f}",
+                     f"{hours * args.gpus:,.0f}"])
+        all_hours += hours
+    return [*rows, ["all", *[""] * 5, f"{all_hours:,.1f}", f"{all_hours * args.gpus:,.0f}"]]
 
 
-def verdicts(groups: dict[str, list[Planned]], gpu: str) -> list[str]:
-    """A line for each stage that does not fit as it is: what would make it fit."""
+def verdicts(groups: dict[str, list[Stage]], gpu: str) -> list[str]:
+    """A line for each stage that does not fit as it is: what would make it fit, on more GPUs if it must."""
     lines = []
-    for name, (each, *_) in groups.items():
-        moment, parts = worst_moment(each.asked)
+    for name, (stage, *_) in groups.items():
+        (moment, parts), most = worst_moment(stage), usable(gpu)
+        if total(parts) <= most:
+            continue
         largest = max(parts, key=parts.get)
-        cure = (f"fits with {' '.join(changes(each.asked, each.setting))}: {peak(each.setting) / GIB:.0f} GiB"
-                if peak(each.setting) <= usable(gpu) else "nothing that plan.py knows makes it fit")
-        if total(parts) > usable(gpu):
-            lines.append(f"{name}: {total(parts) / GIB:,.0f} GiB at the moment `{moment}`, "
-                         f"{parts[largest] / GIB:,.0f} of them {largest}; {cure}")
+        on_more = (remedy(replace(stage, gpus=stage.gpus * 2**doublings), gpu) for doublings in range(11))
+        fitting = next(filter(None, on_more), None)
+        cure = (f"fits with {' '.join(changes(stage, fitting))}: {peak(fitting) / GIB:.0f} GiB" if fitting
+                else "nothing that plan.py knows makes it fit")
+        lines.append(f"{name}: {total(parts) / GIB:,.0f} GiB at the moment `{moment}`, "
+                     f"{parts[largest] / GIB:,.0f} of them {largest}; {cure}")
     return lines
 
 
@@ -629,8 +618,8 @@ def main(args) -> None:
     print(as_table(["stage", "moment", *PARTS, "total", "fits"], memory_rows(groups, args.gpu)) + "\n")
     if lines := verdicts(groups, args.gpu):
         print(*lines, sep="\n", end="\n\n")
-    print("Seconds of a step, and hours in all; what does not fit is timed with the flags that make it fit\n")
-    head = ["stage", "steps", "sample", "score", "train", "step", "hours", "GPUs", "GPU hours"]
+    print("Seconds of a step, and hours in all, of the commands as they are\n")
+    head = ["stage", "steps", "sample", "score", "train", "step", "hours", "GPU hours"]
     print(as_table(head, time_rows(groups, args)) + "\n")
     new = f"{args.mean_new_tokens} tokens" if args.mean_new_tokens else "a quarter of --max-new-tokens"
     print(textwrap.fill(

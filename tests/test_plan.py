@@ -44,8 +44,8 @@ def test_every_table_of_the_small_scale_fits_one_gpu(table):
     for setting in SCALES["small"].over.get(TABLES[table].over, [None]):
         args = plan.parse_args(["--scale", "small", "--table", table, "--gpus", "1", "--gpu", "H100", *(["--setting", setting] if setting else [])])
         planned = plan.plan_table(args)
-        assert len(planned) > 8 and all(peak(each.asked) <= usable("H100") for each in planned), setting
-        assert next(each for each in planned if each.asked.name == "shape").asked.steps <= 16, "C1 is paid from the labels"
+        assert len(planned) > 8 and all(peak(each) <= usable("H100") for each in planned), setting
+        assert next(each for each in planned if each.name == "shape").steps <= 16, "C1 is paid from the labels"
 
 
 @pytest.mark.parametrize("config", [
@@ -101,7 +101,7 @@ def test_the_cache_is_what_the_sampler_allocates():
 
 def teacher_stage(**changes) -> Stage:
     model = find("Qwen3-8B")
-    return replace(Stage("teacher", model, model, steps=10, rollouts=1024, scored_by_sampler=1024, waves=(Wave(64, 8, 0.25),), gpus=8,
+    return replace(Stage("teacher", model, model, steps=10, rollouts=1024, scored_by_sampler=1024, waves=(Wave(512, 8, 0.25),), gpus=8,
                          micro_batch_size=2), **changes)
 
 
@@ -139,14 +139,14 @@ def test_what_is_proposed_fits_and_what_fits_is_left_alone():
 
 def test_a_table_is_planned_from_its_own_commands(capsys):
     args = plan.parse_args(["--scale", "paper", "--gpus", "8", "--gpu", "H100"])
-    planned = {each.asked.name: each for each in plan.plan_table(args)}
+    planned = {each.name: each for each in plan.plan_table(args)}
     teacher, student = find("Qwen3-8B"), find("Qwen3-1.7B")
-    assert planned["teacher"].asked.trained == teacher and planned["teacher"].asked.rollouts == 1024
-    assert planned["teacher"].asked.waves[0] == Wave(64, 8, 0.25)                   # 512 prompts over 8 GPUs, every 4 steps
-    assert planned["student"].asked.trained == student and planned["student"].asked.readers == (teacher,)
-    assert planned["direct"].asked.steps == 1600 + 200 + 800                        # the workflow's
-    workflow = sum(planned[name].seconds for name in ("teacher", "shape", "bridge", "student"))
-    assert planned["direct_equal_time"].seconds == pytest.approx(workflow, rel=0.01)
+    assert planned["teacher"].trained == teacher and planned["teacher"].rollouts == 1024
+    assert planned["teacher"].waves[0] == Wave(512, 8, 0.25)                   # every 4 steps
+    assert planned["student"].trained == student and planned["student"].readers == (teacher,)
+    assert planned["direct"].steps == 1600 + 200 + 800                        # the workflow's
+    workflow = sum(plan.seconds(planned[name], args) for name in ("teacher", "shape", "bridge", "student"))
+    assert plan.seconds(planned["direct_equal_time"], args) == pytest.approx(workflow, rel=0.01)
     plan.main(args)
     out = capsys.readouterr().out
     assert "yes" in out and "NO" not in out                                         # the paper's scale is made for this
@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_said_with_its_remedy(gpus, gpu, remedy, capsys):
 
 
 def test_times_follow_the_work():
-    stage, gpu = teacher_stage(waves=(Wave(64, 8, 0.25),), readers=(find("Qwen3-14B"),), scored_by_readers=1024), "H100"
+    stage, gpu = teacher_stage(waves=(Wave(512, 8, 0.25),), readers=(find("Qwen3-14B"),), scored_by_readers=1024), "H100"
     seconds = plan.step_seconds(stage, gpu, 0.15)
     size, tokens = find("Qwen3-8B").params, stage.mean_prompt + stage.mean_new
     rate = 0.15 * 989e12                                                            # of one of the eight GPUs
