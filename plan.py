@@ -41,6 +41,7 @@ from engine.problems import LONGEST_COMPLETION
 from engine.ranks import fail
 from experiments.runner import Given, Run, Scope, text_of
 from experiments.tables import SCALES, TABLES, settings_of
+from pages.parts import markdown_table
 
 GIB = 2**30
 WORKSPACE = WORKSPACE_BYTES["cuda"]             # of logits alive at a time
@@ -71,22 +72,13 @@ class Model:
     heads: int
     kv_heads: int
     head_dim: int
+    query: int              # width of all queries of a token,
+    key: int                # and of its keys
     tied: bool              # the head is the embedding
     qk_norm: bool           # Qwen3
     block: int              # parameters of one block,
-    root: int               # and of what is in no block: the embedding, a head of its own, the last norm
-
-    @property
-    def query(self) -> int:
-        return self.heads * self.head_dim
-
-    @property
-    def key(self) -> int:
-        return self.kv_heads * self.head_dim
-
-    @property
-    def params(self) -> int:
-        return self.layers * self.block + self.root
+    root: int               # of what is in no block: the embedding, a head of its own, the last norm,
+    params: int             # and of all
 
 
 MODELS = {                  # family, vocabulary, width, MLP, blocks, heads, of keys, their width, is the head tied
@@ -136,10 +128,11 @@ def model_of(config: dict, source: str = "config.json") -> Model:
     with torch.device("meta"):
         made = AutoModelForCausalLM.from_config(one)
     block, whole = (sum(parameter.numel() for parameter in part.parameters()) for part in (made.model.layers, made))
-    heads = one.num_attention_heads
-    return Model(one.vocab_size, one.hidden_size, one.intermediate_size, config["num_hidden_layers"], heads,
-                 one.num_key_value_heads, getattr(one, "head_dim", None) or one.hidden_size // heads,
-                 bool(one.tie_word_embeddings), family == "qwen3", block, whole - block)
+    heads, kv_heads, layers = one.num_attention_heads, one.num_key_value_heads, config["num_hidden_layers"]
+    head_dim = getattr(one, "head_dim", None) or one.hidden_size // heads
+    return Model(one.vocab_size, one.hidden_size, one.intermediate_size, layers, heads, kv_heads, head_dim,
+                 heads * head_dim, kv_heads * head_dim, bool(one.tie_word_embeddings), family == "qwen3",
+                 block, whole - block, whole + (layers - 1) * block)
 
 
 # ================================================================ stages
@@ -572,13 +565,11 @@ def verdicts(groups: dict[str, list[Stage]], gpu: str) -> list[str]:
     return lines
 
 
-def as_table(head: list[str], rows: list[list[str]]) -> str:
-    """A markdown table, its columns aligned: the first to the left, the others to the right."""
+def aligned(head: list[str], rows: list[list[str]]) -> str:
+    """A markdown table as a terminal shows it: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows)]
-    lines = [[cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths))]
-             for row in (head, *rows)]
-    lines.insert(1, ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    head, *rows = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (head, *rows)]
+    return "\n".join(markdown_table(head, rows)) + "\n"
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -615,12 +606,12 @@ def main(args) -> None:
     groups = alike(plan_table(args))
     print(f"GiB on each of {args.gpus} {args.gpu}, with the table's own flags; {usable(args.gpu) / GIB:.1f} of "
           f"{GPUS[args.gpu][1]:.1f} can be used\n")
-    print(as_table(["stage", "moment", *PARTS, "total", "fits"], memory_rows(groups, args.gpu)) + "\n")
+    print(aligned(["stage", "moment", *PARTS, "total", "fits"], memory_rows(groups, args.gpu)))
     if lines := verdicts(groups, args.gpu):
         print(*lines, sep="\n", end="\n\n")
     print("Seconds of a step, and hours in all, of the commands as they are\n")
     head = ["stage", "steps", "sample", "score", "train", "step", "hours", "GPU hours"]
-    print(as_table(head, time_rows(groups, args)) + "\n")
+    print(aligned(head, time_rows(groups, args)))
     new = f"{args.mean_new_tokens} tokens" if args.mean_new_tokens else "a quarter of --max-new-tokens"
     print(textwrap.fill(
         f"Memory: prompts of {args.max_prompt_tokens} tokens and completions of --max-new-tokens, all at once; "

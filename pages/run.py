@@ -20,6 +20,7 @@ from pages.parts import (
 )
 
 TOTALS = COSTS | {"seconds": "seconds"}
+PHASES = {"sample_seconds": "of them sampling", "train_seconds": "scoring and update"}
 CURVES = {  # key of metrics.jsonl -> title, y axis with its unit, whether that axis is a share from 0 to 1
     "eval_accuracy": ("Held-out accuracy", "fraction right", True),
     "reward_mean": ("Mean reward of the rollouts", "fraction right", True),
@@ -101,8 +102,9 @@ def write_run_page(run: Path) -> None:
     """RUN/report.html, from as many of a run's files as there are."""
     record, rows = read_json(run / "args.json"), read_jsonl(run / "metrics.jsonl")
     totals = read_json(run / "DONE") or (rows[-1] if rows else {})        # without DONE, so far
+    totals |= {key: sum(row.get(key) or 0.0 for row in rows) for key in PHASES if any(key in row for row in rows)}
     tiles = "".join(f"<div><b>{number(totals[key])}</b><span>{name}</span></div>"
-                    for key, name in TOTALS.items() if key in totals)
+                    for key, name in (TOTALS | PHASES).items() if key in totals)
     state = state_of(run)
     sections = [f"<p class='state'>{state}</p>" * (state != "finished"),
                 f"<p class='lead'>{finding(run)}</p><div class='tiles'>{tiles}</div>",
@@ -161,18 +163,8 @@ def finding(run: Path) -> str:
 
 
 def certificate_section(run: Path) -> str:
-    """The certificate in figures; the page's first sentence says whether it holds."""
+    """C1 in figures.  What C2 comes to is in the page's first sentence and among its curves."""
     certificate = read_json(run / "certificate.json")
-    if certificate.get("condition") == "C2":
-        kl = with_interval(certificate["c2_reverse_kl_nats"], certificate["c2_interval_nats"])
-        bound, tokens, prompts, forward = (number(certificate[key]) for key in (
-            "max_kl_nats", "c2_tokens", "c2_prompts", "forward_kl_on_teacher_rollouts_nats"))
-        return f"""<h2>Certificate C2</h2><p>Is the student near the teacher where the student goes?  C2 holds if
-            KL(student‖teacher), exact over the vocabulary, is at most {bound} nats per token on fresh
-            rollouts of the student.  It is {kl} (95% interval
-            over prompts), on {tokens} tokens of {prompts} prompts.  KL(teacher‖student) on
-            the teacher’s rollouts, which the bridge minimises, is
-            {forward}; a small one does not imply the other.</p>"""
     if certificate.get("condition") != "C1":
         return ""
     lines = []
@@ -184,7 +176,8 @@ def certificate_section(run: Path) -> str:
     return f"""<h2>Certificate C1</h2><div class=two><p>Does the implicit reward R, the teacher’s log-ratio to its
         reference, rank right above wrong completions of the same prompt?  Ranked were
         {certificate["samples_per_prompt"]} completions of each of {certificate["num_prompts"]:,} prompts, sampled from
-        the {escape(certificate.get("certified_on", "teacher"))}; {certificate["accuracy"]:.1%} are right, and R is
+        the {escape(certificate.get("certified_on", "teacher"))} ({escape(f"{run.parent.name}/{run.name}")});
+        {certificate["accuracy"]:.1%} are right, and R is
         {number(certificate["mean_implicit_reward_nats"])} nats on average.  C1 holds if the interval in the first row
         lies above {certificate["min_auc"]:g} (dashed).  A teacher equal to its reference gives 0.5.  The AUC is the
         chance that a right completion’s R exceeds a wrong one’s: of all completions, or of two of the same prompt,
@@ -264,18 +257,16 @@ def verdict_of(reward) -> str:
 
 def samples_section(rows: list[dict]) -> str:
     """Rollouts from early and late in training, at most two of each verdict."""
-    half = len(rows) // 2
-    columns = []
+    half, columns = len(rows) // 2, ""
     for name, part in (("First ones logged", rows[:half]), ("Last ones logged", rows[half:][::-1])):
-        by_verdict: dict[str, list] = {}
-        for row in part:
-            by_verdict.setdefault(verdict_of(row.get("reward")), []).append(row)
-        cards = [f"""<p class="muted">step {row["step"]}, <b>{verdict}</b>
-            {"(cut at the longest length)" * (row.get("finished") is False)}</p>
-            <pre><i>{model_text(row["prompt"], 1500)}</i>\n{model_text(row["completion"])}</pre>"""
-                 for verdict, group in by_verdict.items() for row in group[:2]]
-        columns.append(f"<div><h3>{name}</h3>{''.join(cards)}</div>" if cards else "")
-    return f"<h2>Samples</h2><div class='two'>{''.join(columns)}</div>" if rows else ""
+        verdicts, cards = [verdict_of(row.get("reward")) for row in part], ""
+        for i, (row, verdict) in enumerate(zip(part, verdicts)):
+            if verdicts[:i].count(verdict) < 2:
+                cut_off = "(cut at the longest length)" * (row.get("finished") is False)
+                cards += f"""<p class="muted">step {row["step"]}, <b>{verdict}</b> {cut_off}</p>
+                    <pre><i>{model_text(row["prompt"], 1500)}</i>\n{model_text(row["completion"])}</pre>"""
+        columns += f"<div><h3>{name}</h3>{cards}</div>" * bool(cards)
+    return f"<h2>Samples</h2><div class='two'>{columns}</div>" if rows else ""
 
 
 def origin_section(run: Path, record: dict) -> str:
@@ -311,19 +302,19 @@ def dense_rewards_section(run: Path, num_prompts: int = 4) -> str:
     tells = (f"Below, a completion’s largest token holds {np.mean(shares):.0%} of its absolute rewards, on average."
              if shares else "Here every number is 0: the teacher is its own reference.")
     sampler = escape(read_json(run / "certificate.json").get("certified_on", "teacher"))
-    blocks = [f"""<h2>The teacher’s dense reward</h2><p>Completions sampled from the {sampler}, each token coloured by
+    blocks = ""
+    for prompt in prompts:
+        blocks += f"""<div class="rollout"><div class="says prompt muted">prompt</div>
+            <pre>{model_text(prompt, 1500)}</pre></div>"""
+        group = [row for row in rows if row["prompt"] == prompt]
+        blocks += "".join(coloured_rollout(row, limit) for row in sorted(group, key=lambda row: -row["reward"]))
+    return f"""<h2>The teacher’s dense reward</h2><p>Completions sampled from the {sampler}, each token coloured by
         log π<sub>T*</sub> − log π<sub>ref</sub>.  <b>Blue</b>: after what stands before it, the shaped teacher finds
         this token likelier than its reference does; <b>orange</b>: less likely; white: as likely.  Their sum is the
         completion’s implicit reward R, and C1 holds if right completions have the larger R.  The teacher’s RL was told
         one bit for each answer; this is the number for each token that it made of it.  {tells}  Shown are the first
         prompts of C1’s on which completions came out both ways, with the first right and the first wrong one.</p>
-        {colour_legend(limit)}"""]
-    for prompt in prompts:
-        blocks.append(f"""<div class="rollout"><div class="says prompt muted">prompt</div>
-            <pre>{model_text(prompt, 1500)}</pre></div>""")
-        group = [row for row in rows if row["prompt"] == prompt]
-        blocks += [coloured_rollout(row, limit) for row in sorted(group, key=lambda row: -row["reward"])]
-    return "\n".join(blocks)
+        {colour_legend(limit)}{blocks}"""
 
 
 def colour_of(reward: float, limit: float) -> str:

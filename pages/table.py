@@ -1,6 +1,7 @@
 """A table for people: OUT/table.md, OUT/figure.svg and the page OUT/report.html, all from OUT/table.json."""
 import importlib.util
 import math
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -11,12 +12,10 @@ from engine.files import read_json, read_jsonl, write_json, write_text
 from engine.runs import short_commit
 from pages.card import script_of
 from pages.parts import (
-    INK, LINES, MUTED, PALETTE, WIDE, arm_boxes, curves_svg, draw_intervals, filled, html_table, intervals_svg,
-    mark, markdown_table, new_figure, page, svg, swatch, with_interval,
+    INK, MUTED, PALETTE, WIDE, arm_boxes, curves_svg, draw_intervals, filled, html_table, mark, markdown_table,
+    new_figure, page, svg, with_interval,
 )
-from pages.run import (
-    CURVES, TOTALS, certificate_section, dense_rewards_section, draw_curve, finding, series, smoothed, the_one,
-)
+from pages.run import CURVES, TOTALS, certificate_section, dense_rewards_section, finding, smoothed
 from pages.statistics import counted, describe, share_interval, students
 
 GREY = "#7d8792"            # of rows that are for reference
@@ -31,7 +30,7 @@ def write_table_files(out: Path) -> None:
     write_json(out / "table.json", table)
     write_text(out / "table.md", markdown(table))
     if importlib.util.find_spec("matplotlib"):
-        height, panels = panels_of(table)
+        height, panels, _ = panels_of(table)
         figure = figure_of(panels, height, 2 * WIDE if len(panels) == 1 else WIDE, columns=min(2, len(panels)))
         text = svg(figure, table["about"]).replace("<svg", "<svg style='background:#fff'", 1)
         write_text(out / "figure.svg", text[text.index("<svg"):].removesuffix("</figure>"))
@@ -157,35 +156,34 @@ def beside_settings(rows: list[dict]) -> list[str]:
     lines = ["", f"The same at every setting: {same}."] * bool(same)
     for name in dict.fromkeys(row["row"] for row in rows if row["setting"] and row["runs"]):
         seeds = [seed for row in rows if row["row"] == name for seed in row["seeds"]]
-        steps, seconds = (" to ".join(dict.fromkeys(f"{pick(seed[key] for seed in seeds):,.0f}" for pick in (min, max)))
-                          for key in ("optimiser_steps", "seconds"))
+        steps, seconds = (span([seed[key] for seed in seeds], ",.0f") for key in ("optimiser_steps", "seconds"))
         lines += ["", f"{name[0].upper() + name[1:]}: {steps} optimiser steps, {seconds} seconds."]
     return lines
 
 
 # ---------------------------------------------------------------- figure.svg
 
+DOT = "A dot is one run’s score; pointing at it names it.  A box that is not ticked hides its arm in all plots."
+BAR = "An upright is the mean, a pale bar its 95% interval: over units or, of a single unit, over the problems."
 
-def panels_of(table: dict) -> tuple[float, list]:
-    """-> inches of height, and panels, each a function of axes: scores over labels; a heat map a row, where settings
-    are pairs; else a panel a setting, each row with its units.
+
+def panels_of(table: dict) -> tuple[float, list, str]:
+    """-> inches of height, panels, each a function of axes, and what to say of them.
+
+    Scores over labels; a heat map a row, where settings are pairs; else a panel a setting, each row with its units.
     """
     settings, colours, rows = settings_of(table), colours_of(table), table["rows"]
     parts = [setting.split(", ") for setting in settings]
-    x = f"{rows[0]['metric']}, fraction right"
     if len({scope["labels"] for scope in table["scopes"]}) > 1:
-        return 3.6, [lambda axes: draw_labels(axes, table, colours, x)]
+        return 3.6, [partial(draw_labels, table=table, colours=colours)], f"{DOT}  A line goes through the medians."
     if all(len(part) == 2 for part in parts) and len(settings) > 3:
-        names = dict.fromkeys(row["row"] for row in rows if row["setting"] and row["runs"])
         downs, acrosses = (list(dict.fromkeys(part[place] for part in parts)) for place in (0, 1))
-        return 0.7 + 0.5 * len(downs), [lambda axes, name=name: draw_heat_map(
-            axes, [row for row in rows if row["row"] == name], downs, acrosses) for name in names]
-
-    def draw(axes, setting: str) -> None:
-        draw_intervals(axes, [(row["row"], colours[row["row"]], titled_points(row, table["unit"]), interval_of(row))
-                              for row in rows if row["setting"] in (None, "", setting)])
-        axes.set(title=setting, xlabel=x)
-    return 0.8 + 0.4 * len(colours), [lambda axes, setting=setting: draw(axes, setting) for setting in settings]
+        names = dict.fromkeys(row["row"] for row in rows if row["setting"] and row["runs"])
+        panels = [partial(draw_heat_map, rows=[row for row in rows if row["row"] == name],
+                          downs=downs, acrosses=acrosses) for name in names]
+        return 0.7 + 0.5 * len(downs), panels, "A field is the median over its runs, which stand below it."
+    panels = [partial(draw_rows, table=table, colours=colours, setting=setting) for setting in settings]
+    return 0.8 + 0.4 * len(colours), panels, f"{DOT}  {BAR}"
 
 
 def figure_of(panels: list, height: float, width: float = WIDE, columns: int = 1):
@@ -199,6 +197,12 @@ def figure_of(panels: list, height: float, width: float = WIDE, columns: int = 1
     return figure
 
 
+def draw_rows(axes, table: dict, colours: dict, setting: str) -> None:
+    draw_intervals(axes, [(row["row"], colours[row["row"]], titled_points(row, table["unit"]), interval_of(row))
+                          for row in table["rows"] if row["setting"] in (None, "", setting)])
+    axes.set(title=setting, xlabel=f"{table['rows'][0]['metric']}, fraction right")
+
+
 def titled_points(row: dict, unit: str) -> list[tuple]:
     """(score, what its point says) of each seed."""
     at = f", {row['setting']}" * bool(row["setting"])
@@ -206,7 +210,7 @@ def titled_points(row: dict, unit: str) -> list[tuple]:
             for seed in row["seeds"]]
 
 
-def draw_labels(axes, table: dict, colours: dict, y: str) -> None:
+def draw_labels(axes, table: dict, colours: dict) -> None:
     """A dot a unit, a line through the medians.  No band: the scores have two peaks, and no unit lies between."""
     for place, (name, colour) in enumerate(colours.items()):
         rows, style = [row for row in table["rows"] if row["row"] == name], {"color": colour, "gid": mark(name)}
@@ -220,7 +224,8 @@ def draw_labels(axes, table: dict, colours: dict, y: str) -> None:
             axes.plot([row["labels"] * shift] * len(values), values, "o", color=colour, markersize=4, alpha=0.6,
                       markeredgewidth=0, clip_on=False, gid=mark(name, titles))
     budgets = sorted({scope["labels"] for scope in table["scopes"]})
-    axes.set(xscale="log", xlabel="labelled problems, log scale", ylim=(0, 1.02), ylabel=y)
+    axes.set(xscale="log", xlabel="labelled problems, log scale", ylim=(0, 1.02),
+             ylabel=f"{table['rows'][0]['metric']}, fraction right")
     axes.set_xticks(budgets, [f"{labels:,}" for labels in budgets])
     axes.minorticks_off()
     axes.legend(frameon=False, labelcolor=MUTED, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
@@ -246,12 +251,6 @@ def draw_heat_map(axes, rows: list[dict], downs: list[str], acrosses: list[str])
 
 # ---------------------------------------------------------------- report.html
 
-HOW_DRAWN = """A dot is one run’s score, and pointing at it names it.  An upright is the mean, a pale bar its 95%
-interval: a bootstrap over units or, of a single unit, over the problems.  A box that is not ticked hides its arm
-in all plots."""
-HOW_MAPPED = "Each field is the median over runs, and below it each run."
-
-
 def write_table_page(table: dict, out: Path) -> None:
     """OUT/report.html, from the table and the runs that it names; of several settings, those of the middle one.
 
@@ -266,33 +265,32 @@ def write_table_page(table: dict, out: Path) -> None:
     for run in runs:
         if not (run / "report.html").is_file():
             pages.run.write_run_page(run)
-    height, panels = panels_of(table)
+    height, panels, how_drawn = panels_of(table)
     figures = [svg(figure_of([draw], height), table["about"]) for draw in panels]
     items = "".join(f"<li>{escape(ordering['sentence'])}</li>" for ordering in table["orderings"])
     comparisons = f"<div><h2>The comparisons</h2><ul>{items}</ul></div>" * bool(items)
     sections = [
         f"<p class=lead>{escape(table['lead'])}</p><p class=muted>{escape(table['about'])}</p>{arm_boxes(colours)}",
         f"<div class=two>{''.join(figures)}{comparisons if len(figures) == 1 else ''}</div>",
-        f"<p class=muted>{HOW_DRAWN}</p>{comparisons if len(figures) > 1 else ''}",
+        f"<p class=muted>{how_drawn}</p>{comparisons if len(figures) > 1 else ''}",
         f"<ul class=muted>{''.join(f'<li>{escape(text)}</li>' for text in notes(table))}</ul>",
         score_section(rows, table, seed_dirs, f", {chosen}" * (len(settings) > 1))]
     if runs:                                                    # results/ keeps tables without
         trained = [row for row in rows if colours[row["row"]] != GREY] or rows
-        taught = [row["runs"][len(teachers)] for row in rows if (teachers := teacher_runs(row, runs[0].parent))]
+        taught = [row["runs"][len(teachers)] for row in rows if (teachers := teacher_runs(row, seed_dirs))]
         shaped = [run for run in runs if run.name in taught][:1]
         sections += [
-            learning_section(trained, colours, seed_dirs), *map(certificate_section, shaped),
-            *(f"<p class='muted'>Drawn: {run.parent.name}/{run.name}, the first seed’s.</p>" for run in shaped),
-            certificates_section(runs), *map(dense_rewards_section, shaped), runs_section(runs, table, out)]
+            learning_section(trained, colours, seed_dirs, runs), *map(certificate_section, shaped),
+            *map(dense_rewards_section, shaped), runs_section(runs, table, out)]
     so_far = "" if table.get("finished", True) else ", so far"
     title = f"{table['table'].capitalize()} table, {table['scale']} scale{so_far}"
     write_text(out / "report.html", page(title, "Sparse-to-dense reward post-training", sections, out))
 
 
-def teacher_runs(row: dict, seed_dir: Path) -> list[str]:
+def teacher_runs(row: dict, seed_dirs: list[Path]) -> list[str]:
     """The runs of a row that made its teacher: those before stage 2."""
-    shapes = [i for i, name in enumerate(row["runs"])
-              if read_json(seed_dir / name / "certificate.json").get("condition") == "C1"]
+    shapes = [i for i, name in enumerate(row["runs"]) if any(
+        read_json(seed_dir / name / "certificate.json").get("condition") == "C1" for seed_dir in seed_dirs)]
     return row["runs"][:shapes[0]] if shapes else []
 
 
@@ -328,9 +326,9 @@ def evaluation_settings(seed_dirs: list[Path]) -> str:
     return ""
 
 
-def row_curves(row: dict, seed_dir: Path, axis: str, key: str = "eval_accuracy") -> dict[str, np.ndarray]:
+def row_curves(row: dict, teachers: list[str], seed_dir: Path, axis: str, key: str) -> dict[str, np.ndarray]:
     """run -> (points, 2), the row's cost so far and the metric: each run goes on at the cost of those before it."""
-    curves, spent, nothing, teachers = {}, 0.0, np.empty((0, 2)), teacher_runs(row, seed_dir)
+    curves, spent, nothing = {}, 0.0, np.empty((0, 2))
     last = nothing
     for name in row["runs"]:
         points = [[spent + line[axis], line[key]] for line in read_jsonl(seed_dir / name / "metrics.jsonl")
@@ -350,90 +348,77 @@ def mean_curve(curves: list[np.ndarray]) -> np.ndarray:
                     for curve in curves], axis=0).T
 
 
-def learning_section(rows: list[dict], colours: dict, seed_dirs: list[Path]) -> str:
+def learning_section(rows: list[dict], colours: dict, seed_dirs: list[Path], runs: list[Path]) -> str:
     """Held-out accuracy while training, against each cost, and the length of the completions."""
-    whole = {row["row"]: [seed_dir for seed_dir in seed_dirs if all((seed_dir / name).is_dir() for name in row["runs"])]
-             for row in rows}
-    rows = [row for row in rows if whole[row["row"]]]
-    measured = [seed_dir / name for row in rows for seed_dir in whole[row["row"]]
-                for name in row_curves(row, seed_dir, "seconds")]
-    if not measured:
+    draw = partial(draw_learning, rows, colours, seed_dirs)
+    accuracy = "".join(draw(axis, "eval_accuracy") for axis in TOTALS if axis != "tokens_sampled")
+    lengths = "".join(draw("optimiser_steps", key) for key in ("mean_length_tokens", "truncated_fraction"))
+    if not accuracy:
         return "<h2>Learning curves</h2><p>None: these runs were not evaluated while training (--eval-problems).</p>"
-    record = read_json(measured[0] / "args.json")
+    record = next(record for run in runs if (record := read_json(run / "args.json"))["args"].get("eval_problems"))
     args, device = record["args"], escape(str(record["versions"]["device"]))
-    accuracy = [draw_learning(rows, colours, whole, axis) for axis in TOTALS if axis != "tokens_sampled"]
-    lengths = [draw_learning(rows, colours, whole, "optimiser_steps", key)
-               for key in ("mean_length_tokens", "truncated_fraction")]
     return f"""<h2>Learning curves</h2><p>Accuracy on {names_of(args["eval_problems"])} while training,
         {args["eval_samples"]} completions a problem at temperature {args["temperature"]:g} (the scores above have
         settings of their own, given there).  A student whose teacher had to be trained begins where that (dashed) and
         the teacher’s sampling end.  A label counts each time that it is seen; distillation sees none, so it rises
         upright.  Seconds are those of training on {device}, without these evaluations.
-        {"Thin: each seed; thick: their mean." * (len(seed_dirs) > 1)}</p><div class=two>{"".join(accuracy)}</div>
-        {"<h2>Length and truncation</h2><p>Of the completions that were trained on.</p>" * any(lengths)}
-        <div class=two>{"".join(lengths)}</div>"""
+        {"Thin: each seed; thick: their mean." * (len(seed_dirs) > 1)}</p><div class=two>{accuracy}</div>
+        {"<h2>Length and truncation</h2><p>Of the completions that were trained on.</p>" * bool(lengths)}
+        <div class=two>{lengths}</div>"""
 
 
-def draw_learning(rows: list[dict], colours: dict, whole: dict, axis: str, key: str = "eval_accuracy") -> str:
-    """A line a row, thick over thin ones of its seeds.  whole: row -> seeds that have all of its runs."""
+def draw_learning(rows: list[dict], colours: dict, seed_dirs: list[Path], axis: str, key: str) -> str:
+    """A line a row, thick over thin ones of its seeds; nothing where no row has this metric."""
     lines = []
     for row in rows:
-        name, teachers = row["row"], teacher_runs(row, whole[row["row"]][0])
-        seeds = [row_curves(row, seed_dir, axis, key) for seed_dir in whole[name]]
-        for run in seeds[0]:
+        name, teachers = row["row"], teacher_runs(row, seed_dirs)
+        seeds = [row_curves(row, teachers, seed_dir, axis, key) for seed_dir in seed_dirs]
+        for run in row["runs"]:
             curves = [seed[run] for seed in seeds if run in seed]
             style = {"color": colours[name], "linestyle": (0, (4, 2)) if run in teachers else "-"}
             thin = style | {"linewidth": 0.7, "alpha": 0.5}
             lines += [(curve, thin, name, "") for curve in curves * (len(curves) > 1)]
-            lines.append((mean_curve(curves), style | {"linewidth": 2.2}, name, f"{name}, {TOTALS[axis]}"))
+            if curves:
+                lines.append((mean_curve(curves), style | {"linewidth": 2.2}, name, f"{name}, {TOTALS[axis]}"))
     title, unit, is_share = CURVES[key]
     return curves_svg(lines, f"{title} against {TOTALS[axis]}", f"{TOTALS[axis]}, of every run that led there", unit,
                       WIDE, is_share) if lines else ""
 
 
-def certificates_section(runs: list[Path]) -> str:
-    """C1 of every teacher, and C2 before and after every bridge, seed by seed."""
-    ranked, bridged, metrics, bounds = [], [], [], []
-    for run in runs:
-        certificate, where = read_json(run / "certificate.json"), f"{run.parent.name}/{run.name}"
-        holds = "holds" if certificate.get("passed") else "does not hold"
-        if certificate.get("condition") == "C1":
-            within = certificate["sum"]["within_prompt_auc"]
-            text = f"{where}: {with_interval(within['value'], within['interval'])}, C1 {holds}"
-            points = [(within["value"], text)] if within["value"] is not None else []
-            ranked.append((text, PALETTE[0], points, within["interval"]))
-        elif certificate.get("condition") == "C2":
-            rows = read_jsonl(run / "metrics.jsonl")
-            before = next(row for row in rows if "c2_reverse_kl_nats" in row)
-            kls = [with_interval(row["c2_reverse_kl_nats"], row["c2_interval_nats"]) for row in (before, certificate)]
-            bridged.append([swatch(*LINES[len(bridged) % len(LINES)]), escape(where), *kls,
-                            f"{certificate['max_kl_nats']:g}", str(certificate["optimiser_steps"]), holds])
-            metrics.append(rows)
-            bounds.append(certificate["max_kl_nats"])
-    c1 = "<h2>C1 of every teacher</h2><p>The AUC of R within prompts [95% interval]; a half is chance.</p>"
-    halves = (ranked[:math.ceil(len(ranked) / 2)], ranked[math.ceil(len(ranked) / 2):])
-    plots = "".join(intervals_svg(half, "AUC within prompts", 0.5) for half in halves if half)
-    c1 += f"<div class=two>{plots}</div>"
-    head = ["", "bridge", "before", "after", "bound", "steps", "C2"]
-    plots = "".join(draw_curve(metrics, key, the_one(bounds))
-                    for key in ("c2_reverse_kl_nats", "forward_kl_nats") if any(series(rows, key) for rows in metrics))
-    c2 = f"""<h2>C2: is the student near the teacher?</h2><p>KL(student‖teacher), nats per token [95% interval], exact
-        over the vocabulary, on the student’s own rollouts to held-out prompts, before and after the bridge.</p>
-        {html_table(head, bridged, range(2, 6))}<div class=grid>{plots}</div>"""
-    return c1 * bool(ranked) + c2 * bool(bridged)
-
-
 def runs_section(runs: list[Path], table: dict, out: Path) -> str:
-    """Each run, seed by seed, with what came of the first, and the command for all of it."""
-    by_name: dict[str, list[Path]] = {}
-    for run in runs:
-        by_name.setdefault(run.name, []).append(run)
+    """Each run, seed by seed, its certificates, and what came of the first; the command for all of it."""
     lines = []
-    for name, own in by_name.items():
+    for name in dict.fromkeys(run.name for run in runs):
+        own = [run for run in runs if run.name == name]
         links = " ".join(f"<a href='{escape(str(run.relative_to(out)))}/report.html'>{escape(run.parent.name)}</a>"
                          for run in own)
-        lines.append([escape(name), script_of(own[0]), links, f"{own[0].parent.name}: {finding(own[0])}"])
-    return f"""<h2>Runs</h2><p>Each has a page of its own, with its curves, its samples and its exact command.</p>
-        {html_table(["run", "script", "pages", "what came of the first"], lines)}
+        lines.append([escape(name), script_of(own[0]), links, certificates_in_short(own), finding(own[0])])
+    head = ["run", "script", "pages", "certificate", "what came of the first"]
+    return f"""<h2>Runs</h2><p>Each has a page of its own, with its curves, its samples and its exact command.  C1: the
+        AUC of R within prompts, a half is chance.  C2: KL(student‖teacher), nats per token, exact over the vocabulary,
+        on the student’s own rollouts to held-out prompts, before the bridge and after it.</p>
+        {html_table(*filled(head, lines))}
         <h2>All of it again</h2><pre>{escape(table["command"])}</pre>
         <p class="muted">On a directory that is there it goes on where it stopped; --dry-run prints the commands.</p>"""
+
+
+def certificates_in_short(runs: list[Path]) -> str:
+    """On how many seeds C1 or C2 held, and with which figures."""
+    found = [(run, certificate) for run in runs if (certificate := read_json(run / "certificate.json"))]
+    if not found:
+        return ""
+    condition, held = found[0][1]["condition"], sum(certificate["passed"] for _, certificate in found)
+    if condition == "C1":
+        figures = [certificate["sum"]["within_prompt_auc"]["value"] for _, certificate in found]
+    else:
+        before = [next(row["c2_reverse_kl_nats"] for row in read_jsonl(run / "metrics.jsonl")
+                       if "c2_reverse_kl_nats" in row) for run, _ in found]
+        figures = [certificate["c2_reverse_kl_nats"] for _, certificate in found]
+    told = f"{span(before)}, then {span(figures)}" if condition == "C2" else span(figures)
+    return f"{condition} held on {held} of {len(found)}: {told}"
+
+
+def span(values: list[float | None], form: str = ".3f") -> str:
+    """0.905 to 1.000"""
+    known = [value for value in values if value is not None]
+    return " to ".join(dict.fromkeys(format(pick(known), form) for pick in (min, max))) if known else "not defined"
