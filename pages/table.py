@@ -243,7 +243,7 @@ def draw_heat_map(axes, rows: list[dict], downs: list[str], acrosses: list[str])
         axes.text(x, y + 0.25, each, fontsize=7, **style)
     axes.pcolormesh(np.arange(len(acrosses) + 1) - 0.5, np.arange(len(downs) + 1) - 0.5, medians, vmin=0, vmax=1,
                     cmap="Blues")
-    axes.set(title=rows[0]["row"], ylim=(len(downs) - 0.5, -0.5))
+    axes.set(title=rows[0]["row"], ylim=(len(downs) - 0.5, -0.5), xlabel="each median, and below it its runs")
     axes.set_xticks(range(len(acrosses)), acrosses)
     axes.set_yticks(range(len(downs)), downs)
     axes.grid(visible=False)
