@@ -16,9 +16,9 @@ Memory is the largest of a few moments, each a sum of parts, in bytes on one GPU
     block       the beginning of its backward pass through the blocks
     root        its end: the gradient of the embedding (AdamW's step is fused and needs nothing more)
 
-`python bench/plan.py` holds the formulas against runs on the CPU; tests/test_plan.py holds the parameters and the
-activations against transformers.  Hours are a textbook count of operations at one share of the GPU's peak,
---peak-share, which is an assumption: nobody has measured it here.
+`python bench/plan.py` holds the formulas against runs on the CPU; tests/test_plan.py holds the activations against
+what autograd keeps.  Hours are a textbook count of operations at one share of the GPU's peak, --peak-share, which is an
+assumption: nobody has measured it here.
 """
 import argparse
 import bisect
@@ -28,42 +28,36 @@ import math
 import shlex
 import textwrap
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from common import FlagParser, number, positive
-from engine.problems import LONGEST_COMPLETION
 from engine.checkpoints import read_object
-from engine.ranks import fail
 from engine.logprobs import WORKSPACE_BYTES
-from experiments.runner import File, Given, Scope, text_of
-from experiments.tables import SCALES, TABLES
+from engine.problems import LONGEST_COMPLETION
+from engine.ranks import fail
+from experiments.runner import Given, Run, Scope, text_of
+from experiments.tables import SCALES, TABLES, settings_of
+from pages.parts import markdown_table
 
 GIB = 2**30
 WORKSPACE = WORKSPACE_BYTES["cuda"]             # of logits alive at a time
 
-# ================================================================ GPUs
-
-
-@dataclass(frozen=True)
-class GPU:
-    flops: float           # dense bf16 with float32 sums, FLOP/s
-    memory: float          # bytes that a process can see
-
-
-GPUS = {
-    "A100": GPU(312e12, 79.3 * GIB),       # SXM, 80 GB
-    "A100-40GB": GPU(312e12, 39.4 * GIB),
-    "H100": GPU(989e12, 79.2 * GIB),
-    "H200": GPU(989e12, 139.8 * GIB),
-    "B200": GPU(2250e12, 178.4 * GIB),
-    "L40S": GPU(362e12, 44.4 * GIB),
-    "RTX3090": GPU(71e12, 23.6 * GIB),
-    "RTX4090": GPU(165e12, 23.5 * GIB),
-    "RTX5090": GPU(209e12, 31.4 * GIB),
+GPUS = {                    # dense bf16 with float32 sums, FLOP/s; GiB that a process can see
+    "A100": (312e12, 79.3), "A100-40GB": (312e12, 39.4), "H100": (989e12, 79.2), "H200": (989e12, 139.8),
+    "B200": (2250e12, 178.4), "L40S": (362e12, 44.4),
+    "RTX3090": (71e12, 23.6), "RTX4090": (165e12, 23.5), "RTX5090": (209e12, 31.4),
 }
+RESERVE = 2 * GIB           # CUDA's context and libraries, NCCL's buffers
+FRAGMENTATION = 0.05        # share of the memory that the allocator cannot hand out
 
-RESERVE = 2 * GIB          # CUDA's context and libraries, NCCL's buffers
-FRAGMENTATION = 0.05       # share of the memory that the allocator cannot hand out
+
+def usable(gpu: str) -> float:
+    return GPUS[gpu][1] * GIB * (1 - FRAGMENTATION) - RESERVE
+
 
 # ================================================================ models
 
@@ -78,100 +72,101 @@ class Model:
     heads: int
     kv_heads: int
     head_dim: int
-    tied: bool = False             # the head is the embedding
-    qk_norm: bool = False          # Qwen3
-    biases: str = ""               # those of q, k, v and o that the projections have
-
-    @property
-    def query(self) -> int:
-        return self.heads * self.head_dim
-
-    @property
-    def key(self) -> int:
-        return self.kv_heads * self.head_dim
+    query: int              # width of all queries of a token,
+    key: int                # and of its keys
+    tied: bool              # the head is the embedding
+    qk_norm: bool           # Qwen3
+    block: int              # parameters of one block,
+    root: int               # of what is in no block: the embedding, a head of its own, the last norm,
+    params: int             # and of all
 
 
-def qwen3(hidden: int, intermediate: int, layers: int, heads: int, tied: bool = False) -> Model:
-    return Model(151936, hidden, intermediate, layers, heads, 8, 128, tied, qk_norm=True)
-
-
-MODELS = {
-    "Qwen3-0.6B": qwen3(1024, 3072, 28, 16, tied=True),
-    "Qwen3-1.7B": qwen3(2048, 6144, 28, 16, tied=True),
-    "Qwen3-4B": qwen3(2560, 9728, 36, 32, tied=True),
-    "Qwen3-8B": qwen3(4096, 12288, 36, 32),
-    "Qwen3-14B": qwen3(5120, 17408, 40, 40),
-    "Qwen3-32B": qwen3(5120, 25600, 64, 64),
-    "SmolLM2-135M": Model(49152, 576, 1536, 30, 9, 3, 64, tied=True),
-    "Llama-3.2-1B-Instruct": Model(128256, 2048, 8192, 16, 32, 8, 64, tied=True),
-    "Llama-3.2-3B-Instruct": Model(128256, 3072, 8192, 28, 24, 8, 128, tied=True),
-    "Llama-3.1-8B-Instruct": Model(128256, 4096, 14336, 32, 32, 8, 128),
-    "Llama-3.3-70B-Instruct": Model(128256, 8192, 28672, 80, 64, 8, 128),
+MODELS = {                  # family, vocabulary, width, MLP, blocks, heads, of keys, their width, is the head tied
+    "Qwen3-0.6B": ("qwen3", 151936, 1024, 3072, 28, 16, 8, 128, True),
+    "Qwen3-1.7B": ("qwen3", 151936, 2048, 6144, 28, 16, 8, 128, True),
+    "Qwen3-4B": ("qwen3", 151936, 2560, 9728, 36, 32, 8, 128, True),
+    "Qwen3-8B": ("qwen3", 151936, 4096, 12288, 36, 32, 8, 128, False),
+    "Qwen3-14B": ("qwen3", 151936, 5120, 17408, 40, 40, 8, 128, False),
+    "Qwen3-32B": ("qwen3", 151936, 5120, 25600, 64, 64, 8, 128, False),
+    "SmolLM2-135M": ("llama", 49152, 576, 1536, 30, 9, 3, 64, True),
+    "Llama-3.2-1B-Instruct": ("llama", 128256, 2048, 8192, 16, 32, 8, 64, True),
+    "Llama-3.2-3B-Instruct": ("llama", 128256, 3072, 8192, 28, 24, 8, 128, True),
+    "Llama-3.1-8B-Instruct": ("llama", 128256, 4096, 14336, 32, 32, 8, 128, False),
+    "Llama-3.3-70B-Instruct": ("llama", 128256, 8192, 28672, 80, 64, 8, 128, False),
 }
 
 
+@cache
 def find(name: str) -> Model:
     """A model by its checkpoint directory, finished run or config.json, else by its name in MODELS."""
     path = Path(name)
     for file in (path, path / "config.json", path / "model" / "config.json"):
         if file.is_file():
-            return read_config(read_object(file), str(file))
+            return model_of(read_object(file), str(file))
     known = path.name.split("@")[0]                     # of owner/name@revision
     if known not in MODELS:
         fail(f"{name}: no config.json there, and plan.py knows only {', '.join(MODELS)}; give --teacher and --student "
              "a checkpoint directory or one of these names")
-    return MODELS[known]
+    return shape(*MODELS[known])
 
 
-def read_config(config: dict, source: str = "config.json") -> Model:
-    """transformers' config of a Llama, Mistral, Qwen2 or Qwen3 -> Model."""
+def shape(family: str, vocab: int, hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int,
+          head_dim: int, tied: bool = False) -> Model:
+    return model_of({"model_type": family, "vocab_size": vocab, "hidden_size": hidden, "head_dim": head_dim,
+                     "intermediate_size": intermediate, "num_hidden_layers": layers, "num_attention_heads": heads,
+                     "num_key_value_heads": kv_heads, "tie_word_embeddings": tied})
+
+
+def model_of(config: dict, source: str = "config.json") -> Model:
+    """What the formulas need of a config.  Its parameters are counted on a block that transformers makes."""
     family = config.get("model_type")
     if family not in ("llama", "mistral", "qwen2", "qwen3") or config.get("mlp_bias"):
         fail(f"{source}: plan.py has no formulas for this model_type, {family}, only for llama, mistral, qwen2 and "
              "qwen3 without biases in the MLP")
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    biases = "qkv" if family == "qwen2" else "qkvo" if config.get("attention_bias") else ""
-    return Model(config["vocab_size"], hidden, config["intermediate_size"], config["num_hidden_layers"], heads,
-                 config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // heads,
-                 bool(config.get("tie_word_embeddings")), family == "qwen3", biases)
-
-
-def block_params(model: Model) -> int:
-    """Parameters of one block: q and o, k and v, the MLP's three, two norms, Qwen3's norms of a head, biases."""
-    matrices = 2 * model.hidden * model.query + 2 * model.hidden * model.key + 3 * model.hidden * model.intermediate
-    widths = {"q": model.query, "k": model.key, "v": model.key, "o": model.hidden}
-    biases = sum(widths[name] for name in model.biases)
-    return matrices + 2 * model.hidden + 2 * model.head_dim * model.qk_norm + biases
-
-
-def root_params(model: Model) -> int:
-    """What is in no block: the embedding, the head where it has its own weight, the last norm."""
-    return (1 if model.tied else 2) * model.vocab * model.hidden + model.hidden
-
-
-def num_params(model: Model) -> int:
-    return model.layers * block_params(model) + root_params(model)
+    one = AutoConfig.for_model(**{key: value for key, value in config.items() if key != "layer_types"}
+                               | {"num_hidden_layers": 1})
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(one)
+    block, whole = (sum(parameter.numel() for parameter in part.parameters()) for part in (made.model.layers, made))
+    heads, kv_heads, layers = one.num_attention_heads, one.num_key_value_heads, config["num_hidden_layers"]
+    head_dim = getattr(one, "head_dim", None) or one.hidden_size // heads
+    return Model(one.vocab_size, one.hidden_size, one.intermediate_size, layers, heads, kv_heads, head_dim,
+                 heads * head_dim, kv_heads * head_dim, bool(one.tie_word_embeddings), family == "qwen3",
+                 block, whole - block, whole + (layers - 1) * block)
 
 
 # ================================================================ stages
 
 
 @dataclass(frozen=True)
+class Wave:
+    """Prompts that are sampled together."""
+    prompts: int                            # on all GPUs
+    samples: int
+    times: float = 1                        # in a step; a fraction: every so many steps
+    most: float = math.inf                  # prompts that one GPU takes at once
+
+    def at_once(self, gpus: int) -> int:
+        """Prompts on one GPU."""
+        return min(math.ceil(self.prompts / gpus), self.most)
+
+
+@dataclass(frozen=True)
 class Stage:
-    """What one command does, as far as memory and time depend on it.  Counts are of all GPUs unless said otherwise."""
+    """What one command does, as far as memory and time depend on it.  Counts are of all GPUs."""
     name: str
     sampler: Model
     trained: Model | None = None            # the sampler itself, or nothing
     readers: tuple[Model, ...] = ()         # teacher, reference: they score and are never updated
     divergence: bool = False                # the loss is over the vocabulary, of student and teacher
-    steps: float = 1                        # optimiser steps; without `trained`, batches of rollouts
+    steps: float = 1                        # optimiser steps; of stage 2, batches of rollouts
     rollouts: float = 0                     # trained on in each step
     scored_by_sampler: float = 0            # rollouts that it goes over in each step without learning from them
     scored_by_readers: float = 0
-    waves: tuple["Wave", ...] = ()          # sampling
+    waves: tuple[Wave, ...] = ()            # sampling
     gpus: int = 1
     width: int = 2                          # bytes of a number in the compute dtype
-    micro_batch_size: int = 8
+    micro_batch_size: int = 8               # of one GPU
     samples: int = 1                        # adjacent rollouts of a prompt, which is computed once for them
     max_prompt: int = 2048                  # tokens
     max_new: int = 8192
@@ -187,58 +182,50 @@ class Stage:
         """Bytes of a number between blocks: one process computes in bf16 by autocast, which keeps these in float32."""
         return 4 if self.gpus == 1 else self.width
 
+    @property
+    def completion(self) -> int:
+        """Completion tokens of a micro-batch."""
+        return self.micro_batch_size * self.max_new
 
-@dataclass(frozen=True)
-class Wave:
-    """Prompts that each GPU samples together, and how often in a step (a fraction: every so many steps)."""
-    prompts: int
-    samples: int
-    times: float = 1
+    @property
+    def tokens(self) -> int:
+        """Those of a micro-batch as it goes through the model (engine/packed.py): each prompt once."""
+        return math.ceil(self.micro_batch_size / self.samples) * self.max_prompt + self.completion
+
+    @property
+    def places(self) -> int:
+        """Those in the attention alone, where each rollout stands behind its prompt again."""
+        return self.micro_batch_size * self.max_prompt + self.completion
 
 
 # ================================================================ memory
 # Every function gives bytes on one GPU.
 
 
-def num_tokens(stage: Stage) -> int:
-    """Of a micro-batch as it goes through the model (engine/packed.py): each prompt once, and its completions."""
-    return math.ceil(stage.micro_batch_size / stage.samples) * stage.max_prompt + stage.micro_batch_size * stage.max_new
+def saved_in_block(stage: Stage) -> float:
+    """What autograd keeps of a micro-batch in one block.
 
-
-def num_places(stage: Stage) -> int:
-    """Of a micro-batch in the attention alone, where each rollout stands behind its prompt again."""
-    return stage.micro_batch_size * (stage.max_prompt + stage.max_new)
-
-
-def saved_per_token(model: Model, width: int, residual: int) -> int:
-    """Activations that autograd keeps of one token in one block, less the attention's.
-
-    width, residual: bytes of a number inside and between blocks.
     RMSNorm computes in float32: it keeps its input so, and the normalised input.  Where it hands on another dtype than
-    the projections compute in, each of the five keeps a copy of its own.
+    the projections compute in, each of the five keeps a copy of its own.  The MLP keeps gate, its SiLU, up and their
+    product; the attention a query and its result, a key and a value, and the softmax's denominator.
     """
+    model, width, residual = stage.trained, stage.width, stage.residual
     norms = 2 * ((4 + residual) * model.hidden + 4)
     projected = width * (model.hidden * (2 if residual == width else 5) + model.query)
-    head_norms = (4 + width) * (model.query + model.key) + 4 * (model.heads + model.kv_heads)
-    mlp = 4 * width * model.intermediate                # gate, its SiLU, up, their product
-    return norms + projected + mlp + (head_norms if model.qk_norm else 0)
+    head_norms = model.qk_norm * ((4 + width) * (model.query + model.key) + 4 * (model.heads + model.kv_heads))
+    attention = width * (2 * model.query + 2 * model.key) + 4 * model.heads
+    return stage.tokens * (norms + projected + head_norms + 4 * width * model.intermediate) + stage.places * attention
 
 
-def saved_per_place(model: Model, width: int) -> int:
-    """What the attention of one block keeps: a query and its result, a key and a value, the softmax's denominator."""
-    return width * (2 * model.query + 2 * model.key) + 4 * model.heads
+def activations(stage: Stage) -> float:
+    """What autograd keeps of one micro-batch at the end of its forward pass; of a checkpointed block, its input.
 
-
-def saved_around_blocks(model: Model, residual: int) -> int:
-    """Activations of one token outside the blocks: the last norm, RoPE's cosines and sines, its id and its place."""
-    return (4 + residual) * model.hidden + 4 + 2 * residual * model.head_dim + 16
-
-
-def saved_in_blocks(stage: Stage) -> float:
-    """Activations of one block over a micro-batch."""
-    model, width = stage.trained, stage.width
-    return (num_tokens(stage) * saved_per_token(model, width, stage.residual)
-            + num_places(stage) * saved_per_place(model, width))
+    Outside the blocks these are the last norm, RoPE's cosines and sines, and each token's id and place.
+    """
+    model, residual = stage.trained, stage.residual
+    block = stage.tokens * residual * model.hidden if stage.activation_checkpointing else saved_in_block(stage)
+    around = (4 + residual) * model.hidden + 4 + 2 * residual * model.head_dim + 16
+    return model.layers * block + stage.tokens * around + 8 * stage.places
 
 
 def forward_work(model: Model, width: int, tokens: float, places: float = 0) -> float:
@@ -251,15 +238,16 @@ def forward_work(model: Model, width: int, tokens: float, places: float = 0) -> 
     return width * (tokens * 4 * model.hidden + max(tokens * 3 * model.intermediate, attention))
 
 
-def backward_work(model: Model, width: int, tokens: float, places: float) -> float:
+def backward_work(stage: Stage) -> float:
     """Gradients in flight in a block's backward pass, less what of the block is freed by then.
 
     In the MLP three of its width, its product freed; in attention those of queries, keys, values and the result at all
     places, the MLP, its norm and the input of the output projection freed.
     """
+    model, tokens = stage.trained, stage.tokens
     mlp, freed = tokens * 2 * model.intermediate, tokens * (4 * model.intermediate + 3 * model.hidden + model.query)
-    attention = places * (2 * model.query + 2 * model.key) - freed
-    return width * (tokens * 2 * model.hidden + max(mlp, attention))
+    attention = stage.places * (2 * model.query + 2 * model.key) - freed
+    return stage.width * (tokens * 2 * model.hidden + max(mlp, attention))
 
 
 def kv_per_token(model: Model, width: int) -> int:
@@ -268,14 +256,8 @@ def kv_per_token(model: Model, width: int) -> int:
 
 def cached_tokens(stage: Stage, wave: Wave) -> int:
     """Tokens of cache at the worst: every completion as long as it may get, the prompts of a group once."""
-    tokens = wave.prompts * (stage.max_prompt + wave.samples * stage.max_new)
+    tokens = wave.at_once(stage.gpus) * (stage.max_prompt + wave.samples * stage.max_new)
     return max(stage.max_prompt + stage.max_new, min(tokens, stage.rollout_tokens or tokens))
-
-
-def rows_at_once(stage: Stage, wave: Wave) -> int:
-    """Rollouts of one GPU that its cache holds at a time."""
-    rows = wave.prompts * wave.samples
-    return max(1, min(rows, int(cached_tokens(stage, wave) / (stage.max_new + stage.max_prompt / wave.samples))))
 
 
 def gathered(model: Model, stage: Stage, blocks_only: bool, gradient: bool = False) -> float:
@@ -285,10 +267,10 @@ def gathered(model: Model, stage: Stage, blocks_only: bool, gradient: bool = Fal
     nothing: of a model that it trains it holds a copy in bf16; its gradients are added up a parameter at a time.
     """
     if stage.gpus == 1:
-        copy = stage.width * num_params(model) if stage.width < 4 and stage.trained else 0
+        copy = stage.width * model.params if stage.width < 4 and stage.trained else 0
         return copy + 4 * max(model.intermediate, model.query) * model.hidden * gradient
-    weights = root_params(model) + 2 * block_params(model) if blocks_only else num_params(model)
-    return stage.width * weights + (stage.width + 4) * block_params(model) * gradient
+    weights = model.root + 2 * model.block if blocks_only else model.params
+    return stage.width * weights + (stage.width + 4) * model.block * gradient
 
 
 def standing(stage: Stage, training: bool) -> dict:
@@ -296,19 +278,21 @@ def standing(stage: Stage, training: bool) -> dict:
 
     FSDP2 keeps a model's root gathered from its forward to its backward pass; a reader has none, so its root stays.
     """
-    parts = {"weights": stage.width * num_params(stage.sampler) / stage.gpus}
+    parts = {"weights": stage.width * stage.sampler.params / stage.gpus}
     if stage.trained:
-        shard = 4 * num_params(stage.trained) / stage.gpus
+        shard = 4 * stage.trained.params / stage.gpus
         parts = {"weights": shard, "gradients": shard * training, "optimiser": 2 * shard}
     if training or not stage.offload_teacher:
         parts["teacher"] = stage.width * sum(
-            num_params(reader) / stage.gpus + root_params(reader) * (stage.gpus > 1) for reader in stage.readers)
+            reader.params / stage.gpus + reader.root * (stage.gpus > 1) for reader in stage.readers)
     return parts
 
 
 def rollouts_moment(stage: Stage, wave: Wave) -> dict:
     """Decoding at its last step, or the prefill of all prompts that fit, whichever is more."""
-    model, width, rows = stage.sampler, stage.width, rows_at_once(stage, wave)
+    model, width = stage.sampler, stage.width
+    fitting = int(cached_tokens(stage, wave) / (stage.max_new + stage.max_prompt / wave.samples))
+    rows = max(1, min(wave.at_once(stage.gpus) * wave.samples, fitting))            # that the cache holds at a time
     prefix = math.ceil(rows / wave.samples) * stage.max_prompt
     # Scores of a row against prefix and suffix: two float32 copies, for the softmax.
     attention = rows * model.heads * (stage.max_prompt + stage.max_new) * 8
@@ -325,56 +309,31 @@ def rollouts_moment(stage: Stage, wave: Wave) -> dict:
 
 def scoring_moment(stage: Stage, model: Model) -> dict:
     """A forward pass of one micro-batch that keeps nothing, or the tiles of logits after it, whichever is more."""
-    tokens, completion = num_tokens(stage), stage.micro_batch_size * stage.max_new
-    forward = {"activations": forward_work(model, stage.width, tokens, num_places(stage))}
-    tiles = {"activations": (tokens + completion) * model.hidden * stage.width,
-             "logits": tile_bytes(model, completion, stage.width)}
+    forward = {"activations": forward_work(model, stage.width, stage.tokens, stage.places)}
+    tiles = {"activations": (stage.tokens + stage.completion) * model.hidden * stage.width,
+             "logits": min(stage.completion * model.vocab * stage.width, WORKSPACE)}
     weights = gathered(model, stage, blocks_only=True) if stage.gpus > 1 else 0
     return standing(stage, training=True) | {"gathered": weights} | max(forward, tiles, key=total)
 
 
-def tile_bytes(model: Model, completion: int, width: int, sides: int = 1) -> float:
-    """The logits alive at a time, a student's and a teacher's where there are two `sides`; gradients overwrite them."""
-    return min(sides * completion * model.vocab * width, WORKSPACE)
-
-
-def activations(stage: Stage) -> float:
-    """What autograd keeps of one micro-batch at the end of its forward pass."""
-    model, tokens = stage.trained, num_tokens(stage)
-    block = tokens * stage.residual * model.hidden if stage.activation_checkpointing else saved_in_blocks(stage)
-    return model.layers * block + tokens * saved_around_blocks(model, stage.residual) + 8 * num_places(stage)
-
-
-def head_moment(stage: Stage) -> dict:
-    """All activations, the completion's last hidden states and their gradient, tiles of logits, the head's gradient."""
-    model, width, completion = stage.trained, stage.width, stage.micro_batch_size * stage.max_new
-    hidden = completion * model.hidden * (width + 4 + width)        # kept; its gradient in float32, and one product
-    teacher_hidden = sum(completion * reader.hidden * width for reader in stage.readers)
-    # the head's gradient, before it is added to what is there; a divergence has summed it in float32
-    head = model.vocab * model.hidden * (width + 4 * (width < 4 and bool(stage.divergence)))
-    return standing(stage, training=True) | {
-        "gathered": gathered(model, stage, blocks_only=True), "activations": activations(stage),
-        "logits": tile_bytes(model, completion, width, 2 if stage.divergence else 1) + hidden + teacher_hidden + head}
-
-
-def block_moment(stage: Stage) -> dict:
-    """All activations, and what is in flight in one block; with checkpointing the one block that is computed again."""
-    model, width = stage.trained, stage.width
-    again = stage.activation_checkpointing * saved_in_blocks(stage)
-    work = backward_work(model, width, num_tokens(stage), num_places(stage))
-    return standing(stage, training=True) | {
-        "gathered": gathered(model, stage, blocks_only=True, gradient=True),
-        "activations": activations(stage) + again + work,
-        "logits": width * model.vocab * model.hidden * model.tied}              # the head's gradient waits
-
-
-def root_moment(stage: Stage) -> dict:
-    """The embedding's gradient is dense.  Tied, the head's waited, and the two are added up in place."""
-    model, width = stage.trained, stage.width
-    reduced = 4 * root_params(model) if stage.gpus > 1 else 0
-    return standing(stage, training=True) | {
-        "gathered": gathered(model, stage, blocks_only=True) + reduced,
-        "logits": width * model.vocab * model.hidden * (2 if model.tied else 1)}
+def training_moments(stage: Stage) -> dict[str, dict]:
+    """The head's forward pass, and the backward pass in a block and at the embedding."""
+    model, width, kept = stage.trained, stage.width, activations(stage)
+    blocks, table = gathered(model, stage, blocks_only=True), model.vocab * model.hidden
+    tiles = min((1 + stage.divergence) * stage.completion * model.vocab * width, WORKSPACE)     # gradients overwrite
+    # The completion's last hidden states, one product and their gradient in float32; the readers' hidden states.
+    hidden = stage.completion * (model.hidden * (2 * width + 4) + sum(width * each.hidden for each in stage.readers))
+    # The head's gradient, before it is added to what is there; a divergence has summed it in float32.
+    head = table * (width + 4 * (width < 4 and bool(stage.divergence)))
+    again = stage.activation_checkpointing * saved_in_block(stage)                  # the block that is computed again
+    found = {
+        "head": {"gathered": blocks, "activations": kept, "logits": tiles + hidden + head},
+        "block": {"gathered": gathered(model, stage, blocks_only=True, gradient=True),
+                  "activations": kept + again + backward_work(stage),
+                  "logits": width * table * model.tied},                            # the head's gradient waits
+        # The embedding's gradient is dense.  Tied, the head's waited, and the two are added up in place.
+        "root": {"gathered": blocks + 4 * model.root * (stage.gpus > 1), "logits": width * table * (1 + model.tied)}}
+    return {name: standing(stage, training=True) | parts for name, parts in found.items()}
 
 
 def moments(stage: Stage) -> dict[str, dict]:
@@ -385,9 +344,7 @@ def moments(stage: Stage) -> dict[str, dict]:
     scorers = stage.readers + ((stage.sampler,) if stage.readers and not stage.trained else ())
     if scorers:
         found["scoring"] = max((scoring_moment(stage, model) for model in scorers), key=total)
-    if stage.trained:
-        found |= {"head": head_moment(stage), "block": block_moment(stage), "root": root_moment(stage)}
-    return found
+    return found | (training_moments(stage) if stage.trained else {})
 
 
 def total(parts: dict) -> float:
@@ -403,31 +360,25 @@ def peak(stage: Stage) -> float:
     return total(worst_moment(stage)[1])
 
 
-def usable(gpu: GPU) -> float:
-    return gpu.memory * (1 - FRAGMENTATION) - RESERVE
-
-
 # ================================================================ time
 
 
-def step_flops(stage: Stage) -> dict[str, float]:
-    """Operations of one GPU: 2 a parameter and token forward, 6 with the backward pass, 8 with checkpointing."""
-    length, sampler = stage.mean_prompt + stage.mean_new, num_params(stage.sampler)
+def step_seconds(stage: Stage, gpu: str, peak_share: float) -> dict[str, float]:
+    """2 operations a parameter and token forward, 6 with the backward pass, 8 with checkpointing."""
+    sampler, passes = stage.sampler.params, 8 if stage.activation_checkpointing else 6
     sampled = sum(wave.times * wave.prompts * wave.samples for wave in stage.waves)
-    scored = sum(map(num_params, stage.readers)) * stage.scored_by_readers + sampler * stage.scored_by_sampler
-    passes = (8 if stage.activation_checkpointing else 6) * (stage.trained is not None)
-    return {"sample": 2 * sampler * sampled * length, "score": 2 * scored * length / stage.gpus,
-            "train": passes * sampler * stage.rollouts * length / stage.gpus}      # what is trained samples
-
-
-def step_seconds(stage: Stage, gpu: GPU, peak_share: float) -> dict[str, float]:
-    return {part: flops / (peak_share * gpu.flops) for part, flops in step_flops(stage).items()}
+    scored = sum(model.params for model in stage.readers) * stage.scored_by_readers + sampler * stage.scored_by_sampler
+    flops = {"sample": 2 * sampler * sampled, "score": 2 * scored, "train": passes * sampler * stage.rollouts}
+    length, rate = stage.mean_prompt + stage.mean_new, peak_share * GPUS[gpu][0] * stage.gpus
+    return {part: each * length / rate for part, each in flops.items()}
 
 
 # ================================================================ what would fit
 
+ENGINE_FLAGS = ("micro_batch_size", "rollout_tokens", "activation_checkpointing", "offload_teacher", "sample_on_shards")
 
-def with_largest_cache(stage: Stage, gpu: GPU) -> Stage:
+
+def with_largest_cache(stage: Stage, gpu: str) -> Stage:
     """The largest --rollout-tokens, in thousands, with which the rollouts fit; as it is where they do, or never can."""
     def fits(tokens: int) -> bool:
         return total(moments(replace(stage, rollout_tokens=tokens))["rollouts"]) <= usable(gpu)
@@ -440,9 +391,9 @@ def with_largest_cache(stage: Stage, gpu: GPU) -> Stage:
     return replace(stage, rollout_tokens=max(1000 * (best - 1), one_row))
 
 
-def remedy(stage: Stage, gpu: GPU) -> Stage | None:
-    """The setting with the fewest changed flags that fits, and the least of them: a smaller cache, micro-batches,
-    checkpointing, a teacher on the CPU, rollouts on shards.  None where none fits.
+def remedy(stage: Stage, gpu: str) -> Stage | None:
+    """On as many GPUs the setting with the fewest changed flags that fits, and the least of them: a smaller cache,
+    micro-batches, checkpointing, a teacher on the CPU, rollouts on shards.  None where none fits.
     """
     if peak(stage) <= usable(gpu):
         return stage
@@ -458,12 +409,9 @@ def remedy(stage: Stage, gpu: GPU) -> Stage | None:
     return min(fitting, key=lambda setting: len(changes(stage, setting)), default=None)
 
 
-ENGINE_FLAGS = ("micro_batch_size", "rollout_tokens", "activation_checkpointing", "offload_teacher", "sample_on_shards")
-
-
 def changes(before: Stage, after: Stage) -> list[str]:
     """The flags in which two settings of a stage differ, as a command line would give the second's."""
-    pairs = [(name, getattr(before, name), getattr(after, name)) for name in ENGINE_FLAGS]
+    pairs = [(name, getattr(before, name), getattr(after, name)) for name in ("gpus", *ENGINE_FLAGS)]
     return [f"--{name.replace('_', '-')}" + ("" if new is True else f" {new}")
             for name, old, new in pairs if old != new]
 
@@ -471,119 +419,92 @@ def changes(before: Stage, after: Stage) -> list[str]:
 # ================================================================ from the table's commands to stages
 
 
-def build(command: str, models: dict[str, Model], gpus: int, args) -> Stage:
+def build(command: str, models: dict[str, Model], args) -> Stage:
     """A Stage from one command of a table, read by the flags of its own script.  Its --out becomes a model's name."""
     script, flags = command.strip().split(" ", 1)
     flags = importlib.import_module(script.removesuffix(".py")).parse_args(shlex.split(flags))
-    builder = {"stage1_grpo.py": grpo, "stage2_shape.py": shape, "stage3_kl.py": bridge, "stage4_distill.py": distill,
-               "eval.py": evaluate}[script]
-    stage = builder(flags, lambda path: models.get(str(path)) or find(str(path)), gpus, args)
+    stage = BUILDERS[script](flags, lambda path: models.get(str(path)) or find(str(path)), args)
     models[str(flags.out)] = stage.sampler
+    if getattr(flags, "eval_every", 0) and flags.eval_problems:
+        most = max(1, 256 // flags.eval_samples)                                # as common.accuracy does
+        evaluation = Wave(args.eval_problems, flags.eval_samples, 1 / flags.eval_every, most)
+        stage = replace(stage, waves=(*stage.waves, evaluation))
     longest = flags.max_new_tokens or LONGEST_COMPLETION
     engine = {name: getattr(args, name) or getattr(flags, name, getattr(stage, name)) for name in ENGINE_FLAGS}
-    return replace(stage, **engine, name=flags.out.name, gpus=gpus, width=4 if flags.dtype == "float32" else 2,
+    return replace(stage, **engine, name=flags.out.name, gpus=args.gpus, width=4 if flags.dtype == "float32" else 2,
                    max_prompt=args.max_prompt_tokens, max_new=longest, mean_prompt=args.mean_prompt_tokens,
                    mean_new=min(args.mean_new_tokens or longest / 4, longest))
 
 
-def grpo(flags, model_of, gpus: int, args) -> Stage:
-    model, rollouts = model_of(flags.model), flags.prompts_per_step * flags.samples_per_prompt
-    prompts = math.ceil(flags.prompts_per_step * flags.steps_per_rollout / gpus)
+def grpo(flags, model_of, args) -> Stage:
+    model, every = model_of(flags.model), flags.steps_per_rollout
+    rollouts = flags.prompts_per_step * flags.samples_per_prompt
     return Stage("", model, model, readers=(model,) if flags.kl_coef else (), steps=flags.max_steps,
-                 divergence=bool(flags.kl_coef), samples=flags.samples_per_prompt,
-                 rollouts=rollouts, scored_by_sampler=rollouts * (1 - 1 / flags.steps_per_rollout),
-                 scored_by_readers=rollouts,
-                 waves=(Wave(prompts, flags.samples_per_prompt, 1 / flags.steps_per_rollout),
-                        *evaluation(flags, gpus, args)))
+                 divergence=bool(flags.kl_coef), samples=flags.samples_per_prompt, rollouts=rollouts,
+                 scored_by_sampler=rollouts * (1 - 1 / every), scored_by_readers=rollouts,
+                 waves=(Wave(flags.prompts_per_step * every, flags.samples_per_prompt, 1 / every),))
 
 
-def shape(flags, model_of, gpus: int, args) -> Stage:
+def shaping(flags, model_of, args) -> Stage:
     counts = [flags.num_problems or args.problems, flags.num_certify_problems or args.num_certify_problems]
     batches = sum(math.ceil(count / flags.prompts_per_step) for count in counts)
     rollouts = sum(counts) * flags.samples_per_prompt / batches
     return Stage("", model_of(flags.teacher), readers=(model_of(flags.reference),), steps=batches,
                  samples=flags.samples_per_prompt, scored_by_sampler=rollouts, scored_by_readers=rollouts,
-                 waves=(Wave(math.ceil(flags.prompts_per_step / gpus), flags.samples_per_prompt),))
+                 waves=(Wave(flags.prompts_per_step, flags.samples_per_prompt),))
 
 
-def bridge(flags, model_of, gpus: int, args) -> Stage:
-    student, every = model_of(flags.student), flags.eval_every or flags.max_steps
-    prompts = math.ceil(flags.num_certify_problems / gpus)
-    at_once = min(prompts, math.ceil(flags.rollouts_per_step / gpus))
-    measured = 2 * flags.num_certify_problems / every     # C2's rollouts, and as many of the teacher's beside them
+def bridge(flags, model_of, args) -> Stage:
+    student, every, count = model_of(flags.student), flags.eval_every or flags.max_steps, flags.num_certify_problems
+    at_once, measured = min(count, flags.rollouts_per_step), 2 * count / every      # C2's rollouts and the teacher's
     return Stage("", student, student, readers=(model_of(flags.teacher),), divergence=True, steps=flags.max_steps,
                  rollouts=flags.rollouts_per_step, scored_by_sampler=measured,
                  scored_by_readers=flags.rollouts_per_step + measured,
-                 waves=(Wave(at_once, flags.samples_per_prompt, prompts / at_once / every),
-                        *evaluation(flags, gpus, args)))
+                 waves=(Wave(at_once, flags.samples_per_prompt, count / at_once / every),))
 
 
-def distill(flags, model_of, gpus: int, args) -> Stage:
+def distill(flags, model_of, args) -> Stage:
     student, rollouts = model_of(flags.student), flags.prompts_per_step * flags.samples_per_prompt
-    prompts = math.ceil(flags.prompts_per_step / gpus)
     return Stage("", student, student, readers=(model_of(flags.teacher),), divergence=flags.estimator == "exact",
                  steps=flags.max_steps, samples=flags.samples_per_prompt, rollouts=rollouts, scored_by_readers=rollouts,
-                 waves=(Wave(prompts, flags.samples_per_prompt), *evaluation(flags, gpus, args)))
+                 waves=(Wave(flags.prompts_per_step, flags.samples_per_prompt),))
 
 
-def evaluate(flags, model_of, gpus: int, args) -> Stage:
-    prompts = math.ceil((flags.num_problems or args.eval_problems) / gpus)
-    at_once = min(prompts, max(1, flags.batch_size // flags.samples))
-    return Stage("", model_of(flags.model), steps=math.ceil(prompts / at_once), waves=(Wave(at_once, flags.samples),))
+def evaluate(flags, model_of, args) -> Stage:
+    prompts, at_once = flags.num_problems or args.eval_problems, max(1, flags.batch_size // flags.samples)
+    return Stage("", model_of(flags.model), waves=(Wave(prompts, flags.samples, 1, at_once),))
 
 
-def evaluation(flags, gpus: int, args) -> tuple[Wave, ...]:
-    """What a stage samples to evaluate while it trains: 256 completions at a time on each GPU (common.accuracy)."""
-    if not (flags.eval_every and flags.eval_problems):
-        return ()
-    prompts = math.ceil(args.eval_problems / gpus)
-    at_once = min(prompts, max(1, 256 // flags.eval_samples))
-    return (Wave(at_once, flags.eval_samples, prompts / at_once / flags.eval_every),)
+BUILDERS = {"stage1_grpo.py": grpo, "stage2_shape.py": shaping, "stage3_kl.py": bridge, "stage4_distill.py": distill,
+            "eval.py": evaluate}
 
 
-@dataclass
-class Planned:
-    asked: Stage                    # as the command has it
-    setting: Stage                  # the same where it or nothing fits, else what fits, on more GPUs if it must
-    seconds: float
-
-
-def plan_command(command: str, models: dict[str, Model], gpu: GPU, args) -> Planned:
-    asked = build(command, models, args.gpus, args)
-    for gpus in [args.gpus * 2**doublings for doublings in range(11)]:
-        if setting := remedy(build(command, models, gpus, args), gpu):
-            return planned(asked, setting, gpu, args)
-    return planned(asked, asked, gpu, args)
-
-
-def planned(asked: Stage, setting: Stage, gpu: GPU, args) -> Planned:
-    return Planned(asked, setting, setting.steps * sum(step_seconds(setting, gpu, args.peak_share).values()))
-
-
-def plan_table(args, gpu: GPU) -> list[Planned]:
+def plan_table(args) -> list[Stage]:
     """Every command of the table at its scale, in order; figures that come from runs come from the plans before."""
-    table, scale = TABLES[args.table], SCALES[args.scale]
-    settings = scale.over.get(table.over, {}) if table.over else {"": {}}
-    if not settings:
-        fail(f"--scale {args.scale} has no {table.over}, which `{args.table}` goes through")
+    settings = settings_of(args.table, args.scale)
     if (setting := args.setting or next(iter(settings))) not in settings:
         fail(f"--setting {setting}: `{args.table}` has {', '.join(settings)} at this scale")
-    scope = Scope(table, scale, Given(0, "data", "models", args.dtype, args.gpus), setting, settings[setting])
-    s = scope.settings
+    given = Given(0, "data", "models", args.dtype, args.gpus)
+    scope = Scope(TABLES[args.table], SCALES[args.scale], given, setting, settings[setting])
+    s, found, totals, models = scope.settings, [], {}, {}
     paid = args.problems if s.labels == "all" else s.labels // 4
     args = argparse.Namespace(**vars(args), num_certify_problems=paid)
-    models = {}
+
+    def text(run: Run) -> str:
+        return text_of(run, lambda other: other.name, lambda number: str(max(int(number.value(totals)), 1)))
+
     for role in ("teacher", "student"):
-        given = getattr(s, role)
-        name = f"{given.run.name}/{given.name}" if isinstance(given, File) else getattr(given, "name", given)
+        name = text(Run(role, (getattr(s, role),)))
         models[name] = find(getattr(args, role) or args.model or s.shapes.get(role, name))
-    found, totals = {}, {}
     for run in (scope.runs[name] for name in scope.names):
         if not run.words[0].startswith("prepare.py"):
-            command = text_of(run, lambda other: other.name, lambda number: str(max(int(number.value(totals)), 1)))
-            found[run.name] = each = plan_command(f"{command} --out {run.name}", models, gpu, args)
-            totals[run.name] = {"optimiser_steps": each.asked.steps * bool(each.asked.trained), "seconds": each.seconds}
-    return list(found.values())
+            found.append(stage := build(f"{text(run)} --out {run.name}", models, args))
+            totals[run.name] = {"optimiser_steps": stage.steps * bool(stage.trained), "seconds": seconds(stage, args)}
+    return found
+
+
+def seconds(stage: Stage, args) -> float:
+    return stage.steps * total(step_seconds(stage, args.gpu, args.peak_share))
 
 
 # ================================================================ what is printed
@@ -591,81 +512,64 @@ def plan_table(args, gpu: GPU) -> list[Planned]:
 PARTS = ("weights", "gradients", "optimiser", "gathered", "teacher", "activations", "logits", "cache")
 
 
-def alike(planned: list[Planned]) -> list[list[Planned]]:
-    """Commands that take the same memory and time a step: the two direct runs, the evaluations of one model."""
-    groups: dict[Stage, list[Planned]] = {}
-    for each in planned:
-        groups.setdefault(replace(each.asked, name="", steps=0), []).append(each)
-    return list(groups.values())
+def alike(stages: list[Stage]) -> dict[str, list[Stage]]:
+    """Commands that take the same memory and time a step, such as one model's evaluations, by their names."""
+    groups: dict[Stage, list[Stage]] = {}
+    for stage in stages:
+        groups.setdefault(replace(stage, name="", steps=0), []).append(stage)
+    names = [[stage.name for stage in group] for group in groups.values()]
+    return {", ".join(each) if len(each) < 3 else f"{each[0]} and {len(each) - 1} more": group
+            for each, group in zip(names, groups.values())}
 
 
-def names(group: list[Planned]) -> str:
-    first, *others = (each.asked.name for each in group)
-    return f"{first} and {len(others)} more" if len(others) > 1 else ", ".join([first, *others])
-
-
-def memory_rows(planned: list[Planned], gpu: GPU) -> list[list[str]]:
+def memory_rows(groups: dict[str, list[Stage]], gpu: str) -> list[list[str]]:
     """GiB on one GPU: each stage as its command has it, while it samples and at the worst moment of its training."""
     rows = []
-    for group in alike(planned):
-        found = moments(group[0].asked)
-        others = sorted(found.keys() - {"rollouts"}, key=lambda name: total(found[name]))
-        for name in [*(found.keys() & {"rollouts"}), *others[-1:]]:
-            parts = found[name]
-            rows.append([names(group), name, *(f"{parts.get(part, 0) / GIB:.1f}" for part in PARTS),
+    for name, (stage, *_) in groups.items():
+        found = moments(stage)
+        others = sorted(found.keys() - {"rollouts"}, key=lambda moment: total(found[moment]))
+        for moment in [*(found.keys() & {"rollouts"}), *others[-1:]]:
+            parts = found[moment]
+            rows.append([name, moment, *(f"{parts.get(part, 0) / GIB:.1f}" for part in PARTS),
                          f"{total(parts) / GIB:.1f}", "yes" if total(parts) <= usable(gpu) else "NO"])
     return rows
 
 
-def time_rows(planned: list[Planned], gpu: GPU, peak_share: float) -> list[list[str]]:
-    rows = []
-    for group in alike(planned):
-        seconds, gpus = step_seconds(group[0].setting, gpu, peak_share), group[0].setting.gpus
-        steps, hours = sum(each.setting.steps for each in group), sum(each.seconds for each in group) / 3600
-        rows.append([names(group), f"{steps:,}", *(f"{value:,.0f}" for value in seconds.values()),
-                     f"{sum(seconds.values()):,.0f}", f"{hours:,.1f}", str(gpus), f"{hours * gpus:,.0f}"])
-    hours = sum(each.seconds for each in planned) / 3600
-    gpu_hours = sum(each.seconds * each.setting.gpus for each in planned) / 3600
-    return [*rows, ["all", *[""] * 5, f"{hours:,.1f}", "", f"{gpu_hours:,.0f}"]]
+def time_rows(groups: dict[str, list[Stage]], args) -> list[list[str]]:
+    """The commands as they are, also where they do not fit: the work is the same on more GPUs."""
+    rows, all_hours = [], 0.0
+    for name, group in groups.items():
+        parts = step_seconds(group[0], args.gpu, args.peak_share)
+        hours = sum(seconds(each, args) for each in group) / 3600
+        rows.append([name, f"{sum(each.steps for each in group):,}",
+                     *(f"{value:,.0f}" for value in (*parts.values(), total(parts))), f"{hours:,.1f}",
+                     f"{hours * args.gpus:,.0f}"])
+        all_hours += hours
+    return [*rows, ["all", *[""] * 5, f"{all_hours:,.1f}", f"{all_hours * args.gpus:,.0f}"]]
 
 
-def as_table(head: list[str], rows: list[list[str]]) -> str:
-    """A markdown table, its columns aligned: the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [[cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
-             for row in [head, *rows]]
-    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def verdicts(planned: list[Planned], gpu: GPU) -> list[str]:
-    """A line for each stage that does not fit as it is: what would make it fit."""
+def verdicts(groups: dict[str, list[Stage]], gpu: str) -> list[str]:
+    """A line for each stage that does not fit as it is: what would make it fit, on more GPUs if it must."""
     lines = []
-    for group in alike(planned):
-        each = group[0]
-        if peak(each.asked) <= usable(gpu):
+    for name, (stage, *_) in groups.items():
+        (moment, parts), most = worst_moment(stage), usable(gpu)
+        if total(parts) <= most:
             continue
-        moment, parts = worst_moment(each.asked)
         largest = max(parts, key=parts.get)
-        more = [f"--gpus {each.setting.gpus}"] * (each.setting.gpus != each.asked.gpus)
-        cure = (f"fits with {' '.join(more + changes(each.asked, each.setting))}: {peak(each.setting) / GIB:.0f} GiB"
-                if peak(each.setting) <= usable(gpu) else "nothing that plan.py knows makes it fit")
-        lines.append(f"{names(group)}: {total(parts) / GIB:,.0f} GiB at the moment `{moment}`, "
+        on_more = (remedy(replace(stage, gpus=stage.gpus * 2**doublings), gpu) for doublings in range(11))
+        fitting = next(filter(None, on_more), None)
+        cure = (f"fits with {' '.join(changes(stage, fitting))}: {peak(fitting) / GIB:.0f} GiB" if fitting
+                else "nothing that plan.py knows makes it fit")
+        lines.append(f"{name}: {total(parts) / GIB:,.0f} GiB at the moment `{moment}`, "
                      f"{parts[largest] / GIB:,.0f} of them {largest}; {cure}")
     return lines
 
 
-def assumptions(args) -> str:
-    new = f"{args.mean_new_tokens} tokens" if args.mean_new_tokens else "a quarter of --max-new-tokens"
-    memory = (
-        f"Memory: prompts of {args.max_prompt_tokens} tokens and completions of --max-new-tokens, all at once; "
-        f"{FRAGMENTATION:.0%} of a GPU lost to fragmentation, {RESERVE / GIB:.0f} GiB to CUDA and NCCL.")
-    time = (
-        f"Time: prompts of {args.mean_prompt_tokens} tokens and completions of {new} on average; {args.problems:,} "
-        f"training and {args.eval_problems} test problems; {args.peak_share:.0%} of the peak FLOP/s.  That "
-        "share is an assumption, for no time was measured on a GPU; not counted: loading, saving, judging, and waiting "
-        "for the longest completion.")
-    return "\n".join(textwrap.fill(text, 118) for text in (memory, time))
+def aligned(head: list[str], rows: list[list[str]]) -> str:
+    """A markdown table as a terminal shows it: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    head, *rows = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (head, *rows)]
+    return "\n".join(markdown_table(head, rows)) + "\n"
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -700,17 +604,23 @@ def parse_args(argv=None) -> argparse.Namespace:
 def main(args) -> None:
     if args.gpu not in GPUS:
         fail(f"--gpu {args.gpu}: plan.py knows {', '.join(GPUS)}; another one is a line in its table of GPUs")
-    gpu = GPUS[args.gpu]
-    planned = plan_table(args, gpu)
-    print(f"GiB on each of {args.gpus} {args.gpu}, with the table's own flags; {usable(gpu) / GIB:.1f} of "
-          f"{gpu.memory / GIB:.1f} can be used\n")
-    print(as_table(["stage", "moment", *PARTS, "total", "fits"], memory_rows(planned, gpu)) + "\n")
-    if lines := verdicts(planned, gpu):
-        print("\n".join(lines) + "\n")
-    print("Seconds of a step, and hours in all; what does not fit is timed with the flags that make it fit\n")
-    head = ["stage", "steps", "sample", "score", "train", "step", "hours", "GPUs", "GPU hours"]
-    print(as_table(head, time_rows(planned, gpu, args.peak_share)) + "\n")
-    print(assumptions(args))
+    groups = alike(plan_table(args))
+    print(f"GiB on each of {args.gpus} {args.gpu}, with the table's own flags; {usable(args.gpu) / GIB:.1f} of "
+          f"{GPUS[args.gpu][1]:.1f} can be used\n")
+    print(aligned(["stage", "moment", *PARTS, "total", "fits"], memory_rows(groups, args.gpu)))
+    if lines := verdicts(groups, args.gpu):
+        print(*lines, sep="\n", end="\n\n")
+    print("Seconds of a step, and hours in all, of the commands as they are\n")
+    head = ["stage", "steps", "sample", "score", "train", "step", "hours", "GPU hours"]
+    print(aligned(head, time_rows(groups, args)))
+    new = f"{args.mean_new_tokens} tokens" if args.mean_new_tokens else "a quarter of --max-new-tokens"
+    print(textwrap.fill(
+        f"Memory: prompts of {args.max_prompt_tokens} tokens and completions of --max-new-tokens, all at once; "
+        f"{FRAGMENTATION:.0%} of a GPU lost to fragmentation, {RESERVE / GIB:.0f} GiB to CUDA and NCCL.  "
+        f"Time: prompts of {args.mean_prompt_tokens} tokens and completions of {new} on average; {args.problems:,} "
+        f"training and {args.eval_problems} test problems; {args.peak_share:.0%} of the peak FLOP/s.  That share is an "
+        "assumption, for no time was measured on a GPU; not counted: loading, saving, judging, and waiting for the "
+        "longest completion.", 118))
 
 
 if __name__ == "__main__":

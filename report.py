@@ -32,36 +32,30 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def main(args) -> None:
+    first, *others = args.directories
     needed = "tensorboard" if args.tensorboard else "matplotlib"
     if not importlib.util.find_spec(needed):
         fail(f"{'--tensorboard needs' if args.tensorboard else 'the pages need'} {needed}: pip install {needed}")
     if args.every and not args.tensorboard:
         fail("--every goes with --tensorboard")
-    first, *others = args.directories
+    out = first / ("tensorboard" if args.tensorboard else "report.html")
     if args.out and (args.tensorboard or not others):
-        own = first / ("tensorboard" if args.tensorboard else "report.html")
-        fail(f"--out is for the page of several runs; what is asked for is written to {own}")
+        fail(f"--out is for the page of several runs; what is asked for is written to {out}")
+    is_table = not others and not args.tensorboard and (first / "table.json").is_file()
     for directory in args.directories:
         if not directory.is_dir():
             fail(f"{directory}: there is no such directory")
-    is_table = not others and not args.tensorboard and (first / "table.json").is_file()
-    for directory in args.directories:
         if not is_table and not run.is_run(directory):
             fail(f"{directory}: neither the run of a stage (args.json, metrics or a certificate) nor, alone, a table")
-    try:
-        if args.tensorboard:
-            tensorboard.export(args.directories, args.every)
-        else:
-            write_page(args, is_table)
-    except KeyboardInterrupt:                                   # the end of --every
-        raise SystemExit(130) from None
-
-
-def write_page(args, is_table: bool) -> None:
-    first, *others = args.directories
-    out = (args.out or Path("report.html")) if others else first / "report.html"
-    if out.is_dir() or not out.parent.is_dir():
+    if others:
+        out = args.out or Path("report.html")
+    if out.is_dir() and not args.tensorboard or not out.parent.is_dir():
         fail(f"--out {out}: give a file in a directory that is there")
+    if args.tensorboard:
+        try:
+            return tensorboard.export(args.directories, args.every)
+        except KeyboardInterrupt:                               # the end of --every
+            raise SystemExit(130) from None
     if others:
         run.write_runs_page(args.directories, out)
     else:

@@ -20,10 +20,9 @@ Writes OUT/table.json, OUT/table.md, OUT/figure.svg, OUT/report.html, anew each 
 with --results also DIR/TABLE-SCALE/, to be kept.
 """
 import argparse
-import importlib.util
 import os
 import platform
-import shlex
+import re
 import shutil
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from experiments.mawps import find_mawps
 from experiments.runner import (
     Given, Scale, Scope, budgets, catch_signals, is_done, make_directory, quoted, read_of, run_all, slug,
 )
-from experiments.tables import SCALES, TABLES, Table
+from experiments.tables import SCALES, TABLES, Table, settings_of
 from pages.run import TOTALS
 from pages.table import write_table_files
 
@@ -103,20 +102,17 @@ def collect(table: Table, scopes: list[Scope]) -> list[dict]:
 def provenance(args, scopes: list[Scope]) -> dict:
     """The command, the commits, the versions and the day that the runs are of, and the machine that this is."""
     records = [read_of(run, "args.json") for scope in scopes for run in scope.cells.values() if is_done(run)]
-    commits = {record["git_commit"]: None for record in records if record.get("git_commit")}
     versions: dict[str, list] = {}
-    for record in records:
-        for name, version in record.get("versions", {}).items():
-            versions.setdefault(name, []).extend([version] * (version not in versions.get(name, ())))
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), "") if Path("/proc/cpuinfo").is_file() else platform.processor()
-    flags = [args.table, "--scale", args.scale, "--seeds", str(args.seeds)]
-    for flag in ("first_seed", "labels", "data", "test"):
-        flags += [f"--{flag.replace('_', '-')}", str(getattr(args, flag))] * bool(getattr(args, flag))
-    for flag, default in (("models", Path("models")), ("gpus", 8), ("dtype", "float32")):
-        flags += [f"--{flag}", str(getattr(args, flag))] * (getattr(args, flag) != default)
-    return {"command": f"python reproduce.py {shlex.join(flags)} --jobs {args.jobs} --out DIR",
-            "commit": ", ".join(commits) or "unknown", "machine": f"{os.cpu_count()} cores of {cpu}",
+    for name, version in dict.fromkeys(pair for record in records for pair in record.get("versions", {}).items()):
+        versions.setdefault(name, []).append(version)
+    cpuinfo = Path("/proc/cpuinfo")
+    cpu = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.is_file() else "")
+    defaults = vars(parse_args([args.table, "--scale", args.scale, "--out", "DIR"]))
+    flags = [f"--{name.replace('_', '-')} {quoted(value)} " for name, value in vars(args).items()
+             if value != defaults[name] and name not in ("out", "cells", "results")]
+    return {"command": f"python reproduce.py {args.table} --scale {args.scale} {''.join(flags)}--out DIR",
+            "commit": ", ".join(dict.fromkeys(filter(None, (record["git_commit"] for record in records)))) or "unknown",
+            "machine": f"{os.cpu_count()} cores of {cpu[1] if cpu else platform.processor()}",
             "versions": versions, "date": max(record.get("started", "") for record in records)[:10]}
 
 
@@ -126,25 +122,24 @@ def given_up(scopes: list[Scope]) -> list[str]:
             for scope in scopes for name, said in scope.lost.items() if said]
 
 
-def write_table(args, table: Table, scopes: list[Scope], running: bool = False) -> None:
+def write_table(args, scopes: list[Scope], running: bool = False) -> None:
     """All that is written in --out; of a table that is running, what has come in so far."""
+    table = TABLES[args.table]
     if not (rows := collect(table, scopes)):
         return
     write_json(args.out / "table.json", {
-        "table": args.table, "scale": args.scale, "finished": not running, "about": table.about, "unit": table.unit,
-        "shared": [*table.shared, *given_up(scopes)], **provenance(args, scopes), "test": args.test and str(args.test),
-        "dtype": args.dtype, "rows": rows,
+        **identity(args), **provenance(args, scopes), "finished": not running, "about": table.about, "unit": table.unit,
+        "shared": [*table.shared, *given_up(scopes)], "rows": rows,
         "orderings": [{"lower": lower, "higher": higher} for lower, higher in table.orderings
                       if {lower, higher} <= {row["row"] for row in rows}],
-        "scopes": [scope_key(scope) | {"directory": str(scope.directory.relative_to(args.out))} for scope in scopes]})
+        "scopes": [place_of(scope) | {"directory": str(scope.directory.relative_to(args.out))} for scope in scopes]})
     write_table_files(args.out)
     if running:
         return
     say("\n" + (args.out / "table.md").read_text())
-    if importlib.util.find_spec("matplotlib"):
-        say(f"Read {args.out / 'report.html'}: the figure, learning curves, the teacher's dense reward token by token.")
-    else:
-        say("No figure and no report.html: they need matplotlib (pip install 'sparse-to-dense[report]').")
+    say(f"Read {args.out / 'report.html'}: the figure, learning curves, the teacher's dense reward token by token."
+        if (args.out / "report.html").is_file() else
+        "No figure and no report.html: they need matplotlib (pip install 'sparse-to-dense[report]').")
     if args.results:
         kept = args.results / f"{args.table}-{args.scale}"
         make_directory(kept, "--results")
@@ -177,10 +172,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def scope_key(scope: Scope) -> dict:
-    return {"seed": scope.given.seed, "setting": scope.setting, "labels": scope.settings.labels}
-
-
 def check_inputs(args, scale: Scale) -> None:
     """Refuse to begin without the files that the table reads."""
     if args.test and not args.test.is_file():
@@ -194,30 +185,37 @@ def check_inputs(args, scale: Scale) -> None:
         find_mawps(args.data)
 
 
+def identity(args) -> dict:
+    """What may not differ between two commands that write the same --out."""
+    return {"table": args.table, "scale": args.scale, "test": args.test and str(args.test), "dtype": args.dtype}
+
+
+def place_of(scope: Scope) -> dict:
+    return {"seed": scope.given.seed, "setting": scope.setting, "labels": scope.settings.labels}
+
+
 def check_out(args, scopes: list[Scope]) -> None:
     """Refuse to write over another table, or over one that has more."""
+    asked, places = identity(args), [place_of(scope) for scope in scopes]
     try:
         old = read_json(args.out / "table.json")
-        kept = [(part["seed"], part["setting"], part["labels"]) for part in old.get("scopes", ())]
-        held = old and (old["table"], old["scale"], old.get("test"), old.get("dtype", args.dtype))
+        held = {key: old.get(key, value) for key, value in asked.items()}
+        kept = [{key: part[key] for key in places[0]} for part in old.get("scopes", ())]
     except (AttributeError, KeyError, TypeError):
         fail(f"--out {args.out}: its table.json is damaged; delete it, and this command writes it anew from the runs")
-    if held and held[:2] != (args.table, args.scale):
-        fail(f"--out {args.out} holds the table {held[0]} of {held[1]} scale; choose another directory")
-    if held and held[2:] != (args.test and str(args.test), args.dtype):
-        fail(f"--out {args.out} holds this table with another --test or --dtype; choose another directory")
-    asked = [tuple(scope_key(scope).values()) for scope in scopes]
-    for seed, setting, labels in kept:
-        if (seed, setting, labels) not in asked:
-            fail(f"--out {args.out} has seed {seed}, {setting or labels}, which this command leaves out; ask for it, "
-                 "too, or choose another directory")
+    if held != asked:
+        other = ", ".join(f"{key} {held[key]}, not {asked[key]}" for key in asked if held[key] != asked[key])
+        fail(f"--out {args.out} holds another table ({other}); choose another directory")
+    for place in kept:
+        if place not in places:
+            fail(f"--out {args.out} has {', '.join(f'{key} {value}' for key, value in place.items() if value != '')}, "
+                 "which this command leaves out; ask for it, too, or choose another directory")
 
 
-def scopes_of(args, table: Table, scale: Scale) -> list[Scope]:
+def scopes_of(args) -> list[Scope]:
     """A scope a seed and setting."""
-    settings = scale.over.get(table.over) if table.over else {"": {}}
-    if settings is None:
-        fail(f"--scale {args.scale} has no {table.over}, which `{args.table}` goes through")
+    table, scale = TABLES[args.table], SCALES[args.scale]
+    settings = settings_of(args.table, args.scale)
     if args.labels and table.over == "budgets":
         settings = budgets(args.labels)
     scopes = []
@@ -232,21 +230,20 @@ def scopes_of(args, table: Table, scale: Scale) -> list[Scope]:
 
 
 def main(args) -> None:
-    scale, table = SCALES[args.scale], TABLES[args.table]
-    scopes = scopes_of(args, table, scale)
+    scopes = scopes_of(args)
     if args.dry_run:
         for scope in scopes:
             print(f"\n# {scope.directory}", *scope.printed(), sep="\n")
         return
-    check_inputs(args, scale)
+    check_inputs(args, SCALES[args.scale])
     check_out(args, scopes)
     for flag, directory in (("--out", args.out), ("--results", args.results)):
         if directory:
             make_directory(directory, flag)
     threads = 1 if args.scale == "toy" else max(1, (os.cpu_count() or 1) // args.jobs) if args.jobs > 1 else None
     failed = run_all(scopes, args.cells or args.out.parent / "cells", args.jobs, threads,   # tiny matrices: no threads
-                     when_evaluated=lambda: write_table(args, table, scopes, running=True))
-    write_table(args, table, scopes)
+                     when_evaluated=lambda: write_table(args, scopes, running=True))
+    write_table(args, scopes)
     if failed:
         raise SystemExit("\n".join(failed))
 

@@ -32,19 +32,19 @@ from engine import sampler  # noqa: E402
 from engine.attention import same_attention_again  # noqa: E402
 from engine.logprobs import WORKSPACE_BYTES  # noqa: E402
 from engine.rollouts import Rollouts  # noqa: E402
-from plan import GIB, Model, Stage, Wave, moments, peak, worst_moment  # noqa: E402
+from plan import GIB, Model, Stage, Wave, moments, peak, shape, worst_moment  # noqa: E402
 from processes import memory  # noqa: E402
 
 plan.WORKSPACE = WORKSPACE_BYTES["cpu"]                     # where these cases run
 
-SMALL = Model(8192, 256, 768, 6, 8, 4, 32, tied=True, qk_norm=True)
-WIDE = Model(4096, 768, 2048, 4, 12, 4, 64, qk_norm=True)
-DEEP = Model(2048, 192, 576, 16, 6, 2, 32, qk_norm=True)
-MANY_WORDS = Model(120_000, 128, 384, 3, 4, 2, 32, tied=True, qk_norm=True)
-MANY_WORDS_UNTIED = replace(MANY_WORDS, tied=False)
-LLAMA = Model(8192, 320, 864, 6, 5, 5, 64)
-MANY_HEADS = Model(8192, 128, 256, 6, 16, 2, 64, qk_norm=True)
-TINY = Model(64, 32, 64, 2, 2, 1, 16, tied=True, qk_norm=True)
+SMALL = shape("qwen3", 8192, 256, 768, 6, 8, 4, 32, tied=True)
+WIDE = shape("qwen3", 4096, 768, 2048, 4, 12, 4, 64)
+DEEP = shape("qwen3", 2048, 192, 576, 16, 6, 2, 32)
+MANY_WORDS = shape("qwen3", 120_000, 128, 384, 3, 4, 2, 32, tied=True)
+MANY_WORDS_UNTIED = shape("qwen3", 120_000, 128, 384, 3, 4, 2, 32)
+LLAMA = shape("llama", 8192, 320, 864, 6, 5, 5, 64)
+MANY_HEADS = shape("qwen3", 8192, 128, 256, 6, 16, 2, 64)
+TINY = shape("qwen3", 64, 32, 64, 2, 2, 1, 16, tied=True)
 
 
 def stage(name: str, model: Model, batch: int, prompt: int, new: int, **others) -> Stage:
@@ -83,9 +83,9 @@ def random_case(seed: int) -> Stage:
     """Any shape and batch of a size that a laptop takes."""
     rng = random.Random(seed)
     kv_heads, hidden = rng.choice((1, 2, 4)), 32 * rng.randint(3, 16)
-    model = Model(rng.randint(500, 60_000), hidden, 32 * round(hidden * rng.uniform(1, 4) / 32), rng.randint(2, 10),
-                  kv_heads * rng.choice((1, 2, 4)), kv_heads, rng.choice((16, 32, 64)), tied=rng.random() < 0.5,
-                  qk_norm=rng.random() < 0.5)
+    sizes = (rng.randint(500, 60_000), hidden, 32 * round(hidden * rng.uniform(1, 4) / 32), rng.randint(2, 10),
+             kv_heads * rng.choice((1, 2, 4)), kv_heads, rng.choice((16, 32, 64)), rng.random() < 0.5)
+    model = shape("qwen3" if rng.random() < 0.5 else "llama", *sizes)
     prompt, new = rng.randint(8, 256), rng.randint(64, 512)
     if rng.random() < 0.3:
         return rollouts(model, rng.randint(2, 16), rng.choice((1, 4, 8)), prompt, new // 4)

@@ -228,15 +228,12 @@ class Scope:
         for name in self.names:
             script, flags = text_of(self.runs[name], lambda run: quoted(self.directory / run.name),
                                     lambda number: f"'<{number.text}>'").split(" ", 1)
-            launch = self.launch(script, "python", "torchrun")
-            lines.append(f"$ {' '.join(launch)} {script} {flags} --out {quoted(self.directory / name)}")
+            lines.append(f"$ {self.launch(script)} {script} {flags} --out {quoted(self.directory / name)}")
         return lines
 
-    def launch(self, script: str, python: str = "", torchrun: str = "") -> list[str]:
-        if not self.settings.distributed or script == "prepare.py":
-            return [python or sys.executable]
-        torchrun = [torchrun] if torchrun else [sys.executable, "-m", "torch.distributed.run"]
-        return [*torchrun, f"--nproc_per_node={self.given.gpus}"]
+    def launch(self, script: str) -> str:
+        together = self.settings.distributed and script != "prepare.py"
+        return f"torchrun --nproc_per_node={self.given.gpus}" if together else "python"
 
 
 @cache
@@ -367,7 +364,8 @@ def wait(processes, seconds: float = 5.0) -> None:
 def start(run: Path, command: str, scope: Scope, environment: dict, to_log: bool) -> subprocess.Popen | None:
     """None if it is running already, for another table: whose process holds the lock, and dies with it."""
     script, flags = command.split(" ", 1)
-    launch = scope.launch(script)
+    program, *options = scope.launch(script).split()
+    program = [sys.executable, *(["-m", "torch.distributed.run"] if program == "torchrun" else []), *options]
     with open(run.with_suffix(".lock"), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -379,8 +377,8 @@ def start(run: Path, command: str, scope: Scope, environment: dict, to_log: bool
             return None
         output = open(run.with_suffix(".log"), "a") if to_log else None
         if not to_log:
-            print("$", Path(launch[0]).name, *launch[1:], script, flags, flush=True)
-        return subprocess.Popen([*launch, str(HERE / script), *shlex.split(flags)], env=environment, stdout=output,
+            print("$", scope.launch(script), command, flush=True)
+        return subprocess.Popen([*program, str(HERE / script), *shlex.split(flags)], env=environment, stdout=output,
                                 stderr=output, pass_fds=[lock.fileno()],
                                 start_new_session=True)         # Ctrl-C comes once, from here: a second one is not kind
 

@@ -15,6 +15,7 @@ through, and the rows that it does without.  What was fixed before the runs stan
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from engine.ranks import fail
 from experiments.laptop import LAPTOP
 from experiments.paper import PAPER, SMALL
 from experiments.runner import Settings, steps_in_the_time_of, steps_of
@@ -39,21 +40,31 @@ class Table:
 # ================================================================ the runs
 
 
-def workflow(run, s: Settings) -> list:
+def workflow(run, s: Settings, *more) -> list:
     """The teacher learns from the sparse reward; C1; the bridge; on-policy distillation."""
-    teacher = run("teacher", "stage1_grpo.py --model", s.teacher, "--problems", s.rl, s.grpo, "--max-steps",
-                  s.grpo_steps)
-    shape = run("shape", "stage2_shape.py --teacher", teacher, "--reference", s.teacher, "--problems", s.prompts,
-                "--certify-problems", s.certify, s.shape, s.if_failed)
-    bridge = run("bridge", "stage3_kl.py --student", s.student, "--teacher", teacher, "--rollouts",
-                 shape / "rollouts.jsonl", "--problems", s.heldout, s.bridge, s.if_failed)
-    return [teacher, shape, bridge, distilled(run, s, "student", bridge, teacher, s.opd_steps, s.if_failed)]
+    teacher = run("teacher", "stage1_grpo.py --model", s.teacher, "--problems", s.rl, s.grpo, s.rl_point, "--max-steps",
+                  s.grpo_steps, *more)
+    shape = shaped(run, s, "shape", teacher, s.teacher, s.prompts, s.if_failed)
+    bridge = bridged(run, s, "bridge", s.student, teacher, shape, s.bridge_point, s.if_failed)
+    return [teacher, shape, bridge, distilled(run, s, "student", bridge, teacher, s.opd_steps, *more, s.if_failed)]
 
 
-def distilled(run, s: Settings, name: str, student, teacher, steps, *more):
+def shaped(run, s: Settings, name: str, teacher, reference, problems, *more):
+    """Rollouts of the teacher, and C1."""
+    return run(name, "stage2_shape.py --teacher", teacher, "--reference", reference, "--problems", problems,
+               "--certify-problems", s.certify, s.shape, *more)
+
+
+def bridged(run, s: Settings, name: str, student, teacher, shape, *more, problems=None):
+    """The bridge, on the rollouts of `shape`.  problems: of C2, in place of the held-out ones."""
+    return run(name, "stage3_kl.py --student", student, "--teacher", teacher, "--rollouts", shape / "rollouts.jsonl",
+               "--problems", problems or s.heldout, s.bridge, *more)
+
+
+def distilled(run, s: Settings, name: str, student, teacher, steps, *more, problems=None):
     """On-policy distillation."""
-    return run(name, "stage4_distill.py --student", student, "--teacher", teacher, "--problems", s.prompts, s.opd,
-               "--max-steps", steps, *more)
+    return run(name, "stage4_distill.py --student", student, "--teacher", teacher, "--problems", problems or s.prompts,
+               s.opd, s.opd_point, "--max-steps", steps, *more)
 
 
 def direct(run, s: Settings, name: str, *flags):
@@ -61,19 +72,11 @@ def direct(run, s: Settings, name: str, *flags):
     return run(name, "stage1_grpo.py --model", s.student, "--problems", s.labelled, s.grpo, *flags)
 
 
-def tuned(run, s: Settings):
-    """With the flags that the sweep chose, to its plateau; its curve is measured on the test problems themselves."""
-    return direct(run, s, "direct_tuned", s.tuned, "--max-steps", s.plateau_steps,
-                  "--eval-problems", s.test, "--eval-every 20 --eval-samples 4")
-
-
 def raw_transfer(run, s: Settings) -> list:
     """The same distillation from the teacher before RL, with all of the workflow's optimiser steps."""
     teacher, _, bridge, student = workflow(run, s)
-    raw_shape = run("raw_shape", "stage2_shape.py --teacher", s.teacher, "--reference", s.teacher, "--problems",
-                    s.prompts, "--certify-problems", s.certify, s.shape, ANYWAY)
-    raw_bridge = run("raw_bridge", "stage3_kl.py --student", s.student, "--teacher", s.teacher, "--rollouts",
-                     raw_shape / "rollouts.jsonl", "--problems", s.heldout, s.bridge, ANYWAY)
+    raw_shape = shaped(run, s, "raw_shape", s.teacher, s.teacher, s.prompts, ANYWAY)
+    raw_bridge = bridged(run, s, "raw_bridge", s.student, s.teacher, raw_shape, ANYWAY)
     steps = steps_of(teacher, bridge, student) - steps_of(raw_bridge)
     return [raw_shape, raw_bridge, distilled(run, s, "raw_student", raw_bridge, s.teacher, steps, ANYWAY)]
 
@@ -83,17 +86,18 @@ def raw_transfer(run, s: Settings) -> list:
 
 def main(run, s: Settings) -> dict:
     """All rows that main, pairs, labels, family, teacher-size, regime and decoding choose from."""
-    arm = workflow(run, s)
-    teacher, shape, bridge, student = arm
-    raw = raw_transfer(run, s)
+    arm, raw = workflow(run, s), raw_transfer(run, s)
+    teacher, _, bridge, student = arm
     equal_steps = direct(run, s, "direct", "--max-steps", steps_of(teacher, bridge, student))
     equal_time = direct(run, s, "direct_equal_time", "--max-steps", steps_in_the_time_of(equal_steps, arm))
     plateau = direct(run, s, "direct_plateau", "--max-steps", s.plateau_steps)
-    best = tuned(run, s)
+    # With the flags that the sweep chose; its curve is measured on the test problems themselves.
+    tuned = direct(run, s, "direct_tuned", s.tuned, "--max-steps", s.plateau_steps, "--eval-problems", s.test,
+                   "--eval-every 20 --eval-samples 4")
     return {"base student": (s.student, []), "raw teacher": (s.teacher, []), "RL teacher": (teacher, [teacher]),
             "raw-teacher transfer": (raw[-1], raw), "direct GRPO, equal steps": (equal_steps, [equal_steps]),
             "direct GRPO, equal time": (equal_time, [equal_time]), "direct GRPO, plateau": (plateau, [plateau]),
-            "direct GRPO, tuned": (best, [best]), "full workflow": (student, arm)}
+            "direct GRPO, tuned": (tuned, [tuned]), "full workflow": (student, arm)}
 
 
 def main_rows(*names: str) -> Callable:
@@ -110,10 +114,9 @@ def ablation(run, s: Settings) -> dict:
     both = steps_of(bridge, student)
     cold = distilled(run, s, "cold", s.student, teacher, s.opd_steps, ANYWAY)
     cold_matched = distilled(run, s, "cold_matched", s.student, teacher, both, ANYWAY)
-    alone = ["stage3_kl.py --student", s.student, "--teacher", teacher, "--rollouts", shape / "rollouts.jsonl",
-             "--problems", s.heldout, s.bridge, "--max-kl 1e-9 --max-steps", both]
-    bridge_matched = run("bridge_matched", alone, ANYWAY)
-    imitation = run("imitation", alone, "--estimator sampled", ANYWAY)
+    alone = ["--max-kl 1e-9 --max-steps", both]
+    bridge_matched = bridged(run, s, "bridge_matched", s.student, teacher, shape, alone, ANYWAY)
+    imitation = bridged(run, s, "imitation", s.student, teacher, shape, alone, "--estimator sampled", ANYWAY)
     return {"raw-teacher transfer": (raw[-1], raw), "no bridge": (cold, [teacher, cold]),
             "no bridge, equal steps": (cold_matched, [teacher, cold_matched]),
             "bridge alone": (bridge, [teacher, shape, bridge]),
@@ -147,33 +150,28 @@ def controls(run, s: Settings) -> dict:
     """The same labels spent otherwise."""
     rows = main(run, s)
     teacher, _, bridge, student = rows["full workflow"][1]
-    few = on_the_labels(run, s, teacher)
-    rejection_shape = answers(run, s, "rejection_shape", teacher, "--keep right")
-    rejection = run("rejection", "stage3_kl.py --student", s.student, "--teacher", teacher, "--rollouts",
-                    rejection_shape / "rollouts.jsonl", "--problems", s.heldout, s.bridge, "--max-kl 1e-9 --max-steps",
-                    steps_of(bridge, student), "--estimator sampled", ANYWAY)
-    own = expert_iteration(run, s)
+    right = answers(run, s, "rejection_shape", teacher, "--keep right")
+    rejection = bridged(run, s, "rejection", s.student, teacher, right, "--max-kl 1e-9 --max-steps",
+                        steps_of(bridge, student), "--estimator sampled", ANYWAY)
+    few, own = on_the_labels(run, s, teacher), expert_iteration(run, s)
     return {"direct GRPO, equal steps": rows["direct GRPO, equal steps"],
             "direct GRPO, tuned": rows["direct GRPO, tuned"],
             "expert iteration": (own[-1], own),
-            "rejection sampling from the RL teacher": (rejection, [teacher, rejection_shape, rejection]),
+            "rejection sampling from the RL teacher": (rejection, [teacher, right, rejection]),
             "workflow on the labelled prompts alone": (few[-1], [teacher, *few]),
             "full workflow": rows["full workflow"]}
 
 
 def answers(run, s: Settings, name: str, teacher, *flags):
     """32 answers of the RL teacher to each labelled problem."""
-    return run(name, "stage2_shape.py --teacher", teacher, "--reference", s.teacher, "--problems", s.labelled,
-               "--certify-problems", s.certify, s.shape, "--samples-per-prompt 32", *flags, s.if_failed)
+    return shaped(run, s, name, teacher, s.teacher, s.labelled, "--samples-per-prompt 32", *flags, s.if_failed)
 
 
 def on_the_labels(run, s: Settings, teacher) -> list:
     """The workflow when it has the labelled prompts alone: the teacher's rollouts, C2 and distillation on these."""
     shape = answers(run, s, "few_shape", teacher)
-    bridge = run("few_bridge", "stage3_kl.py --student", s.student, "--teacher", teacher, "--rollouts",
-                 shape / "rollouts.jsonl", "--problems", s.labelled, s.bridge, s.if_failed)
-    student = run("few_student", "stage4_distill.py --student", bridge, "--teacher", teacher, "--problems", s.labelled,
-                  s.opd, "--max-steps", s.opd_steps, s.if_failed)
+    bridge = bridged(run, s, "few_bridge", s.student, teacher, shape, s.if_failed, problems=s.labelled)
+    student = distilled(run, s, "few_student", bridge, teacher, s.opd_steps, s.if_failed, problems=s.labelled)
     return [shape, bridge, student]
 
 
@@ -184,9 +182,8 @@ def expert_iteration(run, s: Settings) -> list:
         own = run(f"own{i}", "stage2_shape.py --teacher", model, "--reference", model, "--problems", s.labelled,
                   "--certify-problems", s.labelled, s.shape,
                   "--samples-per-prompt 32 --num-certify-problems 4 --keep right", ANYWAY)
-        model = run(f"expert{i}", "stage3_kl.py --student", model, "--teacher", model, "--rollouts",
-                    own / "rollouts.jsonl", "--problems", s.heldout, s.bridge, "--max-kl 1e-9 --max-steps",
-                    s.expert_steps, "--eval-every", s.expert_steps, "--estimator sampled", ANYWAY)
+        model = bridged(run, s, f"expert{i}", model, model, own, "--max-kl 1e-9 --max-steps", s.expert_steps,
+                        "--eval-every", s.expert_steps, "--estimator sampled", ANYWAY)
         runs += [own, model]
     return runs
 
@@ -199,15 +196,8 @@ def sweep(run, s: Settings) -> dict:
 
 def sweep_workflow(run, s: Settings) -> dict:
     """One point of the workflow's sweep."""
-    teacher = run("teacher", "stage1_grpo.py --model", s.teacher, "--problems", s.rl, s.grpo, s.rl_point, "--max-steps",
-                  s.grpo_steps, "--eval-every 50")
-    shape = run("shape", "stage2_shape.py --teacher", teacher, "--reference", s.teacher, "--problems", s.prompts,
-                "--certify-problems", s.certify, s.shape, s.if_failed)
-    bridge = run("bridge", "stage3_kl.py --student", s.student, "--teacher", teacher, "--rollouts",
-                 shape / "rollouts.jsonl", "--problems", s.heldout, s.bridge, s.bridge_point, s.if_failed)
-    student = run("student", "stage4_distill.py --student", bridge, "--teacher", teacher, "--problems", s.prompts,
-                  s.opd, s.opd_point, "--max-steps", s.opd_steps, "--eval-every 50", s.if_failed)
-    return {"full workflow": (student, [teacher, shape, bridge, student])}
+    arm = workflow(run, s, "--eval-every 50")
+    return {"full workflow": (arm[-1], arm)}
 
 
 # ================================================================ the tables
@@ -276,3 +266,11 @@ TABLES = {
     "sweep-workflow-more": Table("The workflow's group size and its bridge's rate, at its sweep's best rates.",
                                  sweep_workflow, over="workflow_additions"),
 }
+
+
+def settings_of(table: str, scale: str) -> dict[str, dict]:
+    """What a table goes through at a scale: setting -> what it changes in the scale's `settings`."""
+    over = TABLES[table].over
+    if over and over not in SCALES[scale].over:
+        fail(f"--scale {scale} has no {over}, which `{table}` goes through")
+    return SCALES[scale].over[over] if over else {"": {}}

@@ -4,6 +4,7 @@ import math
 import re
 import shlex
 from html import escape
+from pathlib import Path
 
 import numpy as np
 
@@ -19,49 +20,7 @@ STYLE = {
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#edf0f3", "grid.linewidth": 0.7,
     "xtick.color": MUTED, "ytick.color": MUTED, "xtick.major.width": 0.7, "ytick.major.width": 0.7}
 
-CSS = """
-@page{margin:14mm} *{box-sizing:border-box}
-body{max-width:1000px;margin:40px auto 64px;padding:0 20px;color:#1c2530;background:#fff;print-color-adjust:exact;
- font:15px/1.55 system-ui,-apple-system,"Segoe UI","Helvetica Neue",Arial,sans-serif;-webkit-print-color-adjust:exact}
-h1{font-size:26px;line-height:1.2;margin:0 0 10px} h1,code{overflow-wrap:anywhere} h3{font-size:14px;margin:18px 0 6px}
-h2{font-size:18px;margin:44px 0 10px;padding-top:14px;border-top:1px solid #dde2e7}
-p{margin:8px 0;max-width:840px} a{color:#00609a} .lead{font-size:18px;line-height:1.5;max-width:none}
-.muted,.kicker,footer{color:#66717e;font-size:13px} .kicker{margin:0 0 4px}
-.tiles{display:flex;flex-wrap:wrap;gap:10px 44px;margin:18px 0} .tiles b{display:block;font-size:22px;line-height:1.2}
-.tiles span{color:#66717e;font-size:13px} svg{display:block} svg text{font-family:inherit!important}
-figure{margin:14px 0;break-inside:avoid} figure svg{width:100%;height:auto} .grid figure{margin:0}
-.state{font-weight:bold} .phone{display:none} h2 a{color:inherit;text-decoration:none} h2 a:hover:after{content:" #"}
-.arms{font-size:13px;max-width:none} .arms label{margin-right:16px;display:inline-block}
-.grid{display:grid;gap:18px 20px;grid-template-columns:repeat(3,1fr)}
-.two{display:grid;gap:0 26px;grid-template-columns:repeat(2,minmax(0,1fr))}
-table{border-collapse:collapse;width:100%;font-size:14px;margin:12px 0}
-th,td{padding:6px 16px 6px 0;border-bottom:1px solid #e9edf0;text-align:left} td svg,th svg{overflow:visible}
-th{font-size:12.5px;line-height:1.3;color:#66717e;vertical-align:bottom} tr{break-inside:avoid}
-.n{text-align:right;font-variant-numeric:tabular-nums} td.n{white-space:nowrap} tr>:last-child{padding-right:0}
-tr.reference td{color:#7d8792} td small{color:#66717e;display:block;line-height:1.35}
-pre,code,.tokens{font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
-pre{background:#f6f8f9;border-radius:4px;padding:8px 10px;margin:4px 0 12px;max-height:260px;overflow:auto}
-pre i{font-style:normal;color:#66717e} pre,.tokens{white-space:pre-wrap;overflow-wrap:anywhere}
-.flags{columns:3;font-size:12.5px;padding:0;list-style:none} .flags li{break-inside:avoid;overflow-wrap:anywhere}
-.rollout{display:grid;grid-template-columns:140px minmax(0,1fr);gap:0 14px;padding:5px 0;break-inside:avoid}
-.rollout .says{font-size:13px;line-height:1.35} .rollout pre{margin:14px 0 0} .prompt{padding-top:14px}
-.tokens{line-height:1.75;max-height:420px;overflow:auto} .tokens span{border-radius:2px;padding:1px 0}
-.tokens.short span{display:inline-block;white-space:pre;text-align:center;min-width:38px;margin:0 2px 4px 0;
- padding:3px 4px 2px;line-height:1.25;border:1px solid #e6eaee}
-.tokens small{display:block;font-size:10px;color:#3c4753}
-.scale{height:12px;border-radius:2px} .scale,.ticks{width:340px;max-width:100%}
-.ticks{display:flex;justify-content:space-between;font-size:12px;color:#66717e}
-footer{margin-top:48px;padding-top:12px;border-top:1px solid #dde2e7}
-@media (max-width:700px){.grid,.two,.rollout{grid-template-columns:minmax(0,1fr)}.flags{columns:1}
- .desk,thead{display:none}.phone{display:block} tr{display:block;padding:8px 0;border-bottom:1px solid #e9edf0}
- td,td.n{display:inline-block;border:0;padding:0 14px 2px 0;text-align:left;white-space:normal;overflow-wrap:anywhere}
- td:first-child{display:block;font-weight:bold} td:before{content:attr(data-label) " ";color:#66717e;font-size:12px}
- td:first-child:before{content:""} td small{display:inline}}
-@media (prefers-color-scheme:dark){body{background:#14181c;color:#e3e7eb}a{color:#6cb6f0}pre{background:#1d2329}
- th,td,tr,h2,footer{border-color:#333c45}figure svg,td svg,th svg{filter:invert(.92) hue-rotate(180deg) brightness(1.2)}
- .muted,.kicker,footer,th,td small,tr.reference td,.ticks,.tiles span,pre i{color:#9aa5b1} .tokens span{color:#14181c}}
-@media print{body{margin:0;font-size:12px}pre,.tokens{max-height:none}h2,h3{break-after:avoid}}
-"""
+CSS = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
 
 def number(value) -> str:
@@ -95,6 +54,18 @@ def page(title: str, kicker: str, sections: list[str], *flags) -> str:
 """
 
 
+def filled(head: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns that say nothing in any row."""
+    kept = [i for i in range(len(head)) if any(row[i].strip(" –/") for row in rows)]
+    return [head[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Its lines; the first column is set flush left."""
+    rule = ["-" * max(len(head[0]), 3), *("-" * max(len(cell) - 1, 3) + ":" for cell in head[1:])]
+    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
+
+
 def html_table(head: list[str], rows: list[list[str]], numeric=(), classes=()) -> str:
     """Cells are HTML already; `numeric` columns are set flush right.  On a phone a row becomes a list."""
     def line(cells: list[str], tag: str) -> str:
@@ -114,6 +85,8 @@ def arm_boxes(colours: dict[str, str]) -> str:
 
 
 # ---------------------------------------------------------------- plots
+
+WIDE = 4.2          # inches: half a page on a desk, a whole one on a phone, and its text can be read on both
 
 
 def new_figure(width: float, height: float):
@@ -142,24 +115,21 @@ def with_marks(text: str) -> str:
     return "".join(map(marked, re.split(r'(?=<g id=")', text)))
 
 
-def svg(figure, label: str, where: str = "") -> str:
-    """Inline SVG as wide as its place on the page; its text is text, in the page's font.  where: a CSS class."""
+def svg(figure, label: str) -> str:
+    """Inline SVG as wide as its place on the page; its text is text, in the page's font."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = with_marks(file.getvalue())
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text[text.index("<svg"):], count=2)
     text = text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)       # figure.svg is XML
-    return f"<figure class='{where}'>{text}</figure>"
+    return f"<figure>{text}</figure>"
 
 
-def wide_svg(draw, label: str) -> str:
-    """A plot as wide as the page, drawn twice: for a desk and for a phone.  draw(narrow: bool) -> figure"""
-    return svg(draw(False), label, "desk") + svg(draw(True), label, "phone")
-
-
-def draw_intervals(axes, lines: list[tuple], narrow: bool, threshold: float | None = None) -> None:
+def draw_intervals(axes, lines: list[tuple], threshold: float | None = None) -> None:
     """A line each (name, colour, [(value, title)], interval): a dot a value, their mean upright, the interval pale."""
     for place, (name, colour, points, interval) in enumerate(lines):
+        axes.annotate(name, (0, place - 0.32), (3, 0), ("axes fraction", "data"), "offset points", va="bottom",
+                      color=MUTED, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
         if interval is not None and None not in interval:
             axes.plot(interval, [place] * 2, color=colour, linewidth=7, alpha=0.25, solid_capstyle="butt",
                       gid=mark(name))
@@ -168,21 +138,50 @@ def draw_intervals(axes, lines: list[tuple], narrow: bool, threshold: float | No
             axes.plot([np.mean(values)] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=1.8, gid=mark(name))
             axes.plot(values, heights, "o", color=colour, markersize=4, alpha=0.75, markeredgewidth=0, clip_on=False,
                       gid=mark(name, [title for _, title in points]))
-    names = [name for name, *_ in lines]
-    axes.set_yticks(range(len(lines)), [""] * len(lines) if narrow else names)
-    axes.set_ylim(len(lines) - 0.5, -0.5 - 0.3 * narrow)
-    for place, name in enumerate(names * narrow):
-        axes.annotate(name, (0, place - 0.36), xycoords=("axes fraction", "data"), va="bottom", color=MUTED)
     if threshold is not None:
         axes.axvline(threshold, color=INK, linestyle=(0, (4, 3)), linewidth=1)
-    axes.set(xlim=(0, 1.02))
+    axes.set_yticks([])
+    axes.set(xlim=(0, 1.02), ylim=(len(lines) - 0.5, -0.8))
 
 
-def intervals_figure(lines: list[tuple], narrow: bool, threshold: float | None = None):
-    """One panel of draw_intervals, with an axis from 0 to 1."""
-    figure = new_figure(4.2 if narrow else 8, 0.4 + (0.28 + 0.12 * narrow) * len(lines))
-    draw_intervals(figure.subplots(), lines, narrow, threshold)
-    return figure
+def intervals_svg(lines: list[tuple], label: str, threshold: float | None = None) -> str:
+    figure = new_figure(WIDE, 0.5 + 0.4 * len(lines))
+    draw_intervals(figure.subplots(), lines, threshold)
+    return svg(figure, label)
+
+
+def curves_svg(lines: list[tuple], title: str, x: str, y: str, width: float, is_share: bool = False,
+               bound: float | None = None, last: str = "") -> str:
+    """A line each (points, style, arm, name): what matplotlib is told, and what a point says when one points at it.
+
+    points: (n, 2).  A line without a name is mute.  bound: a level to draw.  last: a figure at the upper right.
+    """
+    figure = new_figure(width, 0.63 * width)
+    axes, every = figure.subplots(), np.concatenate([points for points, *_ in lines])
+    for points, style, arm, name in lines:
+        axes.plot(*points.T, gid=mark(arm), **style)
+        some = points[::math.ceil(len(points) / 60)]
+        titles = [f"{name} {number(float(a))}: {number(float(b))}" for a, b in some]
+        if name:
+            axes.plot(*some.T, "o", markersize=7, alpha=0, gid=mark(arm, titles))           # for the pointer alone
+    (left, lowest), (right, highest) = every.min(axis=0), every.max(axis=0)
+    if bound is not None and bound > lowest / 30:                                           # else far below the plot
+        axes.axhline(bound, color=INK, linestyle=(0, (4, 3)), linewidth=1)
+        axes.annotate(f"bound {bound:g}", (0.02, bound), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                      textcoords="offset points", fontsize=7.5)
+        highest = max(highest, bound)
+    if use_log := bool(not is_share and 0 < 30 * lowest < highest):
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter("")
+    else:
+        top = 1.06 if is_share and highest > 0.3 else 1.1 * highest if highest > 0 else 1
+        axes.set_ylim(min(-0.03 * top * is_share, lowest), top)
+    if left == right:
+        axes.set_xlim(left - 1, right + 1)
+    axes.locator_params("x", nbins=5, integer=True, steps=[1, 2, 5, 10])
+    axes.set(title=title, xlabel=x, ylabel=y + ", log scale" * use_log)
+    axes.annotate(last, (1, 1.02), xycoords="axes fraction", ha="right", va="bottom", color=PALETTE[0])
+    return svg(figure, f"{title} ({y}) against {x}")
 
 
 def swatch(colour: str, dash) -> str:

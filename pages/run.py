@@ -14,11 +14,12 @@ from engine.ranks import rank, say
 from engine.runs import short_commit
 from pages.card import COSTS, certificate_in_words, script_of, write_card
 from pages.parts import (
-    INK, LINES, MUTED, PALETTE, html_table, intervals_figure, mark, new_figure, number, page, svg, swatch, wide_svg,
+    LINES, MUTED, PALETTE, WIDE, curves_svg, html_table, intervals_svg, new_figure, number, page, svg, swatch,
     with_interval,
 )
 
 TOTALS = COSTS | {"seconds": "seconds"}
+PHASES = {"sample_seconds": "of them sampling", "train_seconds": "scoring and update"}
 CURVES = {  # key of metrics.jsonl -> title, y axis with its unit, whether that axis is a share from 0 to 1
     "eval_accuracy": ("Held-out accuracy", "fraction right", True),
     "reward_mean": ("Mean reward of the rollouts", "fraction right", True),
@@ -68,8 +69,9 @@ def write_run_page(run: Path) -> None:
     """RUN/report.html, from as many of a run's files as there are."""
     record, rows = read_json(run / "args.json"), read_jsonl(run / "metrics.jsonl")
     totals = read_json(run / "DONE") or (rows[-1] if rows else {})        # without DONE, so far
+    totals |= {key: sum(row.get(key) or 0.0 for row in rows) for key in PHASES if any(key in row for row in rows)}
     tiles = "".join(f"<div><b>{number(totals[key])}</b><span>{name}</span></div>"
-                    for key, name in TOTALS.items() if key in totals)
+                    for key, name in (TOTALS | PHASES).items() if key in totals)
     state = state_of(run)
     sections = [f"<p class='state'>{state}</p>" * (state != "finished"),
                 f"<p class='lead'>{finding(run)}</p><div class='tiles'>{tiles}</div>",
@@ -128,62 +130,54 @@ def finding(run: Path) -> str:
 
 
 def certificate_section(run: Path) -> str:
-    """The certificate in figures; the page's first sentence says whether it holds."""
+    """C1 in figures.  What C2 comes to is in the page's first sentence and among its curves."""
     certificate = read_json(run / "certificate.json")
-    if certificate.get("condition") == "C2":
-        kl = with_interval(certificate["c2_reverse_kl_nats"], certificate["c2_interval_nats"])
-        bound, tokens, prompts, forward = (number(certificate[key]) for key in (
-            "max_kl_nats", "c2_tokens", "c2_prompts", "forward_kl_on_teacher_rollouts_nats"))
-        return f"""<h2>Certificate C2</h2><p>Is the student near the teacher where the student goes?  C2 holds if
-            KL(student‖teacher), exact over the vocabulary, is at most {bound} nats per token on fresh
-            rollouts of the student.  It is {kl} (95% interval
-            over prompts), on {tokens} tokens of {prompts} prompts.  KL(teacher‖student) on
-            the teacher’s rollouts, which the bridge minimises, is
-            {forward}; a small one does not imply the other.</p>"""
     if certificate.get("condition") != "C1":
         return ""
     lines = []
-    for variant, per in (("sum", "summed over the completion"), ("per_token", "mean per token")):
+    for variant, per in (("sum", "summed"), ("per_token", "mean per token")):
         for kind, where in (("within_prompt_auc", "within prompts"), ("pooled_auc", "pooled")):
             value, interval, prompts = (certificate[variant][kind][key] for key in ("value", "interval", "prompts"))
-            text = f"{where}, {per}, {prompts:,} prompts: {with_interval(value, interval)}"
+            text = f"{where}, {per}: {with_interval(value, interval)}, {prompts:,} prompts"
             lines.append((text, PALETTE[0], [(value, text)] if value is not None else [], interval))
-    plot = wide_svg(lambda narrow: intervals_figure(lines, narrow, certificate["min_auc"]), "AUC of R")
-    return f"""<h2>Certificate C1</h2><p>Does the implicit reward R, the teacher’s log-ratio to its reference, rank
-        right above wrong completions of the same prompt?  Ranked were {certificate["samples_per_prompt"]} completions
-        of each of {certificate["num_prompts"]:,} prompts, sampled from the
-        {escape(certificate.get("certified_on", "teacher"))}; {certificate["accuracy"]:.1%} are right, and R is
+    return f"""<h2>Certificate C1</h2><div class=two><p>Does the implicit reward R, the teacher’s log-ratio to its
+        reference, rank right above wrong completions of the same prompt?  Ranked were
+        {certificate["samples_per_prompt"]} completions of each of {certificate["num_prompts"]:,} prompts, sampled from
+        the {escape(certificate.get("certified_on", "teacher"))} ({escape(f"{run.parent.name}/{run.name}")});
+        {certificate["accuracy"]:.1%} are right, and R is
         {number(certificate["mean_implicit_reward_nats"])} nats on average.  C1 holds if the interval in the first row
-        lies above {certificate["min_auc"]:g} (dashed).  A teacher equal to its reference gives 0.5.</p>{plot}
-        {draw_implicit_rewards(read_jsonl(run / "implicit_rewards.jsonl"), certificate)}"""
+        lies above {certificate["min_auc"]:g} (dashed).  A teacher equal to its reference gives 0.5.  The AUC is the
+        chance that a right completion’s R exceeds a wrong one’s: of all completions, or of two of the same prompt,
+        averaged over prompts, which is what C1 is about.</p>{intervals_svg(lines, "AUC of R", certificate["min_auc"])}
+        {draw_implicit_rewards(read_jsonl(run / "implicit_rewards.jsonl"), certificate)}</div>"""
 
 
 def draw_implicit_rewards(rows: list[dict], certificate: dict) -> str:
-    """How R lies over right and over wrong completions: all of them, and each beside its prompt's mean."""
-    if not rows:
-        return ""
+    """How R lies over right and over wrong completions: all of them, and each beside its prompt's mean.
+
+    The outermost bars hold what lies beyond.
+    """
     groups = [(np.array(row["implicit_reward_nats"]), np.array(row["reward"]) > 0) for row in rows]
     mixed = [(scores - scores.mean(), right) for scores, right in groups if len(set(right)) > 1]
     plots, auc = "", certificate["sum"]
     for parts, title, unit, area in (
             (groups, "All completions", "R, nats", auc["pooled_auc"]),
             (mixed, "Of prompts with both outcomes", "R less its prompt’s mean, nats", auc["within_prompt_auc"])):
-        figure = new_figure(4.9, 2.4)
-        axes = figure.subplots()
-        scores, right = map(np.concatenate, zip(*parts or [(np.empty(0), np.empty(0, bool))]))
-        low, high = np.percentile(scores, (0.5, 99.5)) if parts else (0, 0)
+        if not parts:
+            continue
+        figure = new_figure(WIDE, 2.2)
+        axes, (scores, right) = figure.subplots(), map(np.concatenate, zip(*parts))
+        low, high = np.percentile(scores, (0.5, 99.5))
         low, high = (low, high) if high > low else (low - 1, high + 1)
         bins, scores = np.linspace(low, high, 41), scores.clip(low, high)
         for name, those, colour in (("wrong", ~right, PALETTE[2]), ("right", right, PALETTE[0])):
             share = np.full(those.sum(), 1 / max(those.sum(), 1))
-            for style in ({"alpha": 0.4, "label": f"{name}: {those.sum():,}"}, {"histtype": "step", "linewidth": 1.2}):
-                axes.hist(scores[those], bins, weights=share, color=colour, **style)
+            axes.hist(scores[those], bins, weights=share, color=colour, alpha=0.4, label=f"{name}: {those.sum():,}")
+            axes.hist(scores[those], bins, weights=share, color=colour, histtype="step", linewidth=1.2)
         axes.set(title=f"{title}: AUC {number(area['value'])}", xlabel=unit, ylabel="share of each kind")
         axes.legend(frameon=False, labelcolor=MUTED)
         plots += svg(figure, f"{title}: R of the right and of the wrong")
-    return f"""<div class=two>{plots}</div><p class='muted'>The AUC is the chance that a right completion’s R exceeds a
-        wrong one’s: of all completions, then of two of the same prompt, averaged over prompts, which is what C1 is
-        about.  The outermost bars hold what lies beyond.</p>"""
+    return plots
 
 
 def smoothed(points: np.ndarray) -> np.ndarray:
@@ -205,49 +199,23 @@ def curves_section(runs: list[list[dict]], max_kl: float | None) -> str:
 
 def draw_curve(runs: list[list[dict]], key: str, max_kl: float | None = None) -> str:
     """One small plot, a line a run.  Values that are not finite are left out, and counted below it."""
-    (title, unit, is_share), figure, every, lost = CURVES[key], new_figure(3.3, 2.1), [], 0
-    axes = figure.subplots()
+    (title, unit, is_share), is_c2, lines, lost = CURVES[key], key == "c2_reverse_kl_nats", [], 0
     for rows, (colour, dash) in zip(runs, cycle(LINES)):
-        if not (points := series(rows, key)):
+        if not (points := np.array(series(rows, key), dtype=float)).size:
             continue
-        style, points = {"color": colour, "linestyle": dash}, np.array(points, dtype=float)
         lost += sum(key in row for row in rows) - len(points)
-        every += points.tolist()
-        if len(points) < 60:
-            axes.plot(*points.T, marker="o" if len(points) <= 20 else None, markersize=3, **style)
-        else:
-            axes.plot(*points.T, color=colour, alpha=0.35 if len(runs) == 1 else 0.15, linewidth=0.8)
-            points = smoothed(points)
-            axes.plot(*points.T, **style)
-        points = points[::math.ceil(len(points) / 60)]
-        titles = [f"step {step:g}: {number(float(value))}" for step, value in points]
-        axes.plot(*points.T, "o", markersize=7, alpha=0, gid=mark(titles=titles))               # for the pointer
-        intervals = [(row["step"], row["c2_interval_nats"]) for row in rows if key == "c2_reverse_kl_nats"
-                     and None not in row.get("c2_interval_nats", [None])]
-        for step, bounds in intervals:
-            axes.plot([step] * 2, bounds, color=colour, alpha=0.45, linewidth=3)
-            every += [(step, bounds[1])]
-    steps, values = np.array(every).T
-    highest, use_log = values.max(), not is_share and bool(0 < 30 * values.min() < values.max())
-    if key == "c2_reverse_kl_nats" and (max_kl or 0) > values.min() / 30:             # else far below the plot
-        axes.axhline(max_kl, color=INK, linestyle=(0, (4, 3)), linewidth=1)
-        axes.annotate(f"bound {max_kl:g}", (0.02, max_kl), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                      textcoords="offset points", fontsize=7.5)
-        highest = max(highest, max_kl)
-    if use_log:
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter("")
-    else:
-        axes.set_ylim(min(-0.03 * is_share, values.min()), 1.06 if is_share else 1.1 * highest if highest > 0 else 1)
-    if steps.min() == steps.max():
-        axes.set_xlim(steps[0] - 1, steps[0] + 1)
-    axes.locator_params("x", nbins=5, integer=True, steps=[1, 2, 5, 10])
-    axes.set(title=title, ylabel=unit + ", log scale" * use_log,
-             xlabel="optimiser step" + f" ({lost} not finite)" * (lost > 0))
-    if len(runs) == 1:
-        axes.annotate(number(series(runs[0], key)[-1][1]), (1, 1.02), xycoords="axes fraction", ha="right", va="bottom",
-                      color=PALETTE[0])
-    return svg(figure, f"{title} ({unit}) against optimiser steps")
+        if len(points) >= 60:
+            pale = {"alpha": 0.35 if len(runs) == 1 else 0.15, "linewidth": 0.8}
+            lines.append((points, {"color": colour, **pale}, "", ""))
+        style = {"color": colour, "linestyle": dash, "marker": "o" if len(points) <= 20 else None, "markersize": 3}
+        lines.append((smoothed(points), style, "", "step"))
+        for row in rows * is_c2:
+            if None not in row.get("c2_interval_nats", [None]):
+                bounds = np.array([[row["step"], bound] for bound in row["c2_interval_nats"]])
+                lines.append((bounds, {"color": colour, "alpha": 0.45, "linewidth": 3}, "", ""))
+    return curves_svg(lines, title, "optimiser step" + f" ({lost} not finite)" * (lost > 0), unit, 3.3, is_share,
+                      bound=max_kl if is_c2 else None,
+                      last=number(series(runs[0], key)[-1][1]) if len(runs) == 1 else "")
 
 
 def verdict_of(reward) -> str:
@@ -256,18 +224,16 @@ def verdict_of(reward) -> str:
 
 def samples_section(rows: list[dict]) -> str:
     """Rollouts from early and late in training, at most two of each verdict."""
-    half = len(rows) // 2
-    columns = []
+    half, columns = len(rows) // 2, ""
     for name, part in (("First ones logged", rows[:half]), ("Last ones logged", rows[half:][::-1])):
-        by_verdict: dict[str, list] = {}
-        for row in part:
-            by_verdict.setdefault(verdict_of(row.get("reward")), []).append(row)
-        cards = [f"""<p class="muted">step {row["step"]}, <b>{verdict}</b>
-            {"(cut at the longest length)" * (row.get("finished") is False)}</p>
-            <pre><i>{model_text(row["prompt"], 1500)}</i>\n{model_text(row["completion"])}</pre>"""
-                 for verdict, group in by_verdict.items() for row in group[:2]]
-        columns.append(f"<div><h3>{name}</h3>{''.join(cards)}</div>" if cards else "")
-    return f"<h2>Samples</h2><div class='two'>{''.join(columns)}</div>" if rows else ""
+        verdicts, cards = [verdict_of(row.get("reward")) for row in part], ""
+        for i, (row, verdict) in enumerate(zip(part, verdicts)):
+            if verdicts[:i].count(verdict) < 2:
+                cut_off = "(cut at the longest length)" * (row.get("finished") is False)
+                cards += f"""<p class="muted">step {row["step"]}, <b>{verdict}</b> {cut_off}</p>
+                    <pre><i>{model_text(row["prompt"], 1500)}</i>\n{model_text(row["completion"])}</pre>"""
+        columns += f"<div><h3>{name}</h3>{cards}</div>" * bool(cards)
+    return f"<h2>Samples</h2><div class='two'>{columns}</div>" if rows else ""
 
 
 def origin_section(run: Path, record: dict) -> str:
@@ -303,19 +269,19 @@ def dense_rewards_section(run: Path, num_prompts: int = 4) -> str:
     tells = (f"Below, a completion’s largest token holds {np.mean(shares):.0%} of its absolute rewards, on average."
              if shares else "Here every number is 0: the teacher is its own reference.")
     sampler = escape(read_json(run / "certificate.json").get("certified_on", "teacher"))
-    blocks = [f"""<h2>The teacher’s dense reward</h2><p>Completions sampled from the {sampler}, each token coloured by
+    blocks = ""
+    for prompt in prompts:
+        blocks += f"""<div class="rollout"><div class="says prompt muted">prompt</div>
+            <pre>{model_text(prompt, 1500)}</pre></div>"""
+        group = [row for row in rows if row["prompt"] == prompt]
+        blocks += "".join(coloured_rollout(row, limit) for row in sorted(group, key=lambda row: -row["reward"]))
+    return f"""<h2>The teacher’s dense reward</h2><p>Completions sampled from the {sampler}, each token coloured by
         log π<sub>T*</sub> − log π<sub>ref</sub>.  <b>Blue</b>: after what stands before it, the shaped teacher finds
         this token likelier than its reference does; <b>orange</b>: less likely; white: as likely.  Their sum is the
         completion’s implicit reward R, and C1 holds if right completions have the larger R.  The teacher’s RL was told
         one bit for each answer; this is the number for each token that it made of it.  {tells}  Shown are the first
         prompts of C1’s on which completions came out both ways, with the first right and the first wrong one.</p>
-        {colour_legend(limit)}"""]
-    for prompt in prompts:
-        blocks.append(f"""<div class="rollout"><div class="says prompt muted">prompt</div>
-            <pre>{model_text(prompt, 1500)}</pre></div>""")
-        group = [row for row in rows if row["prompt"] == prompt]
-        blocks += [coloured_rollout(row, limit) for row in sorted(group, key=lambda row: -row["reward"])]
-    return "\n".join(blocks)
+        {colour_legend(limit)}{blocks}"""
 
 
 def colour_of(reward: float, limit: float) -> str:

@@ -175,30 +175,28 @@ def sentence(ordering: dict, unit: str, with_setting: bool, tests: int) -> str:
 def lead(orderings: list[dict], rows: list[dict], unit: str) -> str:
     """What came out, in two or three sentences."""
     trained = [row for row in rows if row["row"] in students(rows)] or rows
-    settings = list(dict.fromkeys(row["setting"] for row in rows if row["setting"] is not None))
+    settings = list(dict.fromkeys(row["setting"] for row in rows if row["setting"] is not None)) or [None]
     best = [max((row for row in trained if row["setting"] in (None, setting)), key=lambda row: row["median"])
-            for setting in settings or [None]]
-    name, count = Counter(row["row"] for row in best).most_common(1)[0]
+            for setting in settings]
+    (name, count), several = Counter(row["row"] for row in best).most_common(1)[0], len(settings) > 1
     medians = [row["median"] for row in best if row["row"] == name]
-    at = f" at {count} of {len(settings)} settings" * (len(settings) > 1)
+    at = f" at {count} of {len(settings)} settings" * several
     span = " to ".join(dict.fromkeys((f"{min(medians):.3f}", f"{max(medians):.3f}")))
     words = [f"The highest median score{at} is that of {name}, {span}, over {counted(best[0]['units'], unit)}"
-             + " each." * (len(settings) > 1) + "." * (len(settings) < 2)]
-    if 2 * count <= len(settings):
+             + " each" * several + "."]
+    if several and 2 * count <= len(settings):
         words = [f"No row has the highest median score at most of the {len(settings)} settings."]
     for kind, intro in (("shown", "Shown by an exact test"), ("reversed", "Shown the other way round")):
-        if those := [ordering for ordering in orderings if ordering["verdict"] == kind]:
-            words.append(f"{intro}: {'; '.join(in_short(each, unit) for each in those)}.")
-    if rest := [ordering for ordering in orderings if ordering["verdict"] == "not shown"]:
+        if those := [in_short(each, unit) for each in orderings if each["verdict"] == kind]:
+            words.append(f"{intro}: {'; '.join(those)}.")
+    if rest := [each for each in orderings if each["verdict"] == "not shown"]:
         agree = sum(max(each["units_for"], each["units_against"]) == each["units"] for each in rest)
-        none, verb = len(rest) == len(orderings) > 1, "are" if len(rest) > 1 else "is"
-        words.append((f"None of the {len(rest)} comparisons is shown" if none else
-                      f"{len(rest)} of {counted(len(orderings), 'comparison')} {verb} not shown")
+        words.append(f"Not shown: {len(rest)} of {counted(len(orderings), 'comparison')}"
                      + f", although all {unit}s agree in {agree} of these" * bool(agree) + ".")
         fewest = min(each["units"] for each in rest)
-        words.append(f"With {counted(fewest, unit)} no such test goes below p = {p_value(2.0 ** (1 - fewest))}."
-                     * (fewest < 6))
-    return "  ".join(filter(None, words))
+        words += [f"With {counted(fewest, unit)} no such test goes below p = {p_value(2.0 ** (1 - fewest))}."] \
+            * (fewest < 6)
+    return "  ".join(words)
 
 
 def in_short(ordering: dict, unit: str) -> str:

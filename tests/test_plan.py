@@ -14,10 +14,7 @@ import plan
 from engine.packed import Packed
 from engine.rollouts import Rollouts
 from experiments.tables import SCALES, TABLES
-from plan import GPUS, MODELS, Model, Stage, Wave, moments, num_params, peak, remedy, total, usable
-
-CLASSES = {"Qwen3": Qwen3Config, "Llama": LlamaConfig, "SmolLM2": LlamaConfig}
-
+from plan import MODELS, Model, Stage, Wave, find, moments, peak, remedy, total, usable
 
 def config_of(model: Model, config_class, **others):
     return config_class(vocab_size=model.vocab, hidden_size=model.hidden, intermediate_size=model.intermediate,
@@ -38,18 +35,17 @@ PUBLISHED = {"Qwen3-0.6B": 596_049_920, "Qwen3-1.7B": 1_720_574_976, "Qwen3-4B":
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_the_papers_models_have_as_many_parameters_as_transformers_makes(name):
-    model = MODELS[name]
-    assert num_params(model) == count_on_meta(config_of(model, CLASSES[name.split("-")[0]])) == PUBLISHED[name]
+def test_the_papers_models_have_as_many_parameters_as_their_cards_say(name):
+    assert find(name).params == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("table", [name for name, table in TABLES.items() if not table.over or table.over in SCALES["small"].over])
 def test_every_table_of_the_small_scale_fits_one_gpu(table):
     for setting in SCALES["small"].over.get(TABLES[table].over, [None]):
         args = plan.parse_args(["--scale", "small", "--table", table, "--gpus", "1", "--gpu", "H100", *(["--setting", setting] if setting else [])])
-        planned = plan.plan_table(args, GPUS["H100"])
-        assert len(planned) > 8 and all(peak(each.asked) <= usable(GPUS["H100"]) for each in planned), setting
-        assert next(each for each in planned if each.asked.name == "shape").asked.steps <= 16, "C1 is paid from the labels"
+        planned = plan.plan_table(args)
+        assert len(planned) > 8 and all(peak(each) <= usable("H100") for each in planned), setting
+        assert next(each for each in planned if each.name == "shape").steps <= 16, "C1 is paid from the labels"
 
 
 @pytest.mark.parametrize("config", [
@@ -60,7 +56,7 @@ def test_every_table_of_the_small_scale_fits_one_gpu(table):
                 head_dim=8, tie_word_embeddings=True)], ids=lambda config: config.model_type)
 def test_a_users_config_is_counted_exactly(config, tmp_path):
     config.save_pretrained(tmp_path)
-    assert num_params(plan.find(str(tmp_path))) == num_params(plan.find(str(tmp_path / "config.json"))) == count_on_meta(config)
+    assert find(str(tmp_path)).params == find(str(tmp_path / "config.json")).params == count_on_meta(config)
 
 
 @pytest.mark.parametrize("model_class, config_class", [(Qwen3ForCausalLM, Qwen3Config), (LlamaForCausalLM, LlamaConfig)])
@@ -68,7 +64,7 @@ def test_a_users_config_is_counted_exactly(config, tmp_path):
 @pytest.mark.parametrize("prompts", [1, 2, 4])
 def test_activations_are_what_autograd_keeps(model_class, config_class, dtype, autocast, prompts):
     """To the byte: every storage that a saved tensor lies in, less the parameters' and the copies that autocast makes of them."""
-    shape = Model(96, 48, 112, 3, 4, 2, 16, tied=True, qk_norm=model_class is Qwen3ForCausalLM)
+    shape = plan.shape(config_class.model_type, 96, 48, 112, 3, 4, 2, 16, tied=True)
     model = model_class(config_of(shape, config_class)).to(dtype)
     stage = Stage("", shape, shape, width=2 if autocast else dtype.itemsize, micro_batch_size=4, samples=4 // prompts,
                   max_prompt=13, max_new=17, gpus=1 if dtype == torch.float32 else 2)
@@ -92,7 +88,7 @@ def test_activations_are_what_autograd_keeps(model_class, config_class, dtype, a
 
 def test_the_cache_is_what_the_sampler_allocates():
     from engine.sampler import SharedPrefixCache
-    shape = Model(96, 48, 112, 3, 4, 2, 16, tied=True, qk_norm=True)
+    shape = plan.shape("qwen3", 96, 48, 112, 3, 4, 2, 16, tied=True)
     model = Qwen3ForCausalLM(config_of(shape, Qwen3Config)).eval()
     stage = Stage("", shape, width=4, max_prompt=5, max_new=64)
     cache = SharedPrefixCache(model, stage.max_prompt, stage.max_new)
@@ -104,21 +100,21 @@ def test_the_cache_is_what_the_sampler_allocates():
 
 
 def teacher_stage(**changes) -> Stage:
-    model = MODELS["Qwen3-8B"]
-    return replace(Stage("teacher", model, model, steps=10, rollouts=1024, scored_by_sampler=1024, waves=(Wave(64, 8, 0.25),), gpus=8,
+    model = find("Qwen3-8B")
+    return replace(Stage("teacher", model, model, steps=10, rollouts=1024, scored_by_sampler=1024, waves=(Wave(512, 8, 0.25),), gpus=8,
                          micro_batch_size=2), **changes)
 
 
 def test_states_are_sharded_and_add_up():
     one, eight = (plan.standing(teacher_stage(gpus=gpus), training=True) for gpus in (1, 8))
-    size = num_params(MODELS["Qwen3-8B"])
+    size = find("Qwen3-8B").params
     assert one["weights"] == one["gradients"] == 4 * size and one["optimiser"] == 8 * size
     assert total(one) == pytest.approx(8 * total(eight))
     assert "gradients" in moments(teacher_stage())["block"] and not moments(teacher_stage())["rollouts"]["gradients"]
 
 
 def test_each_flag_saves_the_part_that_it_is_for():
-    stage = teacher_stage(readers=(MODELS["Qwen3-14B"],))
+    stage = teacher_stage(readers=(find("Qwen3-14B"),))
     before = moments(stage)
     for change, moment, part in (({"micro_batch_size": 1}, "block", "activations"),
                                  ({"activation_checkpointing": True}, "block", "activations"),
@@ -131,26 +127,26 @@ def test_each_flag_saves_the_part_that_it_is_for():
 
 
 def test_what_is_proposed_fits_and_what_fits_is_left_alone():
-    stage, gpu = teacher_stage(), GPUS["H100"]
+    stage, gpu = teacher_stage(), "H100"
     proposed = remedy(stage, gpu)
     assert peak(stage) > usable(gpu) >= peak(proposed)
     assert remedy(proposed, gpu) is proposed
     assert any(change.startswith("--rollout-tokens") for change in plan.changes(stage, proposed))
     larger = replace(proposed, rollout_tokens=proposed.rollout_tokens + 2000)       # the largest cache that fits
     assert peak(larger) > usable(gpu)
-    assert remedy(teacher_stage(gpus=1), GPUS["L40S"]) is None                      # 131 GB of states on 44
+    assert remedy(teacher_stage(gpus=1), "L40S") is None                      # 131 GB of states on 44
 
 
 def test_a_table_is_planned_from_its_own_commands(capsys):
     args = plan.parse_args(["--scale", "paper", "--gpus", "8", "--gpu", "H100"])
-    planned = {each.asked.name: each for each in plan.plan_table(args, GPUS["H100"])}
-    teacher, student = MODELS["Qwen3-8B"], MODELS["Qwen3-1.7B"]
-    assert planned["teacher"].asked.trained == teacher and planned["teacher"].asked.rollouts == 1024
-    assert planned["teacher"].asked.waves[0] == Wave(64, 8, 0.25)                   # 512 prompts over 8 GPUs, every 4 steps
-    assert planned["student"].asked.trained == student and planned["student"].asked.readers == (teacher,)
-    assert planned["direct"].asked.steps == 1600 + 200 + 800                        # the workflow's
-    workflow = sum(planned[name].seconds for name in ("teacher", "shape", "bridge", "student"))
-    assert planned["direct_equal_time"].seconds == pytest.approx(workflow, rel=0.01)
+    planned = {each.name: each for each in plan.plan_table(args)}
+    teacher, student = find("Qwen3-8B"), find("Qwen3-1.7B")
+    assert planned["teacher"].trained == teacher and planned["teacher"].rollouts == 1024
+    assert planned["teacher"].waves[0] == Wave(512, 8, 0.25)                   # every 4 steps
+    assert planned["student"].trained == student and planned["student"].readers == (teacher,)
+    assert planned["direct"].steps == 1600 + 200 + 800                        # the workflow's
+    workflow = sum(plan.seconds(planned[name], args) for name in ("teacher", "shape", "bridge", "student"))
+    assert plan.seconds(planned["direct_equal_time"], args) == pytest.approx(workflow, rel=0.01)
     plan.main(args)
     out = capsys.readouterr().out
     assert "yes" in out and "NO" not in out                                         # the paper's scale is made for this
@@ -164,13 +160,13 @@ def test_what_does_not_fit_is_said_with_its_remedy(gpus, gpu, remedy, capsys):
 
 
 def test_times_follow_the_work():
-    stage, gpu = teacher_stage(waves=(Wave(64, 8, 0.25),), readers=(MODELS["Qwen3-14B"],), scored_by_readers=1024), GPUS["H100"]
+    stage, gpu = teacher_stage(waves=(Wave(512, 8, 0.25),), readers=(find("Qwen3-14B"),), scored_by_readers=1024), "H100"
     seconds = plan.step_seconds(stage, gpu, 0.15)
-    size, tokens = num_params(MODELS["Qwen3-8B"]), stage.mean_prompt + stage.mean_new
+    size, tokens = find("Qwen3-8B").params, stage.mean_prompt + stage.mean_new
     rate = 0.15 * 989e12                                                            # of one of the eight GPUs
     assert seconds["train"] == pytest.approx(6 * size * 128 * tokens / rate)
     assert seconds["sample"] == pytest.approx(2 * size * 128 * tokens / rate)
-    assert seconds["score"] == pytest.approx(2 * (size + num_params(MODELS["Qwen3-14B"])) * 128 * tokens / rate)
+    assert seconds["score"] == pytest.approx(2 * (size + find("Qwen3-14B").params) * 128 * tokens / rate)
     assert plan.step_seconds(stage, gpu, 0.3)["train"] == pytest.approx(seconds["train"] / 2)
     checkpointed = plan.step_seconds(replace(stage, activation_checkpointing=True), gpu, 0.15)
     assert checkpointed["train"] == pytest.approx(seconds["train"] * 4 / 3)

@@ -87,7 +87,7 @@ def test_seeds_are_tested_at_each_setting_and_students_over_all_of_them():
 
 def test_few_seeds_are_told_that_no_test_can_tell():
     lead = table([row("low", [0.1, 0.2, 0.3]), row("high", [0.8, 0.9, 1.0])], ("low", "high"))["lead"]
-    assert "1 of 1 comparison is not shown, although all seeds agree in 1 of these." in lead and "With 3 seeds no such test goes below p = .250." in lead
+    assert "Not shown: 1 of 1 comparison, although all seeds agree in 1 of these." in lead and "With 3 seeds no such test goes below p = .250." in lead
     reversed_ = table([row("low", [0.9] * 6), row("high", [0.1] * 6)], ("low", "high"))["orderings"][0]
     assert reversed_["verdict"] == "reversed" and reversed_["units_for"] == 0
 

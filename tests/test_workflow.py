@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -150,11 +149,11 @@ def test_a_small_table_is_made_goes_on_where_it_stopped_and_shares_its_runs(tmp_
     monkeypatch.setattr(runner, "start", start)
     monkeypatch.setattr(run_page, "write_run_page", lambda run: (run / "report.html").touch())
     args = reproduce.parse_args(["labels", "--scale", "toy", "--out", str(tmp_path / "labels"), "--jobs", "2", "--results", str(tmp_path / "results")])
-    scopes = reproduce.scopes_of(args, TABLES["labels"], SCALES["toy"])
+    scopes = reproduce.scopes_of(args)
     scopes[0].names = scopes[0].names[:4]
     runner.run_all(scopes[:1], tmp_path / "cells", 2, 1)                # an interruption
     interrupted = len(starts)
-    reproduce.write_table(args, TABLES["labels"], scopes, running=True)
+    reproduce.write_table(args, scopes, running=True)
     assert "so far" in (tmp_path / "labels" / "table.md").read_text() and (tmp_path / "labels" / "report.html").is_file()
     assert not (tmp_path / "results").exists()
     reproduce.main(args)
@@ -206,7 +205,7 @@ def test_a_signal_lets_the_runs_end_and_two_tables_may_want_the_same(tmp_path):
         from experiments import runner
         runner.HERE, cells = pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(tmp_path)!r}) / "cells"
         runner.catch_signals()
-        scope = types.SimpleNamespace(names=["run"], launch=lambda script: [{sys.executable!r}],
+        scope = types.SimpleNamespace(names=["run"], launch=lambda script: "python",
                                       resolve=lambda name, cells: (cells / "run", f"stub.py --out {{cells / 'run'}}"))
         wait, runner.wait = runner.wait, lambda processes: wait(processes, 0.2)
         runner.run_all([scope], cells, 2, None)"""
@@ -229,7 +228,7 @@ def test_a_cell_hangs_on_what_the_data_hold(tmp_path):
     def cell():
         runner.held_by.cache_clear()
         args = reproduce.parse_args(["main", "--scale", "small", "--data", str(data), "--out", str(tmp_path / "out")])
-        directory, command = reproduce.scopes_of(args, TABLES["main"], SCALES["small"])[0].resolve("labels", tmp_path / "cells")
+        directory, command = reproduce.scopes_of(args)[0].resolve("labels", tmp_path / "cells")
         assert shlex.split(command)[3] == f"{data}/gsm8k_train.jsonl"
         return directory
 
@@ -248,9 +247,9 @@ def test_a_table_is_not_written_over_another(tmp_path, capsys):
 
     scopes = [{"seed": 0, "setting": "", "labels": 64}, {"seed": 1, "setting": "", "labels": 64}]
     (tmp_path / "table.json").write_text(json.dumps({"table": "main", "scale": "toy", "scopes": scopes}))
-    assert "holds the table main of toy scale" in refused("ablation")
-    assert "has seed 1, 64, which this command leaves out" in refused("main")
-    assert "has seed 0, 64" in refused("main", "--seeds", "2", "--labels", "32")
+    assert "holds another table (table main, not ablation)" in refused("ablation")
+    assert "has seed 1, labels 64, which this command leaves out" in refused("main")
+    assert "has seed 0, labels 64" in refused("main", "--seeds", "2", "--labels", "32")
     (tmp_path / "table.json").unlink()
     (tmp_path / "seed0" / "base").mkdir(parents=True)
     assert "seed0/base is in the way" in refused("main")
@@ -258,7 +257,7 @@ def test_a_table_is_not_written_over_another(tmp_path, capsys):
     assert "--results" in refused("main", "--results", str(tmp_path / "file"))
 
     (tmp_path / "table.json").write_text(json.dumps({"table": "main", "scale": "toy", "scopes": scopes[:1], "test": None, "dtype": "bfloat16"}))
-    assert "another --test or --dtype" in refused("main")
+    assert "(dtype bfloat16, not float32)" in refused("main")
     assert "--test" in refused("main", "--test", str(tmp_path / "missing.jsonl"))
     for damaged in ("{", "[]", json.dumps({"scopes": [1]})):
         (tmp_path / "table.json").write_text(damaged)
