@@ -45,7 +45,7 @@ def to_set(value) -> sympy.Set:
     if isinstance(value, Tuple) and len(value.items) == 2:
         return interval(*value.items)
     if isinstance(value, Equation) and value.named:
-        value = value.right
+        return to_set(value.right)
     return sympy.FiniteSet(*expressions(value.items if isinstance(value, Bag) else [value]))
 
 
