@@ -57,19 +57,17 @@ def extract_answer(text: str) -> str | None:
     A box that never closes, as in a truncated completion, is no answer and hides no earlier one.  Takes time linear in
     the text, whatever it is.
     """
-    thought, said = split_thought(text)
+    text = text.replace("assistantfinal", "</think>")  # of gpt-oss, without its special tokens
+    ends = [match.end() for match in THOUGHT_ENDS.finditer(text)] if "/" in text or "|>" in text else []
+    said = plain(text[ends[-1] :]) if ends else ""
     if NOT_SPACE.search(said) and (answer := answer_in(said)):
         return answer
-    return None if re.search(r"[0-9$\\]", said) else answer_in(thought)
+    return None if re.search(r"[0-9$\\]", said) else answer_in(plain(text[: ends[-1]] if ends else text))
 
 
-def split_thought(text: str) -> tuple[str, str]:
-    """What stands before the last end of a thinking tag, and what after it; all is thought where there is none."""
-    text = text.replace("assistantfinal", "</think>")  # of gpt-oss, without its special tokens
-    may_end = "/" in text or "|>" in text
-    ends = [match.end() for match in THOUGHT_ENDS.finditer(text)] if may_end else []
-    parts = (text[: ends[-1]], text[ends[-1] :]) if ends else (text, "")
-    return tuple(SPECIAL.sub("\n", part) if "<" in part or "T]" in part or "S]" in part else part for part in parts)
+def plain(text: str) -> str:
+    """The text without its special tokens."""
+    return SPECIAL.sub("\n", text) if "<" in text or "T]" in text or "S]" in text else text
 
 
 def answer_in(text: str) -> str | None:

@@ -86,7 +86,6 @@ left more total altogether remaining indeed exactly only also both respectively 
 old wide tall high deep away apart off minimum maximum different distinct possible works out until
 before while within through correct right too です である 입니다 이다""".split())
 ENDED = re.compile(r"[,;:][ $*)]*\Z")
-HAS_UNIT = re.compile(r"\\(?:text|math|mbox|circ|[%$])|(?<![\\a-zA-Z])[a-zA-Z]{2,}|[°%]")
 
 
 def last_boxes(text: str) -> str | None:
@@ -106,12 +105,8 @@ def last_boxes(text: str) -> str | None:
     lead, (tail, unit) = before(text, boxes[first - 1][2] if first else 0, boxes[first]), after(text, boxes[-1][2])
     if lead is None or tail is None:
         return None
-    if not (joints or lead or tail or unit):
-        return parts[0]
-    if tail and not set("([{") & set("".join([lead, tail, *joints])):
-        tail = re.split(r"[)\]}]", tail)[0]  # the bracket of a remark or a macro
     if not joints and (OPTION.fullmatch(parts[0]) or not lead.strip("([{ ") and not tail.strip(")]} ")):
-        return parts[0] + ("" if HAS_UNIT.search(parts[0]) else unit)
+        return parts[0] + unit
     if lead or tail or not LIST >= set(joints):
         parts = [f"{{{part}}}" for part in parts]
     else:
@@ -155,8 +150,7 @@ def joint(between: str) -> str:
     if MARK.fullmatch(plain + " ") and ("\n" in between or plain[0] not in "-+>"):
         return ", "
     if plain in JOINTS or not WORD.sub("", plain).strip(" ,;，、&()/|"):
-        kinds += [JOINTS[plain]] if plain in JOINTS else []
-        return max(set(kinds) - {" and "}, default=" and " if kinds else ", ")
+        return max(kinds, default=", ")
     return "" if BEGINNING.search(plain) and not plain.startswith(("=", r"\approx", "≈")) else plain
 
 
@@ -170,8 +164,6 @@ def before(text: str, limit: int, box: Box) -> str | None:
         return f"{listed['item']} {JOINTS.get(listed['joint'], ' and ')} "
     edges = list(BEGINNING.finditer(window))
     piece = window[edges[-1].end() if edges else 0 :]
-    if len(piece) == REACH:
-        return None
     if MARK.fullmatch(piece):
         return ""
     piece = LOOKS.sub(r"\1", piece).lstrip(" ,;:)]}").rstrip("\\")
