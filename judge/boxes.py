@@ -44,7 +44,6 @@ JOINTS = {word: joint for joint, words in {
 WORD = re.compile(r"(?<![\\\w])(?![ivx]+[.)])[^\W\d_]{2,}")
 NAME = r"[a-zA-Z](?:_\{?\w\}?)?"
 NAMED = re.compile(rf"(?:^|[\s$({{,])({NAME})\s*=\s*[$\s]*$")
-REJECTS = re.compile(r"[\s$*,;(]*(?:(?:and|but)\s+)?(?:not|rather than|instead of)[\s$*(]*", re.IGNORECASE)
 NUMBER = r"-?[0-9][0-9./]*|(?:[0-9]+)?\\frac\{\w+\}\{\w+\}|[A-J]"
 LISTED = re.compile(  # 0.75 or \boxed{3/4}; x = 3 and x = \boxed{4}
     rf"(?:\A|[$(,:]|(?<!\\)\b[a-zA-Z]{{2,}}|(?<!\w)(?P<name>{NAME})\s*=)\s*(?P<item>{NUMBER})[\s$*)]*,?\s*"
@@ -62,28 +61,14 @@ COMPARED = r"""no longer|instead of|up to|(?<![a-z] )at (?:least|most)|(?:all|an
 DENIED = re.compile(
     rf"(?:\b(?:{'|'.join(DENYING)}|{COMPARED.replace(chr(10), '').replace('FRACTION', FRACTION)})"
     r"|n['’]t|[不非没無无]|[大小多少]于|超过|[至最][多少])"
-    rf"(?:[\s*$]+(?:{'|'.join(FILLERS)})|[是为到]|等于)*[\s$*~({{\\}})_]*\Z", re.IGNORECASE
+    rf"(?:[\s*$]+(?:{'|'.join(FILLERS)})|[是为到]|等于)*[\s$*~({{\\}})_:]*\Z", re.IGNORECASE
 )  # fmt: skip
-CAREFUL = {*DENYING, *FILLERS, *JOINTS, *"least most als de que di wrong incorrect false".split()} - {"is"}
-WRONG_IS = re.compile(
-    r"(?:\b(?:wrong|incorrect|false|not)|n['’]t)\b[^.;:!?\n]{0,20}\bis\Z|(?:wrong|incorrect):?\Z", re.IGNORECASE
-)
 WITHIN = re.compile(r"[0-9]\.")  # 0.\boxed{5}
-IS = r"(?:is|was|are|were|would be|seems|looks|['’]s)"
-NOT = r"(?:n['’]t|\s+not)"
-CORRECTED = re.compile(  # 5. Actually no, ...; is it 5? No.
-    r"[^\n]*?(?:\?\s*No\b|\b(?:wait|actually|oops|hmm|oh|but|hold on)\b[^\n]*?"
-    r"(?:\b(?:no|not|wrong|incorrect|mistake|should)\b|n['’]t)|[–—.,-] *(?:no|wait|rather)\b[,:]?[ $]*[-0-9\\])",
-    re.IGNORECASE,
-)  # fmt: skip
-DOUBTS, LETTERS = set("wait actually oops hmm oh but hold no rather".split()), re.compile("[a-z]+")
-REFUTED = re.compile(
-    rf"[ $*)}}\\\]]*(?:text\{{)?{IS}{NOT}\b|\s*\((?:wrong|incorrect|invalid|rejected|extraneous|no)\b"
-    r"|[\s$*()}\\\]]*(?:text\{)?[.,!]?\s*(?:(?:wait|no|but|hmm)[,.]?\s+)*(?:(?:which|this|that|it)\b\s*)?"
-    rf"(?:{IS}{NOT}\s+(?:the|an?|correct|right|valid|possible|it|our|what|true)\b|(?:does{NOT}|cannot|can['’]t|fails)\b"
-    rf"|{IS}\s+(?:\w+ly\s+)?(?:wrong|incorrect|false|invalid|impossible|too|almost|nearly|close)\b)"
-    rf"|[\s$]*,?\s*(?:(?:or|and) (?:more|less|fewer|greater|higher|lower|up|above|below|over)\b"
-    rf"|(?:,|or\b|and\b|to\b|through\b)[\s$]+(?-i:{NUMBER})(?=[\s$.]*(?:\Z|[.,;$\n])))", re.IGNORECASE
+REJECTS = re.compile(r"[\s$*,;(]*(?:(?:and|but)\s+)?(?:not|rather than|instead of)[\s$*(]*", re.IGNORECASE)
+DOUBTED = re.compile(  # 5 or more; 5 to 7; 5, 6; 5 is not it; 5. Wait, it should be 6
+    rf"(?!{REJECTS.pattern}(?:\\boxed|-?[0-9]))(?:[\s$]*,?\s*(?:or\b|and (?:more|less|up|above|below|over)\b|(?:and|to|through)?[\s$]+(?-i:{NUMBER})(?=[\s$.]*(?:\Z|[.,;$\n])))"
+    r"|[^\n]*?(?:\b(?:no|not|wait|should|wrong|incorrect|false|invalid|impossible|rejected|extraneous|mistake|cannot|fails"
+    r"|too|almost|nearly|close)\b|n['’]t\b))", re.IGNORECASE
 )  # fmt: skip
 OPTION = re.compile(r"(?:\\\w+\{)*\([A-J]\)\}*")
 # What may stand behind a box: a part of the number, which is read with it, or words that a sentence goes on with.
@@ -101,7 +86,6 @@ left more total altogether remaining indeed exactly only also both respectively 
 old wide tall high deep away apart off minimum maximum different distinct possible works out until
 before while within through correct right too です である 입니다 이다""".split())
 ENDED = re.compile(r"[,;:][ $*)]*\Z")
-HAS_UNIT = re.compile(r"\\(?:text|math|mbox|circ|[%$])|(?<![\\a-zA-Z])[a-zA-Z]{2,}|[°%]")
 
 
 def last_boxes(text: str) -> str | None:
@@ -121,12 +105,8 @@ def last_boxes(text: str) -> str | None:
     lead, (tail, unit) = before(text, boxes[first - 1][2] if first else 0, boxes[first]), after(text, boxes[-1][2])
     if lead is None or tail is None:
         return None
-    if not (joints or lead or tail or unit):
-        return parts[0]
-    if tail and not set("([{") & set("".join([lead, tail, *joints])):
-        tail = re.split(r"[)\]}]", tail)[0]  # the bracket of a remark or a macro
     if not joints and (OPTION.fullmatch(parts[0]) or not lead.strip("([{ ") and not tail.strip(")]} ")):
-        return parts[0] + ("" if HAS_UNIT.search(parts[0]) else unit)
+        return parts[0] + unit
     if lead or tail or not LIST >= set(joints):
         parts = [f"{{{part}}}" for part in parts]
     else:
@@ -170,8 +150,7 @@ def joint(between: str) -> str:
     if MARK.fullmatch(plain + " ") and ("\n" in between or plain[0] not in "-+>"):
         return ", "
     if plain in JOINTS or not WORD.sub("", plain).strip(" ,;，、&()/|"):
-        kinds += [JOINTS[plain]] if plain in JOINTS else []
-        return max(set(kinds) - {" and "}, default=" and " if kinds else ", ")
+        return max(kinds, default=", ")
     return "" if BEGINNING.search(plain) and not plain.startswith(("=", r"\approx", "≈")) else plain
 
 
@@ -179,24 +158,13 @@ def before(text: str, limit: int, box: Box) -> str | None:
     """What of a formula stands before its box; None where words deny it, or a digit touches its digits."""
     start, (inside, _), _ = box
     window = text[max(limit, start - REACH) : start]
-    said = window.rstrip("$\n *\\").removesuffix(r"\[").rstrip("$\n *")
-    last = said.rpartition(" ")[2].rstrip(",:")
-    if last.lower() in ("is", "wrong", "incorrect") and WRONG_IS.search(said[-40:]) or WITHIN.match(window[-2:]):
-        return None
-    if not said or said[-1] in ".:" and len(said) < len(window) and said[-2:-1] not in (" ", ""):
-        return ""  # "Answer: $\\boxed{5}$"
-    if len(last) > 1 and last.isascii() and last.isalpha() and last.lower() not in CAREFUL:
-        return ""  # "is $\\boxed{5}$", as most boxes
-    if DENIED.search(window[-40:]):
+    if WITHIN.match(window[-2:]) or DENIED.search(window[-40:]):
         return None
     if listed := LISTED.search(window):
         return f"{listed['item']} {JOINTS.get(listed['joint'], ' and ')} "
     edges = list(BEGINNING.finditer(window))
-    edge, place = (edges[-1][0], edges[-1].end()) if edges else ("\n", 0)
-    piece = window[place:]
-    if len(piece) == REACH:
-        return None
-    if MARK.fullmatch(piece) and "\n" in edge and edge[0] not in "$\\=≈&":
+    piece = window[edges[-1].end() if edges else 0 :]
+    if MARK.fullmatch(piece):
         return ""
     piece = LOOKS.sub(r"\1", piece).lstrip(" ,;:)]}").rstrip("\\")
     if piece.replace(" ", "").isdigit() and window.count("$") % 2 == 0:
@@ -209,8 +177,7 @@ def after(text: str, end: int) -> tuple[str | None, str]:
     window = text[end : end + REACH]
     if not window.strip(" $.*\n"):
         return "", ""
-    has_doubt = not DOUBTS.isdisjoint(LETTERS.findall(window.lower()))
-    if REFUTED.match(window) or has_doubt and CORRECTED.match(window):
+    if DOUBTED.match(window):
         return None, ""
     edge = END.search(window)
     place = edge.start() if edge else len(window)

@@ -21,11 +21,10 @@ from functools import lru_cache
 
 import sympy
 
-from judge.sets import combine, variable
+from judge.sets import combine, interval, letter_of
 from judge.spelling import clean
-from judge.values import Bag, Either, Equation, Interval, Numeral, Option, Quantity, Ratio, System, Text, Tuple, Union
-from judge.values import same
-from judge.words import KNOWN, MONEY, NO_NOUNS, NUMBERS, PARTS, PRODUCTS, UNITS, read_units, say
+from judge.values import Bag, Equation, Option, Quantity, Range, Ratio, Text, Tuple, same
+from judge.words import KNOWN, MONEY, NO_NOUNS, NUMBERS, PRODUCTS, UNITS, read_units, say
 
 MAX_LENGTH = 1000  # characters of an answer
 MAX_TOKENS = 500
@@ -54,6 +53,7 @@ OPTION = re.compile(  # (E) 12, \textbf{(E)}\ 12, E: a graph, Option E. 12; but 
     r"(?!\s*(?:and|or|is|not|only|wrong|false)(?![a-z]))(?!\s*\(?[A-J][).]?\s*\}?\$?$).*\w.*)",
     re.DOTALL,
 )
+DATE = re.compile(r"(?<!\S)(?:[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{1,2}/[0-9]{1,2}/[0-9]{4})(?!\S)")
 PLAIN = re.compile(r"[0-9]{1,99}(?:\.[0-9]{1,99})?", re.ASCII)  # nothing to look for
 
 
@@ -62,6 +62,8 @@ def read(text: str):
     """The value of an answer (see values.py); raises Unreadable for whatever is not surely understood."""
     if option := OPTION.fullmatch(text):
         return read_option(option)
+    if DATE.search(text):
+        raise Unreadable("a date, which is no difference and no quotient")
     try:
         if PLAIN.fullmatch(text):
             return number(text)
@@ -71,15 +73,14 @@ def read(text: str):
 
 
 def read_option(option: re.Match) -> Option:
-    """The letter and what stands beside it; None for what is prose."""
+    """The letter and what stands beside it."""
     text = option["content"].strip()
     if option["macro"] and not option["end"]:
         text = option["macro"] + text  # \text{(E) a graph}: its brace closes later
     try:
-        content = read(text)
+        return Option(option["a"] or option["b"], read(text))
     except Unreadable:
-        content = None
-    return Option(option["a"] or option["b"], content, text)
+        return Option(option["a"] or option["b"], Text((text,)))
 
 
 def tokens_of(text: str) -> list[str]:
@@ -130,7 +131,8 @@ FUNCTIONS = {
     "exp": lambda x: power(sympy.E, x), "log": lambda x: sympy.log(x, 10), "lg": lambda x: sympy.log(x, 10),
 }  # fmt: skip
 CONSTANTS = {"e": sympy.E, "i": sympy.I, r"\pi": sympy.pi, r"\infty": sympy.oo, "°": sympy.Symbol("°")}
-REALS = ["(", "-", r"\infty", ",", r"\infty", ")"]
+REAL_LINE = ["(", "-", r"\infty", ",", r"\infty", ")"]
+REALS = Range(interval(-sympy.oo, sympy.oo))
 GREEK = {"\\" + letter for letter in """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda
 mu nu xi rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell""".split()}
 NAME = re.compile(
@@ -146,19 +148,16 @@ NUMERAL_IN_BASE = re.compile(
     r"(-?)(?:\\overline)?[({]?'?([0-9A-Fa-f]*(?:[0-9]|[A-F]|[a-f]{2})[0-9A-Fa-f]*)[)}]?"
     r"(?:_|(?=\(?(?:'in)?'base))(?:[{(]|'in|'?base)*'?(\w+)[)}]*", re.ASCII
 )  # fmt: skip
+LETTERS = re.compile(r"\(([a-z](?:,[a-z])+)\)")
 SUM = re.compile(r"(?:[a-z]\+)+[a-z]")  # x + y = 70 names its value, too
 UNIT = re.compile(r"(?: '\S+(?: \^ (?:\{ )?(?:- )?[1-9](?: \})?)?| %| /(?= ')| \\cdot(?= '))+$")
 BASES = {**NUMBERS, "hex": 16, "binary": 2, "octal": 8}
-COMPOUND = re.compile(r"([0-9.]+) '(\S+)(?: 'and| ,)* ([0-9.]+) '(\S+)")
-MIXED = re.compile(
-    r"(?P<sign>(?:- )?)(?P<whole>[1-9][0-9]*) 'and (?P<frac>\\frac )?"
-    r"(?P<top>[1-9][0-9]*)(?(frac) | / )(?P<bottom>[1-9][0-9]*)(?P<words>(?: '\S+| %)*)"
-)
 MIXED_FRACTION = re.compile(
     r"(?P<top>[0-9]+) / (?P<bottom>[0-9]+)(?!\S)|\\frac \{ (?P<top2>[0-9]+) \} \{ (?P<bottom2>[0-9]+) \}"
 )
-BRACED = re.compile(r"(?<!\S)\{ (\S+) \}(?!\S)")  # a group of one token
 RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in"}
+ALIGNED = re.compile(rf"(?: &)* ({'|'.join(map(re.escape, RELATIONS))}) (?:& )*|^ &|& $")  # & beside a relation or an end
+BRACED = re.compile(r"(?<!\S)\{ (\S+) \}(?!\S)")  # a group of one token
 
 
 def tokenise(text: str) -> Tokens:
@@ -197,18 +196,14 @@ def split_letters(run: str, in_text: bool, before: Tokens, spaced: bool) -> list
         return [WORDS[run.lower()]]
     if run in FUNCTIONS:
         return ["\\" + run]
-    if run == "a" and in_text and before and before[-1][0] == "'":
-        return ["'a"]
     if len(run) == 1:
-        per = len(before) > 1 and before[-1] in ("/", r"\cdot") and before[-2][0] == "'"  # km/h
         follows = in_text and before and (before[-1][-1] in "0123456789}/" or before[-1][1:] in UNITS)
-        return ["'" + run if run in UNITS and (per or follows) else run]
+        article = run == "a" and in_text and before and before[-1][0] == "'"  # 5/6 of a cup
+        return ["'" + run if follows and run in UNITS or article else run]
     known = run.lower() in NUMBERS or before and {run, run.lower()} & KNOWN
     unit = before and run.lower() in PRODUCTS and before[-1][-1] in DIGITS
     if in_text or known or spaced and before and (unit or len(run) > 3 or before[-1][0] == "'"):
         return ["'" + run]
-    if run[:-1] in FUNCTIONS:
-        return ["\\" + run[:-1], run[-1]]
     return list(run)
 
 
@@ -262,77 +257,39 @@ def is_enclosed(tokens: list[str], opening: str, closing: str) -> bool:
 
 
 def read_statement(tokens: list[str]):
-    """One value or several, and what is said of all of them: rows of a system, a unit and its parts, 5 and 1/2."""
-    if rows := read_rows(tokens):
-        return read_statement(rows)
-    if quantity := read_compound(tokens):
-        return quantity
-    mixed = MIXED.fullmatch(BRACED.sub(r"\1", " ".join(tokens)))
-    if mixed and int(mixed["top"]) < int(mixed["bottom"]):
-        total = f"{mixed['sign']}( {mixed['whole']} + {mixed['top']} / {mixed['bottom']} ){mixed['words']}"
-        return Either((read_quantity(total.split()), read_list(tokens)))
-    return read_list(tokens)
-
-
-def read_compound(tokens: list[str]) -> Quantity | None:
-    """5 feet 3 inches, 12 dollars and 50 cents: a unit and its parts; None for anything else."""
-    if not (found := COMPOUND.fullmatch(" ".join(tokens))):
-        return None
-    units = (UNITS.get(found[2].lower()), UNITS.get(found[4].lower()))
-    return Quantity(number(found[1]) + number(found[3]) / PARTS[units], ((units[0], 1),)) if units in PARTS else None
+    """One value or several; of a system, its rows."""
+    return read_list(read_rows(tokens) or tokens)
 
 
 def read_rows(tokens: list[str]) -> list[str] | None:
-    r"""The rows of \begin{cases} or aligned as a list with commas; None for anything else, a matrix, say."""
-    body = tokens[1:-1]
-    if not RELATIONS & set(body) or tokens[0][-8:-1] in ("pmatrix", "bmatrix", "vmatrix"):
+    r"""The rows of \begin{cases} or aligned, which relate something, as a list with commas; None for a matrix, say."""
+    if not RELATIONS & set(tokens) or not is_enclosed(tokens, tokens[0], tokens[-1]):
         return None
-    if not tokens[0].startswith(r"\begin") or not is_enclosed(tokens, tokens[0], tokens[-1]):
+    if not tokens[0].startswith(r"\begin") or tokens[0][-8:-1] in ("pmatrix", "bmatrix", "vmatrix"):
         return None
-    rows = [align(row) for row in split(body, {r"\\"})[0]]
-    joined: list[str] = []
-    for row in filter(None, rows):
-        if not RELATIONS & set(row):
-            raise Unreadable("a row that relates nothing")
-        joined += [","] * bool(joined and row[0] != "=" and joined[-1] != "," and row[-1:] != [","]) + row
-    return joined
-
-
-def align(row: list[str]) -> list[str]:
-    """A row without the & at its ends and beside its relations; another one stands between two columns."""
-    for left, token, right in zip(["", *row], row, [*row[1:], ""], strict=False):
-        if token == "&" and not {left, right} & {"", *RELATIONS}:
-            raise Unreadable("a row of two columns")
-    return [token for token in row if token != "&"]
+    rows = [ALIGNED.sub(r" \1 ", f" {' '.join(row)} ").strip(" ,") for row in split(tokens[1:-1], {r"\\"})[0]]
+    if any(row and not RELATIONS & set(row.split()) or " & " in row for row in rows):
+        raise Unreadable("a row of two columns, or one that relates nothing")
+    return " , ".join(filter(None, rows)).replace(" , = ", " = ").split()
 
 
 def read_list(tokens: list[str]):
     """One value, or a Bag of several: "12 and 14", "1, -2", "x = 3 or x = 4", "1 \\pm \\sqrt 2"; or sets joined."""
     pieces, separators = split(tokens, {",", "'and", "'or"})
-    while len(pieces) > 1 and separators[-1] == "," and pieces[-1] and is_silent(pieces[-1]):
-        pieces.pop(), separators.pop()  # 72, in total
-    for i, (piece, separator) in enumerate(zip(pieces, separators, strict=False)):
-        if not piece and (i == 0 or separator == ","):  # nothing may stand in ", and" and at the end only
-            raise Unreadable("a comma after nothing")
     values = [value for piece in pieces if piece for value in read_item(piece)]
     if not values:
         raise Unreadable("nothing there")
+    if len(values) == 1:
+        return values[0]
     if "'or" in separators and all(isinstance(value, Text) or re.fullmatch("[A-J]", str(value)) for value in values):
         raise Unreadable("A or C, which are not A and C")
-    ranges = [value for value in values if isinstance(value, Interval | Union)]
-    if len(values) > 1 and ranges and (any(map(variable, ranges)) or set(separators) == {"'or"} or r"\ne" in tokens):
+    ranges = [value for value in values if isinstance(value, Range)]
+    if ranges and (any(map(letter_of, ranges)) or set(separators) == {"'or"}):
         return join_ranges(values, separators, r"\ne" in tokens)
-    if "'or" not in separators and (system := read_system(values)):
-        return system
-    values = drop_names(values)
+    values = drop_names(values, "'or" in separators)
     if set(separators) == {"'or"} and all(same(values[0], value) for value in values[1:]):
         return values[0]  # 3/2 or 1.5
-    return values[0] if len(values) == 1 else Bag(tuple(values))
-
-
-def is_silent(tokens: list[str]) -> bool:
-    """Do these words only point to the answer?"""
-    return all(token[0] == "'" for token in tokens) and read_units(" ".join(tokens)) == ((), ())
+    return Bag(tuple(values))
 
 
 def join_ranges(values: list, separators: list[str], excludes: bool):
@@ -345,29 +302,16 @@ def join_ranges(values: list, separators: list[str], excludes: bool):
     return combine(values, [r"\cup"] * (len(values) - 1))
 
 
-def read_system(values: list) -> System | None:
-    """x = 2, y = -3 or (y, x) = (-3, 2); None for anything else."""
-    if not all(isinstance(value, Equation) and value.named for value in values):
-        return None
-    pairs = [(str(value.left).lstrip("\\"), value.right) for value in values]
-    if len(values) == 1 and re.fullmatch(r"\([a-z](,[a-z])+\)", pairs[0][0]) and isinstance(pairs[0][1], Tuple):
-        pairs = list(zip(pairs[0][0][1:-1].split(","), pairs[0][1].items, strict=True))
-    written = [name for name, _ in pairs]
-    if len({name.split("_")[0] for name in written}) < 2 or len(set(written)) < len(written):
-        return None
-    names = written if written == ["x", "y", "z", "w"] else sorted(written)
-    return System(tuple(names), tuple(dict(pairs)[name] for name in names))
-
-
-def drop_names(values: list) -> list:
+def drop_names(values: list, alternatives: bool) -> list:
     """x = 1, x = -2 is the list 1, -2; so is x = 1, -2; but x = 1, y = 2 stays as it is."""
-    if len(values) == 1:
-        return values
-    named = [isinstance(value, Equation) and value.named for value in values]
-    names = {str(value.left).split("_")[0] for value, is_named in zip(values, named) if is_named}
-    if isinstance(values[0], Equation) and len(names) == 1:
-        return [value.right if is_named else value for value, is_named in zip(values, named)]
-    return [Equation(*value[:2], False) if isinstance(value, Equation) else value for value in values]
+    equations = [value for value in values if isinstance(value, Equation)]
+    names = [str(value.left) for value in equations if value.named]
+    letters = {name.split("_")[0] for name in names}
+    if len(letters) == 1 and isinstance(values[0], Equation):
+        return [value.right if isinstance(value, Equation) and value.named else value for value in values]
+    if len(letters) > 1 and (alternatives or len(set(names)) < len(names)):
+        raise Unreadable("which of them hold together?")
+    return [value._replace(named=False) if isinstance(value, Equation) else value for value in values]
 
 
 def read_item(tokens: list[str]) -> list:
@@ -378,7 +322,7 @@ def read_item(tokens: list[str]) -> list:
         return [read_statement(tokens[1:-1])]
     if is_enclosed(tokens, r"\{", r"\}"):
         inner, condition = [*split(tokens[1:-1], {r"\mid", ":"})[0], []][:2]
-        if condition and inner[1:] not in ([], [r"\in", *REALS]):  # of integers, of squares, ...
+        if condition and inner[1:] not in ([], [r"\in", *REAL_LINE]):  # of integers, of squares, ...
             raise Unreadable("a set of what?")
         if condition:
             return [read_statement(condition)]
@@ -403,7 +347,7 @@ def read_value(tokens: list[str]):
     sides, operators = split(tokens, RELATIONS)
     if set(operators) == {"="}:
         return read_equation(sides)
-    return read_inequality(sides, operators) if operators else read_quantity(tokens)
+    return read_relation(sides, operators) if operators else read_quantity(tokens)
 
 
 def exact_side(sides: list[list[str]]) -> list[str]:
@@ -423,7 +367,7 @@ def read_side(tokens: list[str]):
     text = "".join(tokens)
     if NAME.fullmatch(text) and not denies(tokens):
         return sympy.Symbol(text.replace("{", "").replace("}", "")), True
-    return read_quantity(tokens), SUM.fullmatch(text) is not None
+    return read_item(tokens)[0], SUM.fullmatch(text) is not None
 
 
 def denies(tokens: list[str]) -> bool:
@@ -455,6 +399,10 @@ def read_equation(sides: list[list[str]]):
     right = [read_side(side) for side in sides[1:]]
     constant = all(getattr(value, "is_number", isinstance(value, Quantity)) for value, _ in right)
     values, named = zip(*[(read_left if constant else read_side)(sides[0]), *right], strict=True)
+    letters = LETTERS.fullmatch("".join(sides[0]))
+    if letters and len(values) == 2 and isinstance(values[1], Tuple):  # (x, y) = (2, -3) is x = 2, y = -3
+        pairs = zip(letters[1].split(","), values[1].items, strict=True)
+        return Bag(tuple(Equation(sympy.Symbol(letter), value, False) for letter, value in pairs))
     if len(values) == 2 and any(getattr(value, "free_symbols", None) for value in values):
         return Equation(*values[::-1], True) if named[1] and not named[0] else Equation(*values, named[0])
     chain = values[1:] if named[0] else values
@@ -463,43 +411,32 @@ def read_equation(sides: list[list[str]]):
     return Equation(values[0], values[-1], True) if named[0] else values[-1]
 
 
-def read_inequality(sides: list[list[str]], operators: list[str]):
-    """The interval that bounds one letter; the right side of x \\in ..."""
+def read_relation(sides: list[list[str]], operators: list[str]):
+    """What x may be, of x \\in S, x \\ne 5, x < 5, 2 < x \\le 5 or |x| < 5."""
     if operators in ([r"\in"], [r"\ne"]):
         (name, named), right = read_side(sides[0]), read_item(sides[1])[0]
         if not named:
             raise Unreadable("what is in there?")
-        ends = ((-sympy.oo, right), (right, sympy.oo))
-        return right if operators == [r"\in"] else Union(tuple(Interval(*end, True, True, str(name)) for end in ends))
+        return right if operators == [r"\in"] else combine([REALS._replace(letter=str(name)), right], [r"\setminus"])
     if set(operators) <= {">", r"\ge"}:
         sides, operators = sides[::-1], [{">": "<"}.get(operator, r"\le") for operator in operators[::-1]]
     if not set(operators) <= {"<", r"\le"} or len(sides) > 3:
         raise Unreadable("a mixed chain")
-    values = [read_side(side)[0] for side in sides]
-    strict = [operator == "<" for operator in operators]
-    if len(values) == 3 and isinstance(values[1], sympy.Symbol):
-        return Interval(values[0], values[2], *strict, str(values[1]))
-    if len(values) == 3:
-        raise Unreadable("which letter is bounded?")
-    if isinstance(values[0], sympy.Abs) and isinstance(values[0].args[0], sympy.Symbol):  # |x| < 3
-        return Interval(-values[1], values[1], *strict * 2, str(values[0].args[0]))
-    if isinstance(values[1], sympy.Abs) and values[0].is_positive and values[1].args[0].free_symbols:  # 3 < |x|
-        (inner,) = values[1].args
-        return combine([solve_inequality(values[0] - side, strict[0]) for side in (inner, -inner)], [r"\cup"])
-    return solve_inequality(values[0] - values[1], strict[0])
-
-
-def solve_inequality(difference: sympy.Expr, strict: bool) -> Interval:
-    """difference < 0 (or <= 0) as an interval of its only letter, in which it is linear."""
-    letters = difference.free_symbols
-    if len(letters) != 1 or not difference.is_polynomial(*letters) or sympy.degree(difference, *letters) != 1:
-        raise Unreadable("an inequality that is not linear in one letter")
-    (letter,) = letters
-    slope = sympy.expand(difference).coeff(letter)
-    end = -difference.subs(letter, 0) / slope
-    if slope.is_positive:
-        return Interval(-sympy.oo, end, True, strict, str(letter))
-    return Interval(end, sympy.oo, strict, True, str(letter))
+    ends, strict = [read_side(side)[0] for side in sides], [operator == "<" for operator in operators]
+    if len(ends) == 2 and isinstance(ends[0], sympy.Symbol | sympy.Abs):
+        ends, strict = [-sympy.oo, *ends], [True, *strict]
+    elif len(ends) == 2:
+        ends, strict = [*ends, sympy.oo], [*strict, True]
+    low, middle, high = ends
+    if isinstance(middle, sympy.Symbol):
+        return Range(interval(low, high, *strict), str(middle))
+    if not isinstance(middle, sympy.Abs) or not isinstance(middle.args[0], sympy.Symbol):
+        raise Unreadable("an inequality that bounds no letter")
+    letter = str(middle.args[0])
+    if low == -sympy.oo:
+        return Range(interval(-high, high, strict[1], strict[1]), letter)
+    inner = Range(interval(-low, low, not strict[0], not strict[0]), letter)
+    return combine([REALS, inner, Range(interval(-high, high), letter)], [r"\setminus", r"\cap"])
 
 
 def read_quantity(tokens: list[str]):
@@ -545,8 +482,6 @@ def strip_words(tokens: list[str]) -> tuple[list[str], tuple, tuple]:
     if not (found := UNIT.search(text)):
         return tokens, money, ()
     units, words = read_units(found[0])
-    if len(words) > 4:
-        raise Unreadable("words that may matter")
     return text[: found.start()].split(), tuple(sorted({*units, *money})), words
 
 
@@ -562,10 +497,10 @@ def read_bracket(tokens: list[str]):
         return Tuple(items)
     if len(items) != 2:
         raise Unreadable("a list in square brackets")
-    return Interval(*items, tokens[0] == "(", tokens[-1] == ")")
+    return Range(interval(*items, tokens[0] == "(", tokens[-1] == ")"))
 
 
-def read_numeral(tokens: list[str]) -> Numeral | sympy.Rational | None:
+def read_numeral(tokens: list[str]) -> Text | sympy.Rational | None:
     """52_8, 52_{eight}, (52)_{8}, 52 base 8, 52 (in base 8); None for anything else."""
     text = "".join(tokens)
     if prefixed := re.fullmatch(r"(-?)0([xob])([0-9a-fA-F]+)", text):
@@ -577,7 +512,7 @@ def read_numeral(tokens: list[str]) -> Numeral | sympy.Rational | None:
         return None
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
         return None
-    return number(sign + digits) if base == 10 else Numeral(sign + (digits.upper().lstrip("0") or "0"), base)
+    return number(sign + digits) if base == 10 else Text((sign + (digits.lstrip("0") or "0"), "base", str(base)))
 
 
 # -------------------------------------- expressions: tokens to sympy objects --------------------------------------

@@ -13,19 +13,19 @@ import sympy
 from judge.words import DESCRIBES, MONEY, UNITS
 
 DIGITS = 2500  # significant digits in which two irrational numbers must agree: more than latex.MAX_BITS can hold
-POINTS, POINT_DIGITS = 9, 250  # for expressions that are not rational functions
+POINTS, POINT_DIGITS = 12, 250  # for expressions that are not rational functions
 SHARES = {"%": 100, "permille": 1000}  # of how many
 TINY = sympy.Float(10) ** -100  # what may be a hidden 0: sympy must prove it
 
 
 class Text(NamedTuple):
-    """Words: (even), (no, solution)."""
+    """What is compared word by word: (even), (no, solution); 52_8 is (52, base, 8)."""
 
     words: tuple[str, ...]
 
 
 class Tuple(NamedTuple):
-    """(3, 4): the order counts.  A pair is also an open interval."""
+    """(3, 4): the order counts."""
 
     items: tuple
 
@@ -36,20 +36,11 @@ class Bag(NamedTuple):
     items: tuple
 
 
-class Interval(NamedTuple):
-    """[low, high), or the inequality that means it, which also names its variable."""
+class Range(NamedTuple):
+    """Intervals, and points beside them, which are never empty; an inequality also names its letter."""
 
-    low: Any
-    high: Any
-    low_open: bool
-    high_open: bool
-    variable: str | None = None
-
-
-class Union(NamedTuple):
-    """Intervals joined by a cup or an "or"."""
-
-    parts: tuple
+    set: sympy.Set
+    letter: str | None = None
 
 
 class Equation(NamedTuple):
@@ -60,26 +51,12 @@ class Equation(NamedTuple):
     named: bool
 
 
-class Numeral(NamedTuple):
-    """52_8: digits as written, and their base."""
-
-    digits: str
-    base: int
-
-
 class Quantity(NamedTuple):
     """A value with its units, each with its power (m/s is meter 1, second -1), and words that may change it."""
 
     value: Any
     units: tuple[tuple[str, int], ...] = ()
     words: tuple[str, ...] = ()
-
-
-class System(NamedTuple):
-    """x = 2, y = -3, in the order of a pair, which is the alphabet's: each letter has one value, and all hold."""
-
-    names: tuple[str, ...]
-    values: tuple
 
 
 class Ratio(NamedTuple):
@@ -89,17 +66,10 @@ class Ratio(NamedTuple):
 
 
 class Option(NamedTuple):
-    """(E) 12: a letter and what stands beside it, whose value is None where it could not be read."""
+    """(E) 12: a letter and what stands beside it."""
 
     letter: str
     content: Any
-    text: str
-
-
-class Either(NamedTuple):
-    """What can be read in more than one way: 5 and 1/2 is two numbers or 5.5."""
-
-    readings: tuple
 
 
 def same(a: Any, b: Any) -> bool:
@@ -115,17 +85,11 @@ def same(a: Any, b: Any) -> bool:
     return same_expression(a, b)
 
 
-def same_either(a: Either, b: Any) -> bool:
-    """Any reading will do."""
-    return any(same(reading, b) for reading in a.readings)
-
-
 def same_option(a: Option, b: Any) -> bool:
     """The letter or what it stands for; two options must agree in both."""
     if isinstance(b, Option):
-        unread = a.content is None or b.content is None
-        return a.letter == b.letter and (a.text == b.text if unread else same(a.content, b.content))
-    return same(sympy.Symbol(a.letter), b) or (a.content is not None and same(a.content, b))
+        return a.letter == b.letter and same(a.content, b.content)
+    return same(sympy.Symbol(a.letter), b) or same(a.content, b)
 
 
 def same_quantity(a: Quantity, b: Any) -> bool:
@@ -180,22 +144,15 @@ def constant_factor(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr | None:
     return factor if factor.is_number and factor.is_finite and factor != 0 else None
 
 
-def same_system(a: System, b: Any) -> bool:
-    """The same values of the same letters; those of (x, y) may be given as a pair, in the order of the alphabet."""
-    if isinstance(b, Tuple):
-        return same(Tuple(a.values), b)
-    if not isinstance(b, System) or set(a.names) != set(b.names):
+def same_bag(a: Bag, b: Any) -> bool:
+    """Each item of one has its own partner in the other, in any order; x = 2, y = -3 is also (2, -3)."""
+    if isinstance(b, Tuple) and all(isinstance(item, Equation) and item.left.is_Symbol for item in a.items):
+        names = {str(item.left).lstrip("\\"): item.right for item in a.items}
+        return same(Tuple(tuple(names[name] for name in sorted(names, key=lambda name: (name == "w", name)))), b)
+    if not isinstance(b, Bag) or len(a.items) != len(b.items):
         return False
-    others = dict(zip(b.names, b.values, strict=True))
-    return all(same(value, others[name]) for name, value in zip(a.names, a.values, strict=True))
-
-
-def same_bag(a: Bag | Union, b: Any) -> bool:
-    """Each item of one has its own partner in the other, in any order."""
-    if type(a) is not type(b) or len(a[0]) != len(b[0]):
-        return False
-    left = list(b[0])
-    for item in a[0]:
+    left = list(b.items)
+    for item in a.items:
         partner = next((i for i, other in enumerate(left) if same(item, other)), None)
         if partner is None:
             return False
@@ -203,25 +160,25 @@ def same_bag(a: Bag | Union, b: Any) -> bool:
     return True
 
 
-def same_interval(a: Interval, b: Any) -> bool:
-    """Both ends, and whether each belongs to it.  x > 5 is (5, oo), but not y > 5."""
-    if isinstance(b, Tuple) and len(b.items) == 2:
-        b = Interval(*b.items, True, True)
-    if not isinstance(b, Interval) or (a.low_open, a.high_open) != (b.low_open, b.high_open):
+def same_range(a: Range, b: Any) -> bool:
+    """The same parts, end by end.  A pair is also an open interval; x > 5 is (5, oo), but not y > 5."""
+    if not isinstance(b, Range | Tuple) or len({a.letter, getattr(b, "letter", None), None}) > 2:
         return False
-    if a.variable and b.variable and a.variable != b.variable:
-        return False
-    return same(a.low, b.low) and same(a.high, b.high)
+    return same(parts(a), parts(b))
+
+
+def parts(value: Range | Tuple) -> Bag:
+    """Each interval as its ends and whether they are open; a point is [5, 5]."""
+    if isinstance(value, Tuple):
+        return Bag((Tuple((*value.items, sympy.true, sympy.true)),))
+    pieces = sympy.Union.make_args(value.set)
+    points = [Tuple((point, point, sympy.false, sympy.false)) for piece in pieces if piece.is_FiniteSet for point in piece]
+    return Bag((*points, *(Tuple(piece.args) for piece in pieces if piece.is_Interval)))
 
 
 def same_items(a: Tuple | Ratio, b: Any) -> bool:
     """Item by item: the ratio 2:4 is not in lowest terms."""
     return type(a) is type(b) and len(a.items) == len(b.items) and all(map(same, a.items, b.items))
-
-
-def same_numeral(a: Numeral, b: Any) -> bool:
-    """52_8 is neither 52 nor 42: the question asked for that base."""
-    return isinstance(b, Numeral) and a == b
 
 
 def same_text(a: Text, b: Any) -> bool:
@@ -232,17 +189,13 @@ def same_text(a: Text, b: Any) -> bool:
 
 
 RULES = {
-    Either: same_either,
     Option: same_option,
     Equation: same_equation,
     Quantity: same_quantity,
-    System: same_system,
     Bag: same_bag,
-    Union: same_bag,
-    Interval: same_interval,
+    Range: same_range,
     Ratio: same_items,
     Tuple: same_items,
-    Numeral: same_numeral,
     Text: same_text,
 }
 
@@ -253,7 +206,9 @@ def same_expression(a: Any, b: Any) -> bool:
         return getattr(a, "shape", 0) == getattr(b, "shape", 1) and all(map(same_expression, a, b))
     if a == b:
         return True
-    if a.has(sympy.oo) or b.has(sympy.oo) or (a.is_Rational and b.is_Rational):
+    if not (isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr)) or a.has(sympy.oo) or b.has(sympy.oo):
+        return False
+    if a.is_Rational and b.is_Rational:
         return False
     if agreements(a, b, points=2, digits=30) is None:
         return False  # most of what differs, before anything is expanded
@@ -272,16 +227,17 @@ def same_expression(a: Any, b: Any) -> bool:
 def agreements(a: sympy.Expr, b: sympy.Expr, points: int, digits: int) -> int | None:
     """At how many of some fixed random points, where both are defined, do a and b agree?  None if they once do not.
 
-    Points of both signs and of three sizes: |x - 3| is 3 - x for small x only.
+    Points of four sizes, first with positive letters, then with one of them negative: |x - 3| is 3 - x for small x only.
     """
     letters = sorted(a.free_symbols | b.free_symbols, key=str)
     real_only = roots_and_logs(a, b) if not (a.has(sympy.I) or b.has(sympy.I)) else []
     chance = random.Random(0)
     agreed = 0
     for i in range(points if letters else 1):
-        scale = sympy.Rational((1, 10, 100)[i % 3], 211)
-        signs = (1,) if i % 2 else (-1, 1)
-        point = {letter: chance.choice(signs) * chance.randint(40, 400) * scale for letter in letters}
+        scale = sympy.Rational((1, 10, 100, 10_000)[i % 4], 211)
+        point = {letter: chance.randint(40, 400) * scale for letter in letters}
+        if i >= 4:
+            point[letters[(i + i // 4) % len(letters)]] *= -1
         if letters and any(sympy.N(part.xreplace(point), 20).is_negative for part in real_only):
             continue
         values = [sympy.N(value.xreplace(point), digits + 20, maxn=digits + 100) for value in (a, b)]

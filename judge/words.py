@@ -56,9 +56,8 @@ person people persons|child children|man men|woman women|fish|sheep|old|long|wid
 RATES = {"mph": "mile hour", "kph": "kilometer hour", "mpg": "mile gallon", "fps": "foot second", "mps": "meter second"}
 DESCRIBES = set("old long wide tall high deep discount".split())
 MONEY = set("dollar cent euro sterling rupee yen yuan won ruble peso zloty franc real".split())
-PARTS = {("dollar", "cent"): 100, ("euro", "cent"): 100, ("hour", "minute"): 60, ("minute", "second"): 60,
-         ("foot", "inch"): 12, ("pound", "ounce"): 16, ("kilogram", "gram"): 1000, ("meter", "centimeter"): 100,
-         ("kilometer", "meter"): 1000}  # 5 feet 3 inches  # fmt: skip
+PARTS = {"dollar cent": 100, "euro cent": 100, "hour minute": 60, "minute second": 60, "foot inch": 12,
+         "pound ounce": 16, "kilogram gram": 1000, "meter centimeter": 100, "kilometer meter": 1000}  # fmt: skip
 COUNTERS = """个 個 名 人 位 只 隻 头 头 条 本 枚 张 張 块 件 台 辆 种 種 次 回 倍 道 题 组 点 分 岁 歳 家 间 层
 朵 颗 粒 杯 瓶 盒 袋 箱 步 页 匹 冊 つ 通り 時 개 명 마리 권 장 대 살 번 가지""".split()
 BEHIND_A_COUNTER = re.compile(  # 3个苹果, but not 5点半
@@ -89,6 +88,10 @@ PHRASES = [(re.compile(pattern, re.IGNORECASE), replacement) for pattern, replac
     (rf"(?<!\S)(?<!\( )'({words(TENS)})(?: -)? '({words(ONES)})(?!\S)",
      lambda m: str(NUMBERS[m[1].lower()] + NUMBERS[m[2].lower()])),
     (rf"(?<!\S)(?<!\( )'({words(NUMBERS)})(?!\S)", lambda m: str(NUMBERS[m[1].lower()])),
+    # 5 and 1/2, 5 feet 3 inches
+    (r"^((?:- )?)([1-9][0-9]*) 'and (?:\\frac \{ )?([0-9]+) (?:/|\} \{) ([0-9]+)(?: \})?(?=(?: '\S+| %)*$)",
+     lambda m: f"{m[1]}( {m[2]} + {m[3]} / {m[4]} )" if int(m[3]) < int(m[4]) else m[0]),
+    (r"^([0-9.]+) '(\S+)(?: 'and| ,)* ([0-9.]+) '(\S+)$", lambda m: with_parts(m)),
     # two and a half, 2 and 3 quarters, a million; 2.5 million, 3 eighths; negative 5
     (rf"(?<!\S)([0-9]+) 'and (?:'?an? |([0-9]+) (?:- )?)'({FRACTION})(?!\S)",
      lambda m: f"( {m[1]} + {m[2] or 1} / {FRACTIONS[m[3].lower()]} )"),
@@ -99,12 +102,20 @@ PHRASES = [(re.compile(pattern, re.IGNORECASE), replacement) for pattern, replac
     (rf"(?<!\S)([0-9]+)(?: 'th)?(?: 'of)? '({'|'.join(MONTHS)})(?!\S)", r"'\2 \1"),  # 5 June is June 5
     (r"(?: ,)? (?:'for '(?:all|any|every|each)|\\forall)(?: '(?:real|positive|natural|nonnegative|integers?|numbers?))*"
      r" [a-z](?: \\in \S+(?: \S+){0,5})?$", ""),
+    (r" ,(?: 'in)? '(?:all|total|altogether)$", ""),
     # sets in words, (mod 7)
     (r"(?:'the 'set 'of )?'all 'reals?(?: 'numbers?)?(?: [a-z](?!\S))?|^'reals?(?: 'numbers)?$",
      r"( - \\infty , \\infty )"),
     (r"^(?:'the )?'empty 'set$|^'no (?:'real )?'(?:solutions?|roots?)$", r"\\emptyset"),
     (r"(?:\( )?(?:'mod(?:ulo)?|\\mod|\\bmod|\\pmod) (?:\{ ([0-9]+|[a-z]) \}|([0-9]+|[a-z]))(?: \))?", r"\\pmod \1\2"),
 ]]  # fmt: skip
+
+
+def with_parts(found: re.Match) -> str:
+    """5 feet 3 inches as 5 + 3/12 feet."""
+    unit, part = UNITS.get(found[2].lower()), UNITS.get(found[4].lower())
+    parts = PARTS.get(f"{unit} {part}")
+    return f"( {found[1]} + {found[3]} / {parts} ) '{found[2]}" if parts else found[0]
 
 
 def say(text: str) -> str:
