@@ -109,7 +109,7 @@ def provenance(args, scopes: list[Scope]) -> dict:
     flags = [f"--{name.replace('_', '-')} {quoted(value)} " for name, value in vars(args).items()
              if value != defaults[name] and name not in ("out", "cells", "results")]
     return {"command": f"python reproduce.py {args.table} --scale {args.scale} {''.join(flags)}--out DIR",
-            "commit": ", ".join(dict.fromkeys(filter(None, (record["git_commit"] for record in records)))) or "unknown",
+            "commit": ", ".join(dict.fromkeys(filter(None, (record.get("git_commit") for record in records)))) or "unknown",
             "machine": f"{os.cpu_count()} cores of {cpu[1] if cpu else platform.processor()}",
             "versions": versions, "date": max(record.get("started", "") for record in records)[:10]}
 

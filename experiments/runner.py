@@ -195,13 +195,12 @@ class Scope:
 
     def wanted(self) -> list[str]:
         """The evaluations of the rows and all that they need, each behind what it needs; what is prepared, first."""
-        order: list[str] = []
+        order: dict[str, None] = {}
 
         def add(run: Run) -> None:
             for other in needs(run):
                 add(other)
-            if run.name not in order:
-                order.append(run.name)
+            order.setdefault(run.name)
         for row in self.rows:
             add(self.runs[f"eval_{slug(row)}"])
         return sorted(order, key=lambda name: not self.runs[name].words[0].startswith("prepare.py"))
