@@ -100,7 +100,7 @@ def collect(table: Table, scopes: list[Scope]) -> list[dict]:
 def provenance(args, scopes: list[Scope]) -> dict:
     """The command, the commits, the versions and the day that the runs are of, and the machine that this is."""
     records = [read_of(run, "args.json") for scope in scopes for run in scope.cells.values() if is_done(run)]
-    versions: dict[str, list] = {}
+    commits, versions = dict.fromkeys(record.get("git_commit") for record in records), {}
     for name, version in dict.fromkeys(pair for record in records for pair in record.get("versions", {}).items()):
         versions.setdefault(name, []).append(version)
     cpuinfo = Path("/proc/cpuinfo")
@@ -109,7 +109,7 @@ def provenance(args, scopes: list[Scope]) -> dict:
     flags = [f"--{name.replace('_', '-')} {quoted(value)} " for name, value in vars(args).items()
              if value != defaults[name] and name not in ("out", "cells", "results")]
     return {"command": f"python reproduce.py {args.table} --scale {args.scale} {''.join(flags)}--out DIR",
-            "commit": ", ".join(dict.fromkeys(filter(None, (record.get("git_commit") for record in records)))) or "unknown",
+            "commit": ", ".join(filter(None, commits)) or "unknown",
             "machine": f"{os.cpu_count()} cores of {cpu[1] if cpu else platform.processor()}",
             "versions": versions, "date": max(record.get("started", "") for record in records)[:10]}
 
