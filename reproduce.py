@@ -55,15 +55,13 @@ def result_of(scope: Scope, row: str, unit: str) -> dict:
     key = f"avg@{scores['samples']}"
     found = {"seed": scope.given.seed, "metric": key, "value": scores[key]["value"],
              "interval": scores[key]["interval_over_problems"],
-             "interval_over_samples": scores[key]["interval_over_samples"],
              "truncated_fraction": scores["truncated_fraction"]["value"],
              "cells": [scope.cells[run].name for run in runs] or [evaluation.name],
              **{name: sum(totals[name] for totals in costs) for name in TOTALS}}
     if unit != "seed":
         found["unit"] = (f"{scope.setting}, " if unit == "student" else "") + f"{unit} {scope.given.seed}"
     if on_the_way and rewards:                                  # of RL
-        found |= {"best_on_the_way": max(on_the_way), "heldout_at_the_end": on_the_way[-1],
-                  "training_reward": float(np.mean(rewards[-5:]))}
+        found |= {"best_on_the_way": max(on_the_way), "training_reward": float(np.mean(rewards[-5:]))}
     for run in runs:
         if scope.runs[run].words[0].startswith(("stage2", "stage3")):
             certificate = read_of(scope.cells[run], "certificate.json", "condition", "passed")
@@ -78,10 +76,10 @@ def worked_auc(rows: list[dict]) -> dict:
     """C1's AUC within prompts among the completions that work, where a style is not what tells right from wrong."""
     found = []
     for row in rows if rows and "length_tokens" in rows[0] else ():
-        worked = [(score, right > 0) for score, right, length in zip(
-            row["implicit_reward_nats"], row["reward"], row["length_tokens"]) if length > WORKED_TOKENS + 1]
-        pairs = [(a > b) + 0.5 * (a == b) for a, right in worked if right for b, wrong in worked if not wrong]
-        found += [float(np.mean(pairs))] if pairs else []
+        scores, right, length = map(np.array, (row["implicit_reward_nats"], row["reward"], row["length_tokens"]))
+        worked = length > WORKED_TOKENS + 1                     # the token that ends it counts, too
+        above = scores[worked & (right > 0), None] - scores[worked & (right <= 0)]
+        found += [float(np.mean((above > 0) + 0.5 * (above == 0)))] if above.size else []
     return {"c1_auc_worked": float(np.mean(found)), "c1_mixed_worked": len(found)} if found else {}
 
 
@@ -102,7 +100,7 @@ def collect(table: Table, scopes: list[Scope]) -> list[dict]:
 def provenance(args, scopes: list[Scope]) -> dict:
     """The command, the commits, the versions and the day that the runs are of, and the machine that this is."""
     records = [read_of(run, "args.json") for scope in scopes for run in scope.cells.values() if is_done(run)]
-    versions: dict[str, list] = {}
+    commits, versions = dict.fromkeys(record.get("git_commit") for record in records), {}
     for name, version in dict.fromkeys(pair for record in records for pair in record.get("versions", {}).items()):
         versions.setdefault(name, []).append(version)
     cpuinfo = Path("/proc/cpuinfo")
@@ -111,7 +109,7 @@ def provenance(args, scopes: list[Scope]) -> dict:
     flags = [f"--{name.replace('_', '-')} {quoted(value)} " for name, value in vars(args).items()
              if value != defaults[name] and name not in ("out", "cells", "results")]
     return {"command": f"python reproduce.py {args.table} --scale {args.scale} {''.join(flags)}--out DIR",
-            "commit": ", ".join(dict.fromkeys(filter(None, (record["git_commit"] for record in records)))) or "unknown",
+            "commit": ", ".join(filter(None, commits)) or "unknown",
             "machine": f"{os.cpu_count()} cores of {cpu[1] if cpu else platform.processor()}",
             "versions": versions, "date": max(record.get("started", "") for record in records)[:10]}
 

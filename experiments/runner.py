@@ -195,13 +195,12 @@ class Scope:
 
     def wanted(self) -> list[str]:
         """The evaluations of the rows and all that they need, each behind what it needs; what is prepared, first."""
-        order: list[str] = []
+        order: dict[str, None] = {}
 
         def add(run: Run) -> None:
             for other in needs(run):
                 add(other)
-            if run.name not in order:
-                order.append(run.name)
+            order.setdefault(run.name)
         for row in self.rows:
             add(self.runs[f"eval_{slug(row)}"])
         return sorted(order, key=lambda name: not self.runs[name].words[0].startswith("prepare.py"))
@@ -279,79 +278,60 @@ def make_directory(path: Path, flag: str) -> None:
 # ---------------------------------------------------------------- running
 
 
-class Workers:
-    """The runs that are under way, up to `jobs` of them, and those that failed, with what they said."""
-
-    def __init__(self, jobs: int, threads: int | None):
-        self.jobs, self.running, self.failed = jobs, {}, {}
-        self.environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-
-    def begin(self, scope: Scope, name: str, cells: Path) -> bool:
-        """Start this run if it can begin and there is room.  -> is it whole already?"""
-        ready = scope.resolve(name, cells)
-        if ready and is_done(ready[0]):
-            return True
-        if ready and ready[0] not in self.running and len(self.running) < self.jobs:
-            if process := start(*ready, scope, self.environment, to_log=self.jobs > 1):
-                self.running[ready[0]] = process
-        return False
-
-    def end(self) -> None:
-        """Take out the runs that have ended."""
-        for run, process in list(self.running.items()):
-            if process.poll() is not None:
-                del self.running[run]
-                if process.returncode:
-                    self.failed[run] = last_words(run, process.returncode, with_log=self.jobs > 1)
-                else:
-                    shutil.rmtree(run / "state", ignore_errors=True)    # only an unfinished run needs it
-
-    def is_lost(self, scope: Scope, name: str) -> bool:
-        """Has this run failed, or one that it needs?"""
-        if (cell := scope.cells.get(name)) in self.failed:
-            gave_up = (cell / "metrics.jsonl").is_file() and "nothing is learnt" in self.failed[cell]
-            scope.lost[name] = "as nothing was learnt any more" if gave_up else "with an error"
-        elif any(run.name in scope.lost for run in needs(scope.runs[name])):
-            scope.lost[name] = ""
-        return name in scope.lost
-
-    def stop(self) -> None:
-        """Whatever ends the table: the runs save their states."""
-        for process in self.running.values():
-            process.terminate()
-        for process in self.running.values():
-            process.wait()
-
-
 def run_all(scopes: list[Scope], cells: Path, jobs: int, threads: int | None, when_evaluated=lambda: None) -> list[str]:
     """Every wanted run of every scope, up to `jobs` at a time; one that another table is making is waited for.
 
     when_evaluated() is called after evaluations, at most once in REFRESH_SECONDS.  Where a run fails, such as one that
-    gave up, those that do not need it go on.  -> a sentence for each that failed
+    gave up, those that do not need it go on.  Whatever ends the table, the runs save their states.
+    -> a sentence for each that failed
     """
-    todo, workers = [(scope, name) for scope in scopes for name in scope.names], Workers(jobs, threads)
+    todo = [(scope, name) for scope in scopes for name in scope.names]
+    running: dict[Path, subprocess.Popen] = {}
+    failed: dict[Path, str] = {}
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     evaluated, last_call = False, -1e9
     make_directory(cells, "--cells")
     bar = tqdm(total=len(todo), unit="run", desc="table", disable=jobs == 1)
     try:
-        while todo or workers.running:
-            whole = [(scope, name) for scope, name in todo if workers.begin(scope, name, cells)]
-            todo = [each for each in todo if each not in whole]
-            evaluated |= any(name.startswith("eval_") for _, name in whole)
-            bar.update(len(whole))
-            bar.set_postfix_str(", ".join(run.name for run in workers.running))
-            if todo or workers.running:
-                wait(workers.running.values())
-            workers.end()
-            if workers.failed:
-                todo = [each for each in todo if not workers.is_lost(*each)]
+        while todo or running:
+            for scope, name in list(todo):
+                run, command = scope.resolve(name, cells) or (None, "")
+                if is_done(run):
+                    todo.remove((scope, name))
+                    evaluated |= name.startswith("eval_")
+                    bar.update()
+                elif run and run not in running and len(running) < jobs:
+                    process = start(run, command, scope, environment, to_log=jobs > 1)
+                    running |= {run: process} if process else {}
+            bar.set_postfix_str(", ".join(run.name for run in running))
+            if todo or running:
+                wait(running.values())
+            for run in [run for run, process in running.items() if process.poll() is not None]:
+                if code := running.pop(run).returncode:
+                    failed[run] = last_words(run, code, with_log=jobs > 1)
+                else:
+                    shutil.rmtree(run / "state", ignore_errors=True)            # only an unfinished run needs it
+            todo = [(scope, name) for scope, name in todo if not (failed and is_lost(scope, name, failed))]
             if evaluated and todo and time.monotonic() > last_call + REFRESH_SECONDS:
                 when_evaluated()
                 evaluated, last_call = False, time.monotonic()
     finally:
-        workers.stop()
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
         bar.close()
-    return list(workers.failed.values())
+    return list(failed.values())
+
+
+def is_lost(scope: Scope, name: str, failed: dict[Path, str]) -> bool:
+    """Has this run failed, or one that it needs?"""
+    if (cell := scope.cells.get(name)) in failed:
+        gave_up = (cell / "metrics.jsonl").is_file() and "nothing is learnt" in failed[cell]
+        scope.lost[name] = "as nothing was learnt any more" if gave_up else "with an error"
+    elif any(run.name in scope.lost for run in needs(scope.runs[name])):
+        scope.lost[name] = ""
+    return name in scope.lost
 
 
 def wait(processes, seconds: float = 5.0) -> None:

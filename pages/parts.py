@@ -129,7 +129,7 @@ def draw_intervals(axes, lines: list[tuple], threshold: float | None = None) -> 
     """A line each (name, colour, [(value, title)], interval): a dot a value, their mean upright, the interval pale."""
     for place, (name, colour, points, interval) in enumerate(lines):
         axes.annotate(name, (0, place - 0.32), (3, 0), ("axes fraction", "data"), "offset points", va="bottom",
-                      color=MUTED, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+                      color=MUTED, gid=mark(name), bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
         if interval is not None and None not in interval:
             axes.plot(interval, [place] * 2, color=colour, linewidth=7, alpha=0.25, solid_capstyle="butt",
                       gid=mark(name))

@@ -40,12 +40,6 @@ POSITIVE, NEGATIVE = (96, 168, 220), (240, 146, 84)                             
 # ---------------------------------------------------------------- small parts
 
 
-def the_one(values: list):
-    """The value that all have that have one; None if they differ."""
-    values = set(values) - {None}
-    return values.pop() if len(values) == 1 else None
-
-
 def model_text(text: str, longest: int = 4000) -> str:
     """What a model wrote or read: escaped, and cut where it is very long."""
     return escape(text if len(text) <= longest else text[:longest] + " …")
@@ -89,9 +83,10 @@ def write_runs_page(runs: list[Path], out: Path) -> None:
     lines = [[swatch(*style), f"<a href='{escape(os.path.relpath(run / 'report.html', out.parent))}'>{escape(name)}</a>"
               if (run / "report.html").is_file() else escape(name), script_of(run), state_of(run), finding(run)]
              for run, name, style in zip(runs, names, cycle(LINES))]
-    bounds = [read_json(run / "args.json").get("args", {}).get("max_kl") for run in runs]
+    bounds = {read_json(run / "args.json").get("args", {}).get("max_kl") for run in runs} - {None}
+    curves = curves_section(metrics, bounds.pop() if len(bounds) == 1 else None)
     sections = [html_table(["", "run", "script", "state", "what came of it"], lines),
-                curves_section(metrics, the_one(bounds)) or "<p>None of them has logged a step yet.</p>"]
+                curves or "<p>None of them has logged a step yet.</p>"]
     as_of = f"As of {time.strftime('%Y-%m-%d %H:%M:%S')}"
     write_text(out, page(f"{len(runs)} runs", as_of, sections, *runs, "--out", out))
 
