@@ -135,20 +135,23 @@ def graded_row(row: dict, place: str, source: str) -> dict:
 
 
 # What ends a text where another engine has left its end token in it.
-END_TOKENS = re.compile(r"\s*(?:(?:<[|｜][^<>|｜\s]{1,40}[|｜]>|</s>|<eos>|<end_of_turn>|<pad>|\[EOS\])\s*)+$")
+END_TOKENS = re.compile(r"\s*(?:(?:<(?=[^<>\s]*[|｜_])[^<>\s]{1,40}>|</s>|<eos>|<pad>|\[(?:EOS|PAD)\]"
+                        r"|\[\|[^][\s]{1,40}\|\]|\[e~\[)\s*)+$")
 ENDED = {"stop": True, "eos": True, "eos_token": True, "stop_sequence": True, "end_turn": True, "length": False,
          "max_tokens": False, "model_length": False, "abort": False, "error": False, "content_filter": False}
 
 
 def with_finished(row: dict, source: str) -> None:
     """`finished` from what an engine calls finish_reason: one that was cut off is wrong here, as where we sample."""
-    for name in ("finish_reason", "finish_reasons"):
+    for name in ("finish_reason", "finish_reasons", "done_reason", "stop_reason"):
         reasons = row.pop(name, None)
         if reasons is None or row.get("finished") is not None:
             continue
         listed = reasons if isinstance(reasons, list) else [reasons]
         words = [str(reason.get("type") if isinstance(reason, dict) else reason).lower() for reason in listed]
         if unknown := [word for word in words if word not in ENDED]:
+            if name == "stop_reason":                   # of vLLM: the token or the text that it stopped at
+                continue
             fail(f"{source}: {name} is {unknown[0]!r}; known are {', '.join(ENDED)}; or give `finished`")
         finished = [ENDED[word] for word in words]
         row["finished"] = finished if isinstance(reasons, list) else finished[0]

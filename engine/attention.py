@@ -90,9 +90,11 @@ def agrees(model, purpose: str, compare) -> bool:
     name = f"{purpose} {model._class_and_config} {model.dtype}"
     if name not in VERDICTS:
         try:
-            layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-            if others := layers - {"full_attention", "sliding_attention"}:
+            config = model.config.get_text_config()
+            if others := {*(getattr(config, "layer_types", None) or ())} - {"full_attention", "sliding_attention"}:
                 raise NotPlain(f"it has layers of {', '.join(sorted(others))}")
+            if getattr(config, "attn_temperature_tuning", False):
+                raise NotPlain("its attention scales by the place in a row, not by the position")        # Llama 4
             compare(model)
             VERDICTS[name] = True
         except Exception as error:                      # whatever it is: the model's own way will do

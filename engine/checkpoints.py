@@ -198,7 +198,7 @@ def empty_model(model_dir: Path, dtype: str):
         with quiet_transformers(), parameters_on_meta():
             config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
             for part in (config, config.get_text_config()):
-                for name in [name for name in part.to_dict() if "dropout" in name or "pdrop" in name]:
+                for name in [name for name, value in part.to_dict().items() if "drop" in name and type(value) is float]:
                     setattr(part, name, 0.0)            # the policy that sampled is the policy that is scored
                 part.return_dict, part._attn_implementation = True, None     # not one that is not installed here
             exact, model = (AutoModelForCausalLM.from_config(config, dtype=one, trust_remote_code=False)
@@ -222,8 +222,8 @@ def text_config(model_dir: Path):
 def longest_row(model_dir: Path) -> int | None:
     """Over how many tokens, from 1 on, the model is one function of its ids; None where config.json names no bound.
 
-    Its context, or less: a rotary frequency that depends on the length of the row (or of the longest row beside it) is
-    not what sampled the row's first tokens.  transformers' own table of frequencies is asked at every length.
+    Its context, or less: what depends on the length of the row (or of the longest row beside it) is not what sampled
+    the row's first tokens.  transformers' own table of rotary frequencies is asked at every length.
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -236,6 +236,8 @@ def longest_row(model_dir: Path) -> int | None:
             of_one = frequencies(config, "cpu", seq_len=1, layer_type=kind)[0]
             longest = bisect_left(range(2, longest + 1), True, key=lambda length: not torch.equal(
                 frequencies(config, "cpu", seq_len=length, layer_type=kind)[0], of_one)) + 1
+    if longest and getattr(config, "attn_temperature_tuning", False):       # Llama 4 counts padding, too, from here on
+        longest = min(longest, int(config.floor_scale) - 1)
     return longest
 
 

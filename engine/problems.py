@@ -112,8 +112,9 @@ def with_readable_golds(problems: list[Problem], skip: bool) -> list[Problem]:
 BACKSLASHES = "; in JSON each backslash of LaTeX is written twice, as in \"\\\\frac\": else it and a letter are lost"
 EATEN = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)"                # tab and newline may stand in a text, but not
-    r"|\t(?:au|ext(?:bf|it|tt)?|frac|heta|herefore|ilde|imes|op?|riangle)(?![a-zA-Z])"        # where \tau, \text stood
-    r"|\n(?:abla|atural|eg?|eq|eqslant|i|[lg]eq|mid|ot|otin|parallel|rightarrow|u|warrow)(?![a-zA-Z])"  # or \ne, \nu
+    r"|\t(?:anh?|au|binom|ext(?:bf|it|tt)?|frac|heta|herefore|ilde|imes|op?|riangle)(?![a-zA-Z])"  # \tau, \ne
+    r"|\n(?:abla|atural|cong|eg?|eq|eqslant|i|[lg]eq|mid|ot|otin|parallel|rightarrow|sim|su[bp]seteq|u|warrow)"
+    r"(?![a-zA-Z])"
     r"|(?<![\\a-zA-Z])(?:(?:[dt]?frac|rac|ext|qrt|oxed|inom|egin|verline|athrm|athbf)\{|(?:heta|imes|orall|abla)\b)")
 
 
@@ -201,7 +202,11 @@ class Written(float):
         self.text = text
 
     def __str__(self) -> str:
-        return format(Decimal(self.text), "f") if 2**53 <= abs(self) < float("inf") else super().__str__()
+        """The float's own digits where they are the number, else those that were written."""
+        written, own = Decimal(self.text), super().__str__()
+        if not math.isfinite(self):
+            return self.text
+        return own if Decimal(own) == written and "e" not in own else format(written, "f")
 
 
 def with_single_names(pairs: list[tuple]) -> dict:
@@ -432,8 +437,8 @@ def least_context(model_dirs: list[Path]) -> tuple[int | None, Path]:
 def why_less(model_dir: Path, context: int) -> str:
     named = text_config(model_dir).max_position_embeddings
     return "" if named == context else (
-        f" (config.json names {named}, but beyond {context} its rotary frequencies change with the length of a row: "
-        "what scores a row is not what sampled it; with long_factor as short_factor, too, they do not change)")
+        f" (config.json names {named}, but beyond {context} the length of a row changes what it makes of a token: what "
+        "scores a row is not what sampled it; with long_factor as short_factor, too, rotary frequencies do not change)")
 
 
 def longest_completion(model_dirs: list[Path], problems: list[Problem], prompts: list[list[int]],

@@ -21,6 +21,7 @@ SMALL = dict(vocab_size=16, hidden_size=32, intermediate_size=48, num_hidden_lay
              max_position_embeddings=64, initializer_range=0.3, pad_token_id=0, bos_token_id=None, eos_token_id=EOS)
 PHI3 = dict(original_max_position_embeddings=24, rope_parameters={
     "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "long_factor": [2.0**i for i in range(8)]})
+LLAMA4 = dict(floor_scale=24, attn_scale=0.5, no_rope_layers=[0, 0], num_local_experts=2, intermediate_size_mlp=48, head_dim=16)
 FACTOR = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 24}
 
 
@@ -42,9 +43,9 @@ def draw(model, longest):
                   generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("rope, longest", [({"rope_type": "dynamic"} | FACTOR, 64), ({"rope_type": "yarn"} | FACTOR, 64), (PHI3, 24)])
+@pytest.mark.parametrize("rope, longest", [({"rope_type": "dynamic"} | FACTOR, 64), ({"rope_type": "yarn"} | FACTOR, 64), (PHI3, 24), (None, 23)])
 def test_no_row_is_longer_than_the_model_is_one_function(toy, tmp_path, rope, longest, capsys):
-    family, changes = ("Phi3", PHI3) if rope is PHI3 else ("Llama", {"rope_parameters": rope})
+    family, changes = {24: ("Phi3", PHI3), 23: ("Llama4Text", LLAMA4)}.get(longest, ("Llama", {"rope_parameters": rope}))
     model = loaded(saved(toy, tmp_path / "model", family, **changes))
     assert model.longest_row == longest
     rollouts = draw(model, longest - 3)
@@ -64,7 +65,7 @@ def test_what_a_row_is_worth_must_not_depend_on_a_longer_row_beside_it(toy, tmp_
     assert "beside a row of late positions" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("family, noise", [("Mixtral", {"router_jitter_noise": 0.3}), ("Phimoe", {"router_jitter_noise": 0.3, "input_jitter_noise": 0.3})])
+@pytest.mark.parametrize("family, noise", [("Mixtral", {"router_jitter_noise": 0.3}), ("Phimoe", {"router_jitter_noise": 0.3, "input_jitter_noise": 0.3}), ("OPT", {"layerdrop": 0.5})])
 def test_noise_of_any_name_is_off_in_training(toy, tmp_path, family, noise):
     model = loaded(saved(toy, tmp_path / "model", family, num_local_experts=4, **noise), trainable=True, activation_checkpointing=True)
     assert any(module.training for module in model.modules()) and not model.training
@@ -148,7 +149,7 @@ def rows_of(tmp_path, *lines, name="rows.jsonl"):
     return tmp_path / name
 
 
-@pytest.mark.parametrize("eaten", [r'\frac{1}{2}', r'\theta', r'3\times 4', r'\beta', r'x \neq 3', r'\rho', r'\boxed{3}', 'rac{1}{2}', '3 imes 4', r'5\u0007'])
+@pytest.mark.parametrize("eaten", [r'\frac{1}{2}', r'\theta', r'3\times 4', r'\beta', r'x \neq 3', r'\rho', r'\boxed{3}', r'\tan x', r'\nsubseteq', 'rac{1}{2}', '3 imes 4', r'5\u0007'])
 def test_backslashes_that_json_has_eaten_are_named(tmp_path, capsys, eaten):
     path = rows_of(tmp_path, '{"problem": "1 + 1", "answer": "2"}', f'{{"problem": "Which?", "answer": "{eaten}"}}')
     assert len(problems.with_readable_golds(problems.load_problems(path), skip=True)) == 1
@@ -161,7 +162,7 @@ def test_whole_backslashes_are_not(whole):
 
 
 @pytest.mark.parametrize("number, gold", [("12345678901234567890.0", "12345678901234567890.0"), ("1e20", "1" + "0" * 20),
-                                          ("12345678901234567891", "12345678901234567891"), ("2.50", "2.5"), ("0.1", "0.1")])
+                                          ("12345678901234567891", "12345678901234567891"), ("2.50", "2.5"), ("0.1", "0.1"), ("1e-7", "0.0000001"), ("123456789012.12345678901234", "123456789012.12345678901234")])
 def test_numbers_keep_their_digits(tmp_path, number, gold):
     assert problems.load_problems(rows_of(tmp_path, f'{{"problem": "x", "answer": {number}}}'))[0].answer == gold
 
@@ -207,8 +208,10 @@ def test_a_problem_that_stands_again_counts_once(tmp_path, capsys):
 
 class Decoder:
     """A tokenizer of words, in which the ends of thinking are special, as in some models."""
-    words = ["<eos>", "<think>", "</think>", "\\boxed{3}", "\\boxed{4}", "<|box|>"]
     added_tokens_decoder = dict.fromkeys([0, 1, 2, 5])
+
+    def __init__(self, end):
+        self.words = ["<eos>", "<think>", end, "\\boxed{3}", "\\boxed{4}", "<|box|>"]
 
     def get_vocab(self):
         return {word: id for id, word in enumerate(self.words)}
@@ -217,11 +220,13 @@ class Decoder:
         return ["".join(self.words[id] for id in ids if id not in self.added_tokens_decoder) for ids in rows]
 
 
-def test_the_judge_sees_where_thinking_ends():
-    assert models.completion_texts(Decoder(), [[1, 3, 2, 5, 4, 0], [4, 0], []]) == ["\\boxed{3}</think>\\boxed{4}", "\\boxed{4}", ""]
+@pytest.mark.parametrize("end", ["</think>", "[/THINK]", "<|END_THINKING|>", "</longcat_think>", "<|think_end|>"])
+def test_the_judge_sees_where_thinking_ends(end):
+    texts = models.completion_texts(Decoder(end), [[1, 3, 2, 5, 4, 0], [4, 0], []])
+    assert texts == [f"\\boxed{{3}}{end}\\boxed{{4}}", "\\boxed{4}", ""] and eval.extract_answer(texts[0]) == "4"
 
 
-@pytest.mark.parametrize("end", ["<|im_end|>", "<|eot_id|>\n", "</s>", "<｜end▁of▁sentence｜>", "<|endoftext|><|endoftext|>", "<end_of_turn>\n"])
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|eot_id|>\n", "</s>", "<｜end▁of▁sentence｜>", "<|endoftext|><|endoftext|>", "<end_of_turn>\n", "<turn|>", "[|endofturn|]", "[e~["])
 def test_an_end_token_left_in_a_text_is_not_of_the_answer(tmp_path, end):
     texts = [text + end for text in ("\\boxed{5}", "$\\boxed{5}$", "So \\boxed{5}.", "#### 5")]
     rows = eval.grade_rows(eval.read_graded_rows(rows_of(tmp_path, json.dumps({"problem": "p", "answer": "5", "completions": texts}))))
@@ -232,6 +237,11 @@ def test_an_end_token_left_in_a_text_is_not_of_the_answer(tmp_path, end):
 def test_a_text_that_was_cut_off_is_wrong_whoever_sampled_it(tmp_path, reason, right, capsys):
     row = {"problem": "p", "answer": "5", "completion": "\\boxed{5}", "finish_reason": reason}
     assert eval.grade_rows(eval.read_graded_rows(rows_of(tmp_path, json.dumps(row))))[0]["verdicts"] == [right]
+    names = [name for name in ("done_reason", "stop_reason") if isinstance(reason, str)]
+    for name, value in [*((name, reason) for name in names), ("stop_reason", 151645)]:      # vLLM names the token
+        other = {key: value for key, value in row.items() if key != "finish_reason"} | {name: value}
+        expected = right or value == 151645
+        assert eval.grade_rows(eval.read_graded_rows(rows_of(tmp_path, json.dumps(other))))[0]["verdicts"] == [expected]
     with pytest.raises(SystemExit):
         eval.read_graded_rows(rows_of(tmp_path, json.dumps(row | {"finish_reason": "odd"})))
     assert "line 1" in (said := capsys.readouterr().err) and "'odd'" in said
