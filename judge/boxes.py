@@ -58,11 +58,11 @@ result value es est ist ser é è""".split()
 COMPARED = r"""no longer|instead of|up to|(?<![a-z] )at (?:least|most)|(?:all|any\w*|every\w*) but|mindestens|höchstens
 |wrong|incorrect|false|mistaken|(?:square|cube|root|reciprocal|inverse|opposite|FRACTION) of
 |(?:mehr|weniger|m[áa]s|menos|mais|plus|moins|pi[ùu]|meno|больше|более|меньше|менее) ?(?:als|de|que|di|чем)?"""
-DENIED = re.compile(
+DENIED = re.compile(  # in lower case: without IGNORECASE this is five times as fast
     rf"(?:\b(?:{'|'.join(DENYING)}|{COMPARED.replace(chr(10), '').replace('FRACTION', FRACTION)})"
     r"|\b(?:wrong|incorrect|false|not)\b[^.;:!?\n]{0,20}\bis|n['’]t\b[^.;:!?\n]{0,20}\bis"
     r"|n['’]t|[不非没無无]|[大小多少]于|超过|[至最][多少])"
-    rf"(?:[\s*$]+(?:{'|'.join(FILLERS)})|[是为到]|等于)*[\s$*~({{\\}})_:]*\Z", re.IGNORECASE
+    rf"(?:[\s*$]+(?:{'|'.join(FILLERS)})|[是为到]|等于)*[\s$*~({{\\}})_:]*\Z"
 )  # fmt: skip
 WITHIN = re.compile(r"[0-9]\.")  # 0.\boxed{5}
 REJECTS = re.compile(r"[\s$*,;(]*(?:(?:and|but)\s+)?(?:not|rather than|instead of)[\s$*(]*", re.IGNORECASE)
@@ -166,9 +166,9 @@ def before(text: str, limit: int, box: Box) -> str | None:
     """What of a formula stands before its box; None where words deny it, or a digit touches its digits."""
     start, (inside, _), _ = box
     window = text[max(limit, start - REACH) : start]
-    if WITHIN.match(window[-2:]) or DENIED.search(window[-40:]):
+    if WITHIN.match(window[-2:]) or DENIED.search(window[-40:].lower()):
         return None
-    if listed := LISTED.search(window):
+    if listed := LISTED.search(window[-40:]):
         return f"{listed['item']} {JOINTS.get(listed['joint'], ' and ')} "
     edges = list(BEGINNING.finditer(window))
     piece = window[edges[-1].end() if edges else 0 :]
