@@ -1,10 +1,9 @@
 r"""Read a short answer, LaTeX or plain text, into a value: `read(r"\frac12, 3")` is a Bag of 1/2 and 3.
 
-Nothing here is ever evaluated as code.  The text becomes tokens, the tokens a statement (list, interval, equation), and
-its expressions become sympy objects, each built by one function below, under limits that are checked first:
+Nothing here is ever evaluated as code.  The text becomes tokens (tokens.py), the tokens a statement, that is, a list,
+an interval or an equation, and its expressions become sympy objects (expressions.py):
 
-    read -> clean -> tokenise -> say -> read_statement -> read_item -> read_value -> read_quantity
-         -> read_sum -> read_product -> read_power -> read_atom
+    read -> tokens_of -> read_statement -> read_item -> read_value -> read_quantity -> read_expression
 
 Run by `python -m judge.latex`, it is the worker of answers.py: see `serve`.
 """
@@ -15,35 +14,21 @@ import re
 import resource
 import sys
 import time
-from collections import deque
-from fractions import Fraction
 from functools import lru_cache
 
 import sympy
+from sympy.functions.elementary.trigonometric import TrigonometricFunction
 
+from judge.expressions import CONSTANTS, GREEK, number, read_expression
 from judge.sets import combine, interval, letter_of
-from judge.spelling import clean
+from judge.tokens import Unreadable, is_enclosed, split, tokens_of
 from judge.values import Bag, Equation, Option, Quantity, Range, Ratio, Text, Tuple, same
-from judge.words import KNOWN, MONEY, NO_NOUNS, NUMBERS, PRODUCTS, UNITS, read_units, say
+from judge.words import MONEY, NO_NOUNS, NUMBERS, UNITS, read_units
 
-MAX_LENGTH = 1000  # characters of an answer
-MAX_TOKENS = 500
-MAX_DEPTH = 20  # brackets in brackets
-MAX_FUNCTIONS = 20
-MAX_BITS = 8192  # of any number's numerator or denominator
-MAX_EXPONENT = 1000  # of anything that is not a rational number, powers of powers multiplied
-MAX_FACTORIAL = 500
 MAX_BYTES = 2**30  # of address space, and
 MAX_SECONDS = 5  # of processor time for one comparison, where nobody kills the worker earlier
 
-DIGITS = tuple("0123456789.")
 UNREADABLE = (TypeError, ValueError, IndexError, ArithmeticError, AttributeError, RecursionError, sympy.SympifyError)
-Tokens = deque[str]
-
-
-class Unreadable(ValueError):
-    """The text is no answer that this reader knows, or lies beyond its limits."""
-
 
 OPTION = re.compile(  # (E) 12, \textbf{(E)}\ 12, E: a graph, Option E. 12; but not (E), (F) nor (E)^2 nor A:B
     r"[\s$*]*(?P<macro>\\(?:text|math)?(?:bf|rm|it|text)?\s*\{)?\s*(?:(?i:option|choice|answer)\s+)?"
@@ -83,58 +68,10 @@ def read_option(option: re.Match) -> Option:
         return Option(option["a"] or option["b"], Text((text,)))
 
 
-def tokens_of(text: str) -> list[str]:
-    """The tokens of an answer, with its number words read."""
-    if len(text) > MAX_LENGTH:
-        raise Unreadable("too long")
-    return say(" ".join(tokenise(clean(text)))).split()
+# ------------------------------------ statements: lists, relations, intervals ------------------------------------
 
-
-# ------------------------------------------------- text to tokens -------------------------------------------------
-
-TOKEN = re.compile(
-    r"\s*(?:(?P<text>\\(?:text(?:bf|rm|it|sf|tt)?|math(?:bf|rm|it|sf|tt)|[mh]box|emph|operatorname\*?)\s*\{)"
-    r"|(?P<matrix>\\(?:begin|end)\{\w+\})(?:\{[lcr|\s]*\})?|(?P<command>\\[a-zA-Z]+|\\.)"
-    r"|(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
-    r"|(?P<word>[a-zA-Z]*[^\W\d_a-zA-Z][^\W\d_]*)|(?P<letters>[a-zA-Z]+)|(?P<symbol><=|>=|!=|\*\*|\S))\s*"
-)
-ONLY_WORDS = re.compile(  # no, red, an ellipse; red, blue
-    r"[{\s]*(?:[nN]o|[a-zA-Z]{3}|[a-zA-Z\s]*[a-zA-Z]{4}[a-zA-Z\s,]*|[a-zA-Z]{3,}(?:,\s*[a-zA-Z]{3,})*)[}\s]*"
-)
-PARTNERS = {
-    "(": (")", "]"), "[": (")", "]"), "{": ("}",), r"\{": (r"\}",), r"\lfloor": (r"\rfloor",), r"\lceil": (r"\rceil",),
-    r"\langle": (r"\rangle",), r"\lvert": (r"\rvert",),
-}  # fmt: skip
-CLOSING = {token for partners in PARTNERS.values() for token in partners}
-SPELLINGS = {
-    r"\leq": r"\le", r"\leqslant": r"\le", "<=": r"\le", r"\geq": r"\ge", r"\geqslant": r"\ge", ">=": r"\ge",
-    r"\lt": "<", r"\gt": ">", "!=": r"\ne", r"\neq": r"\ne", r"\times": r"\cdot", r"\ast": r"\cdot", "*": r"\cdot",
-    "**": "^", r"\div": "/", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\%": "%",
-    r"\varnothing": r"\emptyset", r"\euro": "'euro", r"\pounds": "'sterling", r"\$": "'dollar", r"\simeq": r"\approx",
-    r"\textdollar": "'dollar", r"\bigcup": r"\cup", r"\imath": "i", r"\vert": "|", r"\cr": r"\\", r"\&": "'and",
-    r"\lor": "'or", r"\vee": "'or", r"\land": "'and", r"\wedge": "'and", ";": ",", r"\bar": r"\overline",
-    r"\equiv": "=", r"\bigcap": r"\cap", r"\smallsetminus": r"\setminus", r"\backslash": r"\setminus", r"\colon": ":",
-    r"\overrightarrow": r"\vec",
-    **dict.fromkeys((r"\ldots", r"\cdots", r"\dotsc", r"\dotsb"), r"\dots"),
-}  # fmt: skip
-WORDS = {  # what plain letters mean; other runs of letters are words where long, else products
-    "and": "'and", "or": "'or", "sqrt": r"\sqrt", "pi": r"\pi", "infinity": r"\infty", "infty": r"\infty",
-    "inf": r"\infty", "oo": r"\infty", "percent": "%", "pct": "%", "degrees": "°", "degree": "°", "deg": "°",
-    "theta": r"\theta", "union": r"\cup", "not": "'not", "for": "'for",
-    **dict.fromkeys(("und", "et", "и"), "'and"), **dict.fromkeys(("oder", "ou", "или"), "'or"),
-}  # fmt: skip
-FUNCTIONS = {
-    "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc,
-    "arcsin": sympy.asin, "arccos": sympy.acos, "arctan": sympy.atan, "sinh": sympy.sinh, "cosh": sympy.cosh,
-    "tanh": sympy.tanh, "arccot": sympy.acot, "arcsec": sympy.asec, "arccsc": sympy.acsc, "ln": sympy.log,
-    "cis": lambda x: sympy.cos(x) + sympy.I * sympy.sin(x),
-    "exp": lambda x: power(sympy.E, x), "log": lambda x: sympy.log(x, 10), "lg": lambda x: sympy.log(x, 10),
-}  # fmt: skip
-CONSTANTS = {"e": sympy.E, "i": sympy.I, r"\pi": sympy.pi, r"\infty": sympy.oo, "°": sympy.Symbol("°")}
 REAL_LINE = ["(", "-", r"\infty", ",", r"\infty", ")"]
 REALS = Range(interval(-sympy.oo, sympy.oo))
-GREEK = {"\\" + letter for letter in """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta kappa lambda
-mu nu xi rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell""".split()}
 NAME = re.compile(
     r"(?:'\w+)+|[a-df-hj-zA-Z](?:_(?:\w|\{[\w,]+\}))?|[f-hp-rF-HP-TV](?:(?:\^\{-1\}|_\w)?\(-?\w+\))"
     r"|P\([^()=]*\)|\\(?:det|dim|deg|gcd|max|min|Pr)\(?[\w,]+\)?|[a-zA-Z]{1,2}(?::[a-zA-Z]{1,2})+|\((?:\\?[a-z]+,)+\\?[a-z]+\)"
@@ -142,7 +79,6 @@ NAME = re.compile(
     + "|".join(map(re.escape, sorted(GREEK, reverse=True)))
 )
 NO_NAMES = NO_NOUNS | set("wrong incorrect false never nicht pas non and when unless where since because".split())
-CALL = re.compile(r"[f-hP]\(")
 NUMERAL = re.compile(r"-?[0-9.]+")
 NUMERAL_IN_BASE = re.compile(
     r"(-?)(?:\\overline)?[({]?'?([0-9A-Fa-f]*(?:[0-9]|[A-F]|[a-f]{2})[0-9A-Fa-f]*)[)}]?"
@@ -152,113 +88,9 @@ LETTERS = re.compile(r"\(([a-z](?:,[a-z])+)\)")
 SUM = re.compile(r"(?:[a-z]\+)+[a-z]")  # x + y = 70 names its value, too
 UNIT = re.compile(r"(?: '\S+(?: \^ (?:\{ )?(?:- )?[1-9](?: \})?)?| %| /(?= ')| \\cdot(?= '))+$")
 BASES = {**NUMBERS, "hex": 16, "binary": 2, "octal": 8}
-MIXED_FRACTION = re.compile(
-    r"(?P<top>[0-9]+) / (?P<bottom>[0-9]+)(?!\S)|\\frac \{ (?P<top2>[0-9]+) \} \{ (?P<bottom2>[0-9]+) \}"
-)
 RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in"}
-ALIGNED = re.compile(rf"(?: &)* ({'|'.join(map(re.escape, RELATIONS))}) (?:& )*|^ &|& $")  # & beside a relation or an end
+ALIGNED = re.compile(rf"(?: &)* ({'|'.join(map(re.escape, RELATIONS))}) (?:& )*|^ &|& $")  # beside a relation or an end
 BRACED = re.compile(r"(?<!\S)\{ (\S+) \}(?!\S)")  # a group of one token
-
-
-def tokenise(text: str) -> Tokens:
-    """Numerals, letters, commands, signs and 'words (with a leading '); brackets must balance, and not too deep."""
-    tokens, stack, position = deque(), [], 0
-    only_words = ONLY_WORDS.fullmatch(text) is not None
-    is_prose = re.match(r"\s*(?:[a-zA-Z]{2,} +[a-zA-Z]{4}|[a-zA-Z]{3,} +[0-9])", text) is not None
-    while position < len(text):
-        match = TOKEN.match(text, position)
-        position, kind = match.end(), match.lastgroup
-        token = SPELLINGS.get(match[kind], match[kind])
-        if kind == "text":
-            stack.append("text")
-        elif kind == "word":
-            tokens.append(WORDS.get(token, "'" + token))
-        elif kind == "letters":
-            spaced = text[match.start(kind) - 1] in " \t\n("
-            in_text = only_words or "text" in stack or (is_prose and not tokens)
-            tokens.extend(split_letters(token, in_text, tokens, spaced))
-        elif token == "}" and stack and stack[-1] == "text":
-            stack.pop()
-        elif token[0] == "\\" and token[1:-1] in FUNCTIONS and token[1:] not in FUNCTIONS:  # \sinx
-            tokens.extend((token[:-1], token[-1]))
-        elif token:
-            tokens.append(balance(token, stack))
-        if len(tokens) > MAX_TOKENS or len(stack) > MAX_DEPTH:
-            raise Unreadable("too many tokens, or too deep")
-    if stack or sum(token[1:] in FUNCTIONS for token in tokens) > MAX_FUNCTIONS:
-        raise Unreadable("a bracket is not closed, or sine of sine of sine ...")
-    return tokens
-
-
-def split_letters(run: str, in_text: bool, before: Tokens, spaced: bool) -> list[str]:
-    """Is a run of letters a name that we know, a word, or a product of letters?"""
-    if run.lower() in WORDS:
-        return [WORDS[run.lower()]]
-    if run in FUNCTIONS:
-        return ["\\" + run]
-    if len(run) == 1:
-        follows = in_text and before and (before[-1][-1] in "0123456789}/" or before[-1][1:] in UNITS)
-        article = run == "a" and in_text and before and before[-1][0] == "'"  # 5/6 of a cup
-        return ["'" + run if follows and run in UNITS or article else run]
-    known = run.lower() in NUMBERS or before and {run, run.lower()} & KNOWN
-    unit = before and run.lower() in PRODUCTS and before[-1][-1] in DIGITS
-    if in_text or known or spaced and before and (unit or len(run) > 3 or before[-1][0] == "'"):
-        return ["'" + run]
-    return list(run)
-
-
-def balance(token: str, stack: list[str]) -> str:
-    """Push or pop a bracket; a bar becomes the left or the right one."""
-    if token == "|":
-        token = r"\rvert" if stack and stack[-1] == r"\lvert" else r"\lvert"
-    if is_opening(token):
-        stack.append(token)
-    elif is_closing(token):
-        opening = stack.pop() if stack else ""
-        if token not in PARTNERS.get(opening, (opening.replace("begin", "end"),)):
-            raise Unreadable("brackets do not match")
-    return token
-
-
-def is_opening(token: str) -> bool:
-    r"""( [ { \{ ... or the beginning of a matrix."""
-    return token in PARTNERS or token.startswith(r"\begin")
-
-
-def is_closing(token: str) -> bool:
-    r""") ] } \} ... or the end of a matrix."""
-    return token in CLOSING or token.startswith(r"\end")
-
-
-# ------------------------------------ statements: lists, relations, intervals ------------------------------------
-
-
-def split(tokens: Tokens | list[str], separators: set[str]) -> tuple[list[list[str]], list[str]]:
-    """The pieces between the separators that stand outside all brackets, and those separators."""
-    pieces, found, depth = [[]], [], 0
-    for token in tokens:
-        depth += is_opening(token) - is_closing(token)
-        if depth == 0 and token in separators:
-            pieces.append([])
-            found.append(token)
-        else:
-            pieces[-1].append(token)
-    return pieces, found
-
-
-def is_enclosed(tokens: list[str], opening: str, closing: str) -> bool:
-    """Is the whole of tokens one pair of brackets of these kinds?"""
-    if len(tokens) < 2 or tokens[0] not in opening.split() or tokens[-1] not in closing.split():
-        return False
-    depths = [0]
-    for token in tokens:
-        depths.append(depths[-1] + is_opening(token) - is_closing(token))
-    return 0 not in depths[1:-1]
-
-
-def read_statement(tokens: list[str]):
-    """One value or several; of a system, its rows."""
-    return read_list(read_rows(tokens) or tokens)
 
 
 def read_rows(tokens: list[str]) -> list[str] | None:
@@ -273,8 +105,9 @@ def read_rows(tokens: list[str]) -> list[str] | None:
     return " , ".join(filter(None, rows)).replace(" , = ", " = ").split()
 
 
-def read_list(tokens: list[str]):
+def read_statement(tokens: list[str]):
     """One value, or a Bag of several: "12 and 14", "1, -2", "x = 3 or x = 4", "1 \\pm \\sqrt 2"; or sets joined."""
+    tokens = read_rows(tokens) or tokens
     pieces, separators = split(tokens, {",", "'and", "'or"})
     values = [value for piece in pieces if piece for value in read_item(piece)]
     if not values:
@@ -388,10 +221,8 @@ def read_left(tokens: list[str]):
             raise
         return sympy.Symbol(text), True
     letters = set(map(str, getattr(value, "free_symbols", ())))
-    several = len(letters) > 1 and len(letters & set("xyz")) < 2
-    one = letters and (value.has(sympy.functions.elementary.trigonometric.TrigonometricFunction)
-                       or CALL.search("".join(tokens)))  # fmt: skip
-    return value, named or several or bool(one)
+    is_solved = len(letters) < 2 or len(letters & set("xyz")) > 1
+    return value, named or not is_solved or bool(letters) and value.has(TrigonometricFunction)
 
 
 def read_equation(sides: list[list[str]]):
@@ -454,10 +285,7 @@ def read_quantity(tokens: list[str]):
     tokens, units, words = strip_words(list(tokens))
     value = read_bracket(tokens)
     if value is None:
-        rest = deque(tokens)
-        value = read_sum(rest)
-        if rest:
-            raise Unreadable(f"what is {rest[0]}?")
+        value = read_expression(tokens)
         if value.has(CONSTANTS["°"]):
             value, units = value.subs(CONSTANTS["°"], 1), (("degree", 1), *units)
     return Quantity(value, units, words) if units or words else value
@@ -513,264 +341,6 @@ def read_numeral(tokens: list[str]) -> Text | sympy.Rational | None:
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
         return None
     return number(sign + digits) if base == 10 else Text((sign + (digits.lstrip("0") or "0"), "base", str(base)))
-
-
-# -------------------------------------- expressions: tokens to sympy objects --------------------------------------
-
-
-def limited(value):
-    """The value, if it is finite where it is a number and within MAX_BITS."""
-    if isinstance(value, sympy.MatrixBase):
-        return value
-    if value.is_Rational and max(abs(value.p), value.q).bit_length() > MAX_BITS:
-        raise Unreadable("a number with too many digits")
-    if value.has(sympy.nan, sympy.zoo):
-        raise Unreadable("undefined")
-    return value
-
-
-def power(base, exponent):
-    """base ** exponent, refused before it is computed where it, or its value at some point, would be large."""
-    if isinstance(base, sympy.MatrixBase) or isinstance(exponent, sympy.MatrixBase):
-        raise Unreadable("a matrix as a power")
-    if exponent.is_Rational and exponent.q % 2 and exponent.q > 1 and is_negative(base):
-        return (-1) ** exponent.p * power(-base, exponent)
-    if not exponent.is_number:
-        small = not any(inner.exp.free_symbols for inner in exponent.atoms(sympy.Pow, sympy.exp))  # no towers
-    elif base.is_Rational:
-        small = sympy.N(abs(exponent), 5) * max(abs(base.p), base.q).bit_length() <= MAX_BITS
-    else:
-        small = sympy.N(abs(exponent), 5) * degree(base) <= MAX_EXPONENT
-    if not small:
-        raise Unreadable("too large a power")
-    return limited(base**exponent)
-
-
-def is_negative(value) -> bool:
-    """Of -8, and of one of x - 1 and 1 - x: their odd roots are real ones, that of -8 is -2."""
-    return bool(value.is_negative or value.free_symbols and not value.has(sympy.I) and value.could_extract_minus_sign())
-
-
-def degree(value) -> sympy.Expr:
-    """The largest number among the exponents, those of powers of powers multiplied."""
-    if isinstance(value, sympy.Pow) and value.exp.is_number:
-        return degree(value.base) * max(sympy.N(abs(value.exp), 5), 1)
-    return max(map(degree, value.args), default=sympy.Integer(1))
-
-
-def factorial(value):
-    """value!, of a small natural number or of letters."""
-    if value.is_number and not (value.is_Integer and 0 <= value <= MAX_FACTORIAL):
-        raise Unreadable("too large a factorial")
-    return sympy.factorial(value)
-
-
-def read_sum(tokens: Tokens):
-    """Terms with + and - between them; takes what it reads from the left of tokens, as all functions below."""
-    total = read_product(tokens)
-    while tokens and tokens[0] in ("+", "-"):
-        sign = 1 if tokens.popleft() == "+" else -1
-        total = limited(total + sign * read_product(tokens))
-    if tokens and tokens[0] in (r"\over", r"\choose"):  # of all that stands in the group before and after it
-        return limited(total / read_sum(tokens)) if tokens.popleft() == r"\over" else binomial(total, read_sum(tokens))
-    return total
-
-
-def read_product(tokens: Tokens):
-    """Factors with a dot, a slash or nothing between them, from left to right."""
-    product = read_signed(tokens)
-    while tokens and tokens[0] not in ("+", "-", ",", "&", r"\\", r"\over", r"\choose") and not is_closing(tokens[0]):
-        sign = tokens.popleft() if tokens[0] in ("/", r"\cdot") else ""
-        factor = read_signed(tokens) if sign else read_power(tokens)
-        product = limited(product / factor if sign == "/" else product * factor)
-    return product
-
-
-def read_signed(tokens: Tokens):
-    """A power with any number of signs before it."""
-    if tokens[0] in ("+", "-"):
-        return (1 if tokens.popleft() == "+" else -1) * read_signed(tokens)
-    return read_power(tokens)
-
-
-def read_power(tokens: Tokens):
-    """An atom with what may follow it: a power, a factorial, a degree sign."""
-    value = read_atom(tokens)
-    while tokens and tokens[0] in ("^", "!", "°"):
-        sign = tokens.popleft()
-        if sign == "°":
-            value = value * CONSTANTS["°"]
-        elif sign == "!":
-            value = factorial(value)
-        else:
-            value = power(value, read_script(tokens))
-        if tokens and tokens[0] == sign:
-            raise Unreadable("a double power or factorial")
-    return value
-
-
-def read_script(tokens: Tokens):
-    """What stands after ^ or _: a group, a letter or, unlike in TeX, a whole numeral (x^12), maybe with a sign."""
-    if tokens[0] == "-":
-        tokens.popleft()
-        return -read_script(tokens)
-    if tokens[0][0] in DIGITS:
-        return number(tokens.popleft())
-    if tokens[0].isalpha():  # not read_letter: what follows is no part of the script (log_e 2)
-        letter = tokens.popleft()
-        return CONSTANTS.get(letter, sympy.Symbol(letter))
-    return read_atom(tokens)
-
-
-def read_argument(tokens: Tokens):
-    r"""An argument as TeX takes it: a group or one token, of a numeral one digit (\frac43)."""
-    token = tokens[0]
-    if token.isdigit() and len(token) > 1:
-        tokens[0] = token[1:]
-        return sympy.Integer(token[0])
-    return number(tokens.popleft()) if token.isdigit() else read_atom(tokens)
-
-
-def read_group(tokens: Tokens, closing: str):
-    """A sum and the bracket that closes it."""
-    value = read_sum(tokens)
-    if tokens.popleft() != closing:
-        raise Unreadable(f"no {closing}")
-    return value
-
-
-def read_atom(tokens: Tokens):
-    """A numeral, letter, bracket, root, function, matrix, ..."""
-    token = tokens.popleft()
-    if token[0] in DIGITS:
-        return read_number(token, tokens)
-    if token in ATOMS:
-        return ATOMS[token](tokens)
-    if token[1:] in FUNCTIONS and token[0] == "\\":
-        return read_function(token[1:], tokens)
-    return read_matrix(token, tokens) if token.startswith(r"\begin") else read_letter(token, tokens)
-
-
-ATOMS = {
-    "(": lambda tokens: read_group(tokens, ")"),
-    "[": lambda tokens: read_group(tokens, "]"),
-    "{": lambda tokens: read_group(tokens, "}"),
-    r"\lvert": lambda tokens: absolute(read_group(tokens, r"\rvert")),
-    r"\lfloor": lambda tokens: sympy.floor(read_group(tokens, r"\rfloor")),
-    r"\lceil": lambda tokens: sympy.ceiling(read_group(tokens, r"\rceil")),
-    r"\frac": lambda tokens: limited(read_argument(tokens) / read_argument(tokens)),
-    r"\binom": lambda tokens: binomial(read_argument(tokens), read_argument(tokens)),
-    r"\sqrt": lambda tokens: read_root(tokens),
-}
-
-
-def number(numeral: str) -> sympy.Rational:
-    """The exact value of digits, maybe with a point and a power of ten."""
-    mantissa, _, exponent = numeral.lower().partition("e")
-    if len(exponent) > 4 or abs(int(exponent or 0)) > MAX_EXPONENT:
-        raise Unreadable("too large a power of ten")
-    return limited(sympy.Rational(Fraction(mantissa) * Fraction(10) ** int(exponent or 0)))
-
-
-def read_number(numeral: str, tokens: Tokens):
-    r"""A number: 0.5, a mixed number (1\frac45, 1 4/5), a repeating decimal (0.1\overline{6})."""
-    value = number("0." if numeral == "." else numeral)
-    if "." in numeral and tokens and tokens[0] == r"\overline":
-        _, opening, digits, closing = (tokens.popleft() for _ in range(4))
-        if opening + closing != "{}":
-            raise Unreadable("what repeats?")
-        return value + number(digits) / (10 ** len(numeral.partition(".")[2]) * (10 ** len(digits) - 1))
-    if numeral.isdigit() and (fraction := MIXED_FRACTION.match(" ".join(list(tokens)[:9]))):
-        top, bottom = (int(fraction[name] or fraction[name + "2"]) for name in ("top", "bottom"))
-        for _ in fraction[0].split():
-            tokens.popleft()
-        if top >= bottom:
-            raise Unreadable("a mixed number or a product?")
-        value += sympy.Rational(top, bottom)
-    if tokens and tokens[0][0] in DIGITS:
-        raise Unreadable("two numbers side by side")
-    return value
-
-
-def read_root(tokens: Tokens):
-    r"""\sqrt{5}, \sqrt5, \sqrt[3]{5}, but not \sqrt13, which TeX prints as a root of 1."""
-    degree = sympy.Integer(2)
-    if tokens[0] == "[":
-        tokens.popleft()
-        degree = read_group(tokens, "]")
-    if tokens[0].isdigit() and len(tokens[0]) > 1:
-        raise Unreadable("how far does the root go?")
-    return power(read_argument(tokens), 1 / degree)
-
-
-def binomial(n, k):
-    """n over k, of small numbers or of letters."""
-    if k.is_Integer and 0 <= k <= 20 and degree(n) * k <= MAX_EXPONENT:
-        return limited(sympy.prod([n - i for i in range(k)]) / sympy.factorial(k))
-    if not (n.free_symbols or k.free_symbols or n.is_Integer and k.is_Integer and 0 <= k <= n <= MAX_FACTORIAL):
-        raise Unreadable("too large a binomial")
-    return sympy.binomial(n, k)
-
-
-def absolute(value):
-    """|x|, or the determinant of a matrix."""
-    return determinant(value) if isinstance(value, sympy.MatrixBase) else sympy.Abs(value)
-
-
-def determinant(matrix):
-    """Of a small square matrix."""
-    if matrix.rows != matrix.cols or matrix.rows > 5:
-        raise Unreadable("too large a determinant, or none")
-    return limited(sympy.expand(matrix.det(method="berkowitz")))
-
-
-def read_function(name: str, tokens: Tokens):
-    r"""\sin x, \sin^2 x, \sin^{-1} x, \log_2 8, \cos 2\pi: without brackets the argument is a product of factors."""
-    base = exponent = None
-    while tokens and tokens[0] in ("_", "^"):
-        if tokens.popleft() == "_":
-            base = read_script(tokens)
-        else:
-            exponent = read_script(tokens)
-    bracketed = tokens[0] in ("(", "{", "[")
-    argument = read_atom(tokens) if bracketed else read_signed(tokens)
-    while not bracketed and tokens and (tokens[0].isalnum() or tokens[0] in GREEK | {r"\pi", r"\frac", r"\sqrt"}):
-        argument = limited(argument * read_power(tokens))
-    argument = argument.subs(CONSTANTS["°"], sympy.pi / 180)
-    if exponent == -1 and "arc" + name in FUNCTIONS:
-        return limited(FUNCTIONS["arc" + name](argument))
-    value = sympy.log(argument, base) if base is not None and name == "log" else FUNCTIONS[name](argument)
-    return limited(value) if exponent is None else power(value, exponent)
-
-
-def read_matrix(begin: str, tokens: Tokens) -> sympy.ImmutableMatrix:
-    r"""The rows up to \end{...}, cells apart by &, rows by \\."""
-    if begin[7:-1] not in ("vmatrix", "matrix", "pmatrix", "bmatrix", "smallmatrix", "array"):
-        raise Unreadable(begin)
-    rows, token = [[]], "&"
-    while not token.startswith(r"\end"):
-        rows[-1].append(read_sum(tokens))
-        token = tokens.popleft()
-        if token == r"\\" and tokens[0].startswith(r"\end"):
-            token = tokens.popleft()
-        elif token == r"\\":
-            rows.append([])
-        elif token != "&" and not token.startswith(r"\end"):
-            raise Unreadable("what stands between two cells?")
-    matrix = sympy.ImmutableMatrix(rows)
-    return determinant(matrix) if begin == r"\begin{vmatrix}" else matrix
-
-
-def read_letter(token: str, tokens: Tokens):
-    """A constant or a letter, with its index if it has one."""
-    if not (token.isalpha() and len(token) == 1 or token in GREEK or token in CONSTANTS):
-        raise Unreadable(f"what is {token}?")
-    if tokens and tokens[0] == "_":
-        tokens.popleft()
-        return sympy.Symbol(f"{token}_{read_script(tokens)}")
-    if tokens and tokens[0][0] in DIGITS and token.isalpha() and token != "i":
-        raise Unreadable("x2 may be an index, a power or a product")
-    return CONSTANTS.get(token, sympy.Symbol(token))
 
 
 # --------------------------------------------------- the worker ---------------------------------------------------

@@ -57,7 +57,7 @@ REWRITES = compiled(
     (r"(?<=[0-9])(?:\{,\}(?:\\!)?|,?\s*\\!|,\\,|(?<!,)(?:\\[,;:]|\\thinspace|~))\s*(?=[0-9]{3}(?![0-9]))", ""),
     (r"(?<![0-9.])([0-9]{1,3})((?: [0-9]{3})+)(?![0-9/]|\.[0-9]*\s|\s*\\frac)",
      lambda number: number[0].replace(" ", "")),
-    (r"(\\?\$\s*[0-9.,]+)\s?([kKMB])(?![a-zA-Z])", lambda m: m[1] + rf"\text{{ {MONEY_SCALES[m[2].upper()]}}}"),
+    (r"(\\\$\s*[0-9.,]+)\s?([kKMB])(?![a-zA-Z])", lambda m: m[1] + rf"\text{{ {MONEY_SCALES[m[2].upper()]}}}"),
     (r"(?<![a-zA-Z])(?:USD(?![a-zA-Z])|(?:US|HK|NT|[ACR])\s*\\?\$(?=\s*[0-9]))", r"\\$"),
     (r"^\s*(?:Rs|INR)\b\.?\s*(?=[0-9])", r"\\text{rupee }"),
     # spacing (but not \\ and a space, which end a matrix's row), dollars and \( \) \[ \]

@@ -172,8 +172,8 @@ def parts(value: Range | Tuple) -> Bag:
     if isinstance(value, Tuple):
         return Bag((Tuple((*value.items, sympy.true, sympy.true)),))
     pieces = sympy.Union.make_args(value.set)
-    points = [Tuple((point, point, sympy.false, sympy.false)) for piece in pieces if piece.is_FiniteSet for point in piece]
-    return Bag((*points, *(Tuple(piece.args) for piece in pieces if piece.is_Interval)))
+    points = [(point, point, sympy.false, sympy.false) for piece in pieces if piece.is_FiniteSet for point in piece]
+    return Bag(tuple(map(Tuple, points + [piece.args for piece in pieces if piece.is_Interval])))
 
 
 def same_items(a: Tuple | Ratio, b: Any) -> bool:
@@ -227,7 +227,7 @@ def same_expression(a: Any, b: Any) -> bool:
 def agreements(a: sympy.Expr, b: sympy.Expr, points: int, digits: int) -> int | None:
     """At how many of some fixed random points, where both are defined, do a and b agree?  None if they once do not.
 
-    Points of four sizes, first with positive letters, then with one of them negative: |x - 3| is 3 - x for small x only.
+    Points of four sizes, with positive letters, then with one of them negative: |x - 3| is 3 - x for small x.
     """
     letters = sorted(a.free_symbols | b.free_symbols, key=str)
     real_only = roots_and_logs(a, b) if not (a.has(sympy.I) or b.has(sympy.I)) else []

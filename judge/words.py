@@ -83,14 +83,15 @@ def words(table: dict) -> str:
     return "|".join(sorted(table, key=len, reverse=True))
 
 
+PARTS_OF = r"(?:\\frac \{ )?([0-9]+) (?:/|\} \{) ([0-9]+)(?: \})?"
 FRACTION, SCALE = words(FRACTIONS), words(SCALES)
 PHRASES = [(re.compile(pattern, re.IGNORECASE), replacement) for pattern, replacement in [
     (rf"(?<!\S)(?<!\( )'({words(TENS)})(?: -)? '({words(ONES)})(?!\S)",
      lambda m: str(NUMBERS[m[1].lower()] + NUMBERS[m[2].lower()])),
     (rf"(?<!\S)(?<!\( )'({words(NUMBERS)})(?!\S)", lambda m: str(NUMBERS[m[1].lower()])),
-    # 5 and 1/2, 5 feet 3 inches
-    (r"^((?:- )?)([1-9][0-9]*) 'and (?:\\frac \{ )?([0-9]+) (?:/|\} \{) ([0-9]+)(?: \})?(?=(?: '\S+| %)*$)",
-     lambda m: f"{m[1]}( {m[2]} + {m[3]} / {m[4]} )" if int(m[3]) < int(m[4]) else m[0]),
+    # 5 and 1/2, 5\\frac12 and 5 1/2; 5 feet 3 inches
+    (rf"^((?:- )?)([1-9][0-9]*) 'and {PARTS_OF}(?=(?: '\S+| %)*$)", lambda m: mixed(m, m[0])),
+    (rf"(?<![\^_.t] )(?<!\S)()([0-9]+) {PARTS_OF}(?!\S)(?! [0-9])", lambda m: mixed(m, "?")),
     (r"^([0-9.]+) '(\S+)(?: 'and| ,)* ([0-9.]+) '(\S+)$", lambda m: with_parts(m)),
     # two and a half, 2 and 3 quarters, a million; 2.5 million, 3 eighths; negative 5
     (rf"(?<!\S)([0-9]+) 'and (?:'?an? |([0-9]+) (?:- )?)'({FRACTION})(?!\S)",
@@ -111,6 +112,12 @@ PHRASES = [(re.compile(pattern, re.IGNORECASE), replacement) for pattern, replac
 ]]  # fmt: skip
 
 
+def mixed(found: re.Match, otherwise: str) -> str:
+    """5 and 1/2 as their sum, if the fraction is a proper one."""
+    sign, whole, top, bottom = found.groups()[-4:]
+    return f"{sign}( {whole} + {top} / {bottom} )" if 0 < int(top) < int(bottom) else otherwise
+
+
 def with_parts(found: re.Match) -> str:
     """5 feet 3 inches as 5 + 3/12 feet."""
     unit, part = UNITS.get(found[2].lower()), UNITS.get(found[4].lower())
@@ -120,7 +127,7 @@ def with_parts(found: re.Match) -> str:
 
 def say(text: str) -> str:
     """Tokens, with a space between them, in which the words that are numerals, signs or sets are such tokens."""
-    for pattern, replacement in PHRASES if "'" in text or "mod" in text or r"\forall" in text else ():
+    for pattern, replacement in PHRASES:
         text = pattern.sub(replacement, text)
     return text
 
