@@ -32,7 +32,7 @@ exec {sys.executable} -S -E .venv/note.py "$@"
 """
 NOTE = f"""
 import json, sys
-names = ("common.py", "stage1_grpo.py", "stage4_distill.py")
+names = ("common.py", "stage1_grpo.py", "stage4_distill.py", "engine/runs.py")
 changed = any(open(name).read() != open("{ROOT}/" + name).read() for name in names)
 with open(".venv/noted", "a") as file:
     file.write(json.dumps([changed, sys.argv[1:]]) + "\\n")
