@@ -77,7 +77,18 @@ def notes(table: dict) -> list[str]:
     stuck *= any(row.get("stuck") for row in table["rows"])
     made = [f"{name} {' or '.join([value] if isinstance(value, str) else value)}"
             for name, value in table.get("versions", {}).items()]
-    return [*stuck, *shared, *table.get("shared", ()), *[f"Made with {', '.join(made)}."] * bool(made)]
+    return [*stuck, *shared, *c1_in_short(table), *table.get("shared", ()),
+            *[f"Made with {', '.join(made)}."] * bool(made)]
+
+
+def c1_in_short(table: dict) -> list[str]:
+    """What C1 ranks: where all completions of the RL teacher work, its AUC cannot be that of a style."""
+    seeds = next((row["seeds"] for row in table["rows"] if row["row"] == "full workflow"), [])
+    worked = [seed for seed in seeds if "c1_auc_worked" in seed]
+    return worked and [
+        f"C1's AUC within prompts is {np.mean([seed['c1_auc'] for seed in worked]):.3f} over all completions and "
+        f"{np.mean([seed['c1_auc_worked'] for seed in worked]):.3f} among those that work: the full workflow's mean "
+        f"over {len(worked)} of {counted(len(seeds), table['unit'])}, which had right and wrong ones among these."]
 
 
 def run_letters(rows: list[dict]) -> dict[str, str]:

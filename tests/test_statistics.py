@@ -9,7 +9,7 @@ from forks import ROOT
 
 from pages import statistics
 from pages.statistics import bootstrap_interval, describe, holm, share_interval, sign_flip_p
-from pages.table import markdown
+from pages.table import c1_in_short, markdown
 
 
 def row(name, values, setting="", runs=None, units=None, seeds=None):
@@ -99,3 +99,10 @@ def test_describing_again_changes_nothing():
         for each in kept["rows"]:
             assert each["interval"] is None or 0 <= each["interval"][0] <= each["interval"][1] <= 1
     assert statistics.STUCK_BELOW == 0.05
+
+
+def test_c1_among_worked_completions_stands_beside_the_whole():
+    rows = [{"row": "full workflow", "seeds": [{"c1_auc": 0.9, "c1_auc_worked": 0.7}, {"c1_auc": 1.0}]}]
+    note, = c1_in_short({"unit": "pair", "rows": rows})
+    assert "0.900 over all completions and 0.700 among those that work" in note and "1 of 2 pairs" in note
+    assert c1_in_short({"unit": "pair", "rows": []}) == []
