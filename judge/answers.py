@@ -25,8 +25,8 @@ SPECIAL = re.compile(  # special tokens: of a turn, a message, padding
     re.IGNORECASE,
 )
 THOUGHT_ENDS = re.compile(
-    r"[<\[◁](?:\|?/(?:seed:)?(?:think|thinking|thought|reason|reasoning|reflection)\|?[>\]▷]|\|end_of_thought\|>"
-    r"|\|channel\|>final<\|message\|>)", re.IGNORECASE
+    r"[<\[◁](?:\|?(?:/|end_(?:of_)?)(?:\w{1,20}[:_])?(?:think|thinking|thought|reason|reasoning|reflection|scratchpad)"
+    r"\|?[>\]▷]|\|think_end\|>|\|channel\|>final<\|message\|>)", re.IGNORECASE
 )
 TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.IGNORECASE | re.DOTALL)
 ANSWER_LINE = re.compile(
