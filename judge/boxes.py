@@ -56,13 +56,13 @@ não nie niet inte ikke не нет tidak bukan""".split()
 FILLERS = """be equal to the a an actually really simply just necessarily longer of but was answer choice option
 result value es est ist ser é è""".split()
 COMPARED = r"""no longer|instead of|up to|(?<![a-z] )at (?:least|most)|(?:all|any\w*|every\w*) but|mindestens|höchstens
-|wrong|incorrect|false|mistaken|(?:square|cube|root|reciprocal|inverse|opposite|FRACTION) of
+|wrong:?|incorrect:?|false|mistaken|(?:square|cube|root|reciprocal|inverse|opposite|FRACTION) of
 |(?:mehr|weniger|m[áa]s|menos|mais|plus|moins|pi[ùu]|meno|больше|более|меньше|менее) ?(?:als|de|que|di|чем)?"""
 DENIED = re.compile(  # in lower case: without IGNORECASE this is five times as fast
     rf"(?:\b(?:{'|'.join(DENYING)}|{COMPARED.replace(chr(10), '').replace('FRACTION', FRACTION)})"
     r"|\b(?:wrong|incorrect|false|not)\b[^.;:!?\n]{0,20}\bis|n['’]t\b[^.;:!?\n]{0,20}\bis"
     r"|n['’]t|[不非没無无]|[大小多少]于|超过|[至最][多少])"
-    rf"(?:[\s*$]+(?:{'|'.join(FILLERS)})|[是为到]|等于)*[\s$*~({{\\}})_:]*\Z"
+    rf"(?:[\s*$]+(?:{'|'.join(FILLERS)})|[是为到]|等于)*[\s$*~({{\\}})_]*\Z"
 )  # fmt: skip
 WITHIN = re.compile(r"[0-9]\.")  # 0.\boxed{5}
 REJECTS = re.compile(r"[\s$*,;(]*(?:(?:and|but)\s+)?(?:not|rather than|instead of)[\s$*(]*", re.IGNORECASE)
@@ -171,8 +171,9 @@ def before(text: str, limit: int, box: Box) -> str | None:
     if listed := LISTED.search(window[-40:]):
         return f"{listed['item']} {JOINTS.get(listed['joint'], ' and ')} "
     edges = list(BEGINNING.finditer(window))
-    piece = window[edges[-1].end() if edges else 0 :]
-    if MARK.fullmatch(piece):
+    edge, place = (edges[-1][0], edges[-1].end()) if edges else ("\n", 0)
+    piece = window[place:]
+    if MARK.fullmatch(piece) and "\n" in edge and edge[0] not in "$\\=≈&":  # an item of a list
         return ""
     piece = LOOKS.sub(r"\1", piece).lstrip(" ,;:)]}").rstrip("\\")
     if piece.replace(" ", "").isdigit() and window.count("$") % 2 == 0:

@@ -103,7 +103,6 @@ REWRITES = compiled(
     (rf"^\s*(?:\\text\s*\{{\s*{ABOUT}\s*\}}|{ABOUT}\b|\\approx|\\sim|~)\s*(?=[-0-9\\$])", ""),
     (r"^\s*(\\text\s*\{\s*)?(?i:exactly|only|just|precisely|a total of)\s*(?(1)\})(?=\s*[-0-9\\$])", ""),
     (r"(?i)\bp(?:er|our|or) (?:cent|ciento)\b", "percent"),
-    (rf"\\text\s*\{{\s*or {ABOUT}\s*\}}|(?<=\s)or {ABOUT}(?=\s)", r"\\approx "),
     # 3/4 (0.75)
     (r"(?<=[0-9}%])\s+\(\s*(-?[0-9.,/]+|\\frac\{\w+\}\{\w+\})\s*\)[\s.]*$", r"\\text{ or }\1"),
     # "The answer is", abbreviations (sq. in.), one final period, empty groups and lone signs in groups

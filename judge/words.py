@@ -73,7 +73,6 @@ than not no or if for to from at most least about over under above below before 
 NO_NOUNS |= {*NUMBERS, *SCALES, *FRACTIONS}
 PRODUCTS = set("ha ms rs pt qt pa dm hz kw kj am pm bn mn tn mil real".split())  # units behind "5 ", else products
 KNOWN = {"per", "of", "for", "mod", "sq", "cu", *SCALES, *FRACTIONS, *UNITS} - PRODUCTS
-MONTHS = "january february march april may june july august september october november december".split()
 
 
 # ------------------------------------------------- words to numerals -------------------------------------------------
@@ -89,18 +88,16 @@ PHRASES = [(re.compile(pattern, re.IGNORECASE), replacement) for pattern, replac
     (rf"(?<!\S)(?<!\( )'({words(TENS)})(?: -)? '({words(ONES)})(?!\S)",
      lambda m: str(NUMBERS[m[1].lower()] + NUMBERS[m[2].lower()])),
     (rf"(?<!\S)(?<!\( )'({words(NUMBERS)})(?!\S)", lambda m: str(NUMBERS[m[1].lower()])),
-    # 5 and 1/2, 5\\frac12 and 5 1/2; 5 feet 3 inches
+    # 5 and 1/2, 5\frac12 and 5 1/2; 5 feet 3 inches
     (rf"^((?:- )?)([1-9][0-9]*) 'and {PARTS_OF}(?=(?: '\S+| %)*$)", lambda m: mixed(m, m[0])),
     (rf"(?<![\^_.t] )(?<!\S)()([0-9]+) {PARTS_OF}(?!\S)(?! [0-9])", lambda m: mixed(m, "?")),
-    (r"^([0-9.]+) '(\S+)(?: 'and| ,)* ([0-9.]+) '(\S+)$", lambda m: with_parts(m)),
-    # two and a half, 2 and 3 quarters, a million; 2.5 million, 3 eighths; negative 5
+    (r"^([0-9.]+) '(\S+)(?: 'and| ,)* ([0-9.]+) '(\S+)$", lambda found: with_parts(found)),
+    # two and a half, 2 and 3 quarters; 2.5 million, 3 eighths; negative 5
     (rf"(?<!\S)([0-9]+) 'and (?:'?an? |([0-9]+) (?:- )?)'({FRACTION})(?!\S)",
      lambda m: f"( {m[1]} + {m[2] or 1} / {FRACTIONS[m[3].lower()]} )"),
-    (rf"^'?an? '({SCALE})(?!\S)", lambda m: str(SCALES[m[1].lower()])),
     (rf"(?<=[0-9)}}]) '({SCALE})(?!\S)", lambda m: rf" \cdot {SCALES[m[1].lower()]}"),
     (rf"(?<=[0-9)}}])(?: -)? '({FRACTION})(?!\S)", lambda m: f" / {FRACTIONS[m[1].lower()]}"),
     (r"(?<!\S)'(?:negative|minus) (?=[0-9(\\])", "- "),
-    (rf"(?<!\S)([0-9]+)(?: 'th)?(?: 'of)? '({'|'.join(MONTHS)})(?!\S)", r"'\2 \1"),  # 5 June is June 5
     (r"(?: ,)? (?:'for '(?:all|any|every|each)|\\forall)(?: '(?:real|positive|natural|nonnegative|integers?|numbers?))*"
      r" [a-z](?: \\in \S+(?: \S+){0,5})?$", ""),
     (r" ,(?: 'in)? '(?:all|total|altogether)$", ""),
