@@ -49,7 +49,7 @@ from engine.attention import (
 from engine.linears import packed_weights
 from engine.ranks import fail
 from engine.rollouts import Rollouts, pad, positions
-from engine.sharding import is_sharded
+from engine.sharding import evaluating, is_sharded
 
 # ================================================================ the loop
 
@@ -87,7 +87,7 @@ def sample(model, prompts: list[list[int]], *, samples_per_prompt: int, max_new_
     rows = torch.zeros(0, dtype=torch.int64, device=device)         # the rollouts that are being written
     logits = None
     # Inference mode spares each operation some bookkeeping, but FSDP's own tensors must not come out of it.
-    with packed_weights(model), torch.inference_mode(not is_sharded(model)):
+    with evaluating(model), packed_weights(model), torch.inference_mode(not is_sharded(model)):
         kind = SharedPrefixCache if queue and has_plain_attention(model) else PlainCache
         cache = kind(model, prompt_ids.shape[1], max_new_tokens)
         rollout_tokens = rollout_tokens or measured_bound(
