@@ -171,13 +171,14 @@ class Run:
         Then the rollouts behind it are written to nonfinite.jsonl: of the micro-batches whose loss is not finite, or of
         all, where only the gradient is not.  The third such step in a row ends the run.
         """
-        blamed = [not math.isfinite(loss) for loss in torch.stack(losses).tolist()]
-        bad_norms, bad_losses = all_sum(not math.isfinite(float(whole(grad_norm))), sum(blamed))
+        bad = ~torch.stack(losses).isfinite()
+        bad_norms, bad_losses = all_sum(~whole(grad_norm).isfinite(), bad.sum())       # one wait for a GPU
         if not bad_norms and not bad_losses:
             return True
         self.totals["nonfinite_steps"] += 1
-        rows = [row | {"loss": repr(loss.item())} for micro, loss, bad in zip(micro_batches, losses, blamed)
-                if bad or not bad_losses for row in as_text(step, self.tokenizer, micro) if micro.completion_mask.any()]
+        rows = [row | {"loss": repr(loss.item())} for micro, loss, blamed in zip(micro_batches, losses, bad.tolist())
+                if (blamed or not bad_losses) and micro.completion_mask.any()
+                for row in as_text(step, self.tokenizer, micro)]
         rows, path = sum(gather_list([rows]), []), self.out / "nonfinite.jsonl"
         if rank() == 0:
             append_rows(path, rows or [{"step": step}])

@@ -62,7 +62,7 @@ def test_the_device_catches_what_a_gpu_would(device):
     assert weight.grad.tolist() == [0, 1, 2, 3]
 
 
-# Outside of the sampler a step of stage 1 waits 19 times, and 9 more for each micro-batch (of it 2 for each pass of a
+# Outside of the sampler a step of stage 1 waits 21 times (2 of these to know which prompts its rollouts answer), and 9 more for each micro-batch (of it 2 for each pass of a
 # model: how many tokens there are, and where); however many tokens.
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_stage_1(toy, tmp_path, monkeypatch, device, micro_batches):
@@ -72,7 +72,7 @@ def test_stage_1(toy, tmp_path, monkeypatch, device, micro_batches):
     assert len(metrics(tmp_path / "run")) == 3 and max(row["grad_norm"] for row in metrics(tmp_path / "run")) > 0
     for step, draws in steps[1:]:                                   # the first compares ways with one another, once a model
         assert in_the_sampler(step) <= draws + 1, step              # one in a decoding step, one in a prefill
-        assert sum(step.values()) - in_the_sampler(step) <= 19 + 9 * micro_batches, step
+        assert sum(step.values()) - in_the_sampler(step) <= 21 + 9 * micro_batches, step
 
 
 def test_stage_2_3_and_evaluation(toy, tmp_path, monkeypatch, device):
