@@ -378,8 +378,8 @@ def short_commit(commit: str) -> str:
 
 def versions() -> dict:
     """What the results depend on, and the device."""
-    packages = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy", "sympy")}
-    return {"python": platform.python_version(), **packages,
+    packages = {name: version(name) for name in ("transformers", "tokenizers", "numpy", "sympy")}
+    return {"python": platform.python_version(), "torch": torch.__version__, **packages,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"}
 
 
