@@ -3,6 +3,7 @@
 What one script alone uses stands in that script.  What works without knowing the method stands in engine/.
 """
 import argparse
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -32,11 +33,11 @@ def number(kind: type, least=None, above=None, most=None):
     wanted = ("a number" if least is above is None else f"{least} or more" if kind is int else
               f"a number above {above}" if least is None else f"a number of {least} or more")
     wanted += f", {most} at most" if most is not None else ""
+    low, high = (bound if bound is not None else end for bound, end in ((least, -math.inf), (most, math.inf)))
 
     def number(text: str):
         value = kind(text)
-        low = float("-inf") if least is None else least
-        if not (low <= value <= (most or value) and (above is None or value > above) and abs(value) < float("inf")):
+        if not (low <= value <= high and (above is None or value > above) and math.isfinite(value)):
             raise argparse.ArgumentTypeError(f"{text}: give {wanted}")
         return value
 

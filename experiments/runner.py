@@ -11,7 +11,6 @@ A table is a plain function of `run` and the settings of its scale:
 Every run is kept in CELLS by what it depends on: its command, the runs that it names and what the files of --data and
 --models hold.  So a table goes on where it was interrupted, and tables share what they have in common.
 """
-import fcntl
 import hashlib
 import json
 import os
@@ -23,13 +22,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.files import file_digest
+from engine.files import file_digest, lock
 from engine.ranks import fail, say
 
 HERE = Path(__file__).parent.parent
@@ -346,20 +346,20 @@ def start(run: Path, command: str, scope: Scope, environment: dict, to_log: bool
     script, flags = command.split(" ", 1)
     program, *options = scope.launch(script).split()
     program = [sys.executable, *(["-m", "torch.distributed.run"] if program == "torchrun" else []), *options]
-    with open(run.with_suffix(".lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        except OSError:                                 # no locks on this file system, as the run will say
-            pass
+    try:
+        held = lock(run.with_suffix(".lock"))
+    except BlockingIOError:
+        return None
+    except OSError:                                     # no locks on this file system, as the run will say
+        held = None
+    with held or nullcontext():
         if is_done(run):                                # since it was looked for
             return None
         output = open(run.with_suffix(".log"), "a") if to_log else None
         if not to_log:
             print("$", scope.launch(script), command, flush=True)
         return subprocess.Popen([*program, str(HERE / script), *shlex.split(flags)], env=environment, stdout=output,
-                                stderr=output, pass_fds=[lock.fileno()],
+                                stderr=output, pass_fds=[held.fileno()] * (held is not None),
                                 start_new_session=True)         # Ctrl-C comes once, from here: a second one is not kind
 
 

@@ -5,13 +5,12 @@ whose scores then stand in RUN/scores.jsonl.
 Every line comes from the files of the run and of those that led to it; none tells the time, so that the same run has
 the same card.
 """
-import fcntl
 import json
 import re
 from pathlib import Path
 
 from engine.checkpoints import READ_BY_4
-from engine.files import read_json, read_jsonl, write_text
+from engine.files import lock, read_json, read_jsonl, write_text
 from engine.ranks import say
 from pages.parts import with_interval
 
@@ -200,8 +199,7 @@ def add_scores(evaluation: Path) -> None:
     row = {"problems": ", ".join(Path(path).name for path in args["problems"]), "metric": f"avg@{scores['samples']}",
            "sampling": ", ".join(f"{flag.replace('_', '-')} {args[flag]}" for flag in SAMPLING), **scores}
     try:                                                        # it may be somebody else's
-        with open(Path(run) / ".scores.lock", "w") as lock:     # two evaluations may end at the same moment
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock(Path(run) / ".scores.lock", wait=True):       # two evaluations may end at the same moment
             rows = {(each["problems"], each["metric"], each["sampling"]): each
                     for each in [*read_jsonl(Path(run) / "scores.jsonl"), row]}
             write_text(Path(run) / "scores.jsonl", "".join(json.dumps(each) + "\n" for each in rows.values()))
